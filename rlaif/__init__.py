@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlaif.engines.build import load_engine
     from rlaif.judges.build import build_judge
     from rlaif.pipeline.experiment import run_experiment
-    from rlaif.pipeline.experiment_file import load_experiment
+    from rlaif.pipeline.reading import load_experiment
     from rlaif.pipeline.runs import load_run
     from rlaif.preferences.aggregate import candidate_scores, combine
     from rlaif.preferences.pairing import prompt_pairs

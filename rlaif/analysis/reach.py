@@ -16,7 +16,8 @@ from rlaif.core.records import Completion, Prompt
 from rlaif.judges.base import Judge, is_staged
 from rlaif.judges.build import build_judge
 from rlaif.metrics.intervals import show_interval
-from rlaif.pipeline.experiment_file import Experiment, load_experiment
+from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.reading import load_experiment
 from rlaif.pipeline.runs import Run, principle_weights, run_constitution
 from rlaif.pipeline.steps.asking import Kept
 from rlaif.pipeline.steps.context import ByPrompt

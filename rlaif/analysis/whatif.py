@@ -20,11 +20,11 @@ from rlaif.core.records import Completion, Judgement, Preference, Prompt
 from rlaif.metrics.intervals import Interval, paired_interval, rare_share_interval
 from rlaif.metrics.metrics import counts_per_prompt, per_prompt, value_interval
 from rlaif.metrics.votes import side_with_label
-from rlaif.pipeline.experiment_file import load_experiment
+from rlaif.pipeline.reading import load_experiment
 from rlaif.pipeline.runs import Run, principle_weights, run_constitution
 from rlaif.pipeline.steps.context import by_prompt
 from rlaif.pipeline.steps.pair import group_by_prompt, judge_weights, standardised
-from rlaif.preferences.aggregate import Scores, combine
+from rlaif.preferences.aggregate import Scores, combine, weights_of
 from rlaif.preferences.pairing import Candidate, prompt_pairs, score_prompt
 
 Weights = Mapping[str, float]
@@ -121,7 +121,7 @@ def rescore_completions(pairing: Pairing, weights: Weights) -> dict[str, Scores]
     judges = {
         judge: weight
         for judge, weight in pairing.counted().items()
-        if _has_voice(pairing.judgements[judge], weights)
+        if _has_voice(pairing.judgements[judge], weights_of(judge, weights))
     }
     if not judges:
         return {p: {c.completion_id: None for c in row} for p, row in pairing.completions.items()}

@@ -52,7 +52,7 @@ def build(
     from rlaif.core.resources import find
     from rlaif.data.dataset import check_login, upload_dataset
     from rlaif.pipeline.experiment import run_experiment
-    from rlaif.pipeline.experiment_file import load_experiment
+    from rlaif.pipeline.reading import load_experiment
 
     path = find(str(config))
     experiment, _ = load_experiment(path, settings, profile)

@@ -1,11 +1,11 @@
-"""`arms`: policies that differ in nothing but whose labels they were trained on."""
+"""`arms`: the policies of one experiment, and what differs between them: labels, or any keys."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.core.yamlio import suggest
@@ -18,27 +18,63 @@ MAIN = "main"
 """What the one arm of an experiment without `arms` is called."""
 
 
-class ArmSpec(Strict):
-    """Who labels the pairs in one arm, and the share of these labels that is turned round."""
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.=,-]*$")]
+"""Names of arms that a sweep makes have values in them."""
 
-    labels: StepId = Field(
+
+class ArmSpec(Strict):
+    """What differs in one arm: who labels the pairs, the share of these labels that is turned
+    round, how many of them are used, and the values of any keys."""
+
+    labels: StepId | None = Field(
+        None,
         description="human: the loaded labels; ai: every judge, combined; random: a coin; or the id"
-        " of one judge."
+        " of one judge. Default: as the `label` step says.",
     )
     flip: Fraction | None = Field(
         None, description="Reverse this fraction of the labels; 0 is a control, trained again."
     )
+    labels_used: PositiveInt | None = Field(
+        None,
+        description="Use this many of the labelled pairs; more labels hold all of fewer. A list "
+        "makes an arm of each, called NAME-COUNT.",
+    )
+    set: dict[str, Any] = Field(
+        {}, description="Paths and their values, such as `steps.train.beta: 0.3`."
+    )
+
+    @model_validator(mode="after")
+    def _labels_turned(self) -> ArmSpec:
+        if self.flip is not None and self.labels is None:
+            raise ValueError("`flip` turns labels round: say whose, with `labels`")
+        return self
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the arm differs in its labels."""
+        return self.labels is not None or self.labels_used is not None
 
 
 def _long_form(value: Any) -> Any:
     """`[human, ai, random, {flipped: 0.25}]`, or a mapping with such short forms, spelt out."""
     items = value.items() if isinstance(value, Mapping) else _list_names(value)
     arms: dict[str, Any] = {}
-    for name, spec in items:
-        if name in arms:
-            raise ValueError(f"arm {name!r} is given twice")
-        arms[name] = _spelt_out(name, spec)
+    for given, given_spec in items:
+        for name, spec in _each_count(given, _spelt_out(given, given_spec)):
+            if name in arms:
+                raise ValueError(f"arm {name!r} is given twice")
+            arms[name] = spec
     return arms
+
+
+def _each_count(name: Any, spec: Any) -> list[tuple[Any, Any]]:
+    """An arm for each of `labels_used`, where it is a list."""
+    counts = spec.get("labels_used") if isinstance(spec, Mapping) else None
+    if not isinstance(counts, list):
+        return [(name, spec)]
+    if not counts:
+        raise ValueError(f"arm {name!r}: `labels_used` is an empty list")
+    return [(f"{name}-{count}", {**spec, "labels_used": count}) for count in counts]
 
 
 def _list_names(value: Any) -> list[tuple[str, Any]]:
@@ -65,14 +101,14 @@ def _spelt_out(name: Any, spec: Any) -> Any:
     known = sorted(LABELLERS | {"flipped"})
     raise ValueError(
         f"{name!r} is no arm that needs no more words{suggest(str(name), known)}. The short forms "
-        "are human, ai, random and `flipped: SHARE`; any other name takes "
-        "{labels: human, ai, random or a judge's id, flip: SHARE}"
+        "are human, ai, random and `flipped: SHARE`; any other name takes a mapping such as "
+        "{labels: JUDGE} or {set: {steps.train.beta: 0.3}}"
     )
 
 
-_Short = dict[StepId, ArmSpec | Fraction | None]
+_Short = dict[ArmName, ArmSpec | Fraction | None]
 
 Arms = Annotated[
-    dict[StepId, ArmSpec],
-    BeforeValidator(_long_form, json_schema_input_type=_Short | list[StepId | _Short]),
+    dict[ArmName, ArmSpec],
+    BeforeValidator(_long_form, json_schema_input_type=_Short | list[ArmName | _Short]),
 ]

@@ -45,6 +45,11 @@ class Strict(BaseModel):
     )
 
 
+def list_names(value: Any) -> Any:
+    """One name as a list of it; anything else as it is."""
+    return [value] if isinstance(value, str) else value
+
+
 class Late:
     """Marks a key that was added after the first version: `Annotated[int, LATE]`. A hash covers it
     only where its value is not its default, so that steps of older files keep theirs."""

@@ -74,6 +74,8 @@ class DistillStep(TrainStep):
 
     @model_validator(mode="after")
     def _members_are_adapters(self) -> DistillStep:
+        if not self.policy:
+            raise ValueError("a reward model never becomes the policy: leave `policy` out")
         if self.members > 1 and self.lora is None:
             raise ValueError("`members` are adapters on one body: give `lora` ({}: its defaults)")
         if self.members > 1 and self.lora is not None and self.lora.export != "merged":

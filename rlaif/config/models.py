@@ -20,7 +20,8 @@ from pydantic import (
 from rlaif.config.base import Count, NameIn, PluginName, Strict
 from rlaif.core.chat import MARKERS, ChatSettings
 
-RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
+POLICY, INITIAL = "policy", "initial"
+RESERVED_MODELS = frozenset({POLICY, INITIAL, "previous", "earlier", "current"})
 
 
 class EngineKind(NamedTuple):
@@ -409,6 +410,10 @@ class PromptsSpec(Strict):
     count: PositiveInt | None = Field(
         None, description="How many rows `dataset` has, so that a dry run need not read it."
     )
+    validation: NonNegativeInt = Field(
+        0,
+        description="Prompts for choosing among models, neither trained on nor reported.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsSpec:
@@ -422,3 +427,17 @@ class PromptsSpec(Strict):
     def from_pairs(self) -> bool:
         """Whether the prompts are those of the loaded pairs."""
         return self.path is None and self.dataset is None
+
+
+class PromptSetSpec(PromptsSpec):
+    """A further set of prompts; by default none of them is held out."""
+
+    holdout: NonNegativeInt = Field(
+        0, description="Prompts held out for evaluation, never trained on."
+    )
+
+    @model_validator(mode="after")
+    def _has_source(self) -> PromptSetSpec:
+        if self.from_pairs:
+            raise ValueError("a set of prompts needs a `path` or a `dataset`")
+        return self

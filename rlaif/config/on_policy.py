@@ -6,9 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from rlaif.config.base import Count
+from rlaif.config.base import Count, StepId, list_names
 from rlaif.config.gates import Gates
 from rlaif.config.rewards import Rewards, RewardTerm, terms_of
 from rlaif.config.training import ReferenceTrain
@@ -48,6 +55,11 @@ class OnPolicyTrain(ReferenceTrain):
     SAMPLES = True
     MEMORY_KEYS = ("n", "max_new_tokens", "micro_batch_tokens")
 
+    prompts: Annotated[list[StepId] | None, BeforeValidator(list_names)] = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Sets of prompts to answer; default: that of its stage.",
+    )
     rewards: Rewards = Field(
         description="A list of terms whose sum is the reward, or the weight of each judge by id: "
         "then it is the weighted mean of their scores."

@@ -25,6 +25,10 @@ def _check_rounds(value: int | str | Every) -> int | str | Every:
     return value
 
 
+RoundsText = Annotated[
+    str, Field(pattern=r"^\d+(-\d*)?(,\d+(-\d*)?)*$"), AfterValidator(_check_rounds)
+]
+
 Rounds = Annotated[
     PositiveInt | Annotated[str, Field(pattern=r"^\d+(-\d*)?(,\d+(-\d*)?)*$")] | Every,
     AfterValidator(_check_rounds),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -14,8 +15,19 @@ from pydantic import (
 )
 
 from rlaif.config.arms import HUMAN
-from rlaif.config.base import LATE, Count, Fraction, StepId, Strict, Temperature, hashed_keys, told
+from rlaif.config.base import (
+    LATE,
+    Count,
+    Fraction,
+    StepId,
+    Strict,
+    Temperature,
+    hashed_keys,
+    list_names,
+    told,
+)
 from rlaif.config.columns import LabelColumns
+from rlaif.config.models import INITIAL, POLICY
 from rlaif.constitution.rules import validate_check
 
 
@@ -68,6 +80,13 @@ class PoolMember(Strict):
     max_new_tokens: PositiveInt | None = None
 
 
+class PromptsOf(Strict):
+    """Some prompts of a set."""
+
+    set: StepId
+    count: PositiveInt | None = Field(None, description="Prompts used per round; default: all.")
+
+
 class SampleStep(SamplingKeys):
     """Sample `n` completions of each training prompt, from one model or from `n` different
     members of a pool."""
@@ -75,8 +94,10 @@ class SampleStep(SamplingKeys):
     id: StepId = "sample"
     n: Count = 4
     by: str = "policy"
-    prompts: PositiveInt | None = Field(
-        None, description="Training prompts used per round, drawn by seed; default: all."
+    prompts: PositiveInt | StepId | PromptsOf | None = Field(
+        None,
+        description="Training prompts used per round, drawn by seed; default: all. Or the name of a"
+        " set of `prompt_sets`, or both as {set, count}.",
     )
     pool: Annotated[list[PoolMember], Field(min_length=2)] | None = Field(
         None, description="Generators, of which `n` are drawn for each prompt."
@@ -95,6 +116,20 @@ class SampleStep(SamplingKeys):
         if told(self, "by", "system_prompt"):
             raise ValueError("each member of `pool` has its own `by` and `system_prompt`")
         return self
+
+    @property
+    def prompt_set(self) -> str | None:
+        """The set that it names; None for that of its stage."""
+        if isinstance(self.prompts, PromptsOf):
+            return self.prompts.set
+        return self.prompts if isinstance(self.prompts, str) else None
+
+    @property
+    def prompt_count(self) -> int | None:
+        """How many prompts it takes per round; None for all."""
+        if isinstance(self.prompts, PromptsOf):
+            return self.prompts.count
+        return self.prompts if isinstance(self.prompts, int) else None
 
     def members(self) -> list[SampleStep]:
         """The step of each member of the pool: one answer to a prompt."""
@@ -160,6 +195,9 @@ class LabelStep(Strict):
         " of one judge. With `arms`, each arm says.",
     )
     flip: Fraction | None = Field(None, description="Reverse this fraction of the labels.")
+    labels_used: Annotated[PositiveInt | None, LATE] = Field(
+        None, description="Use this many of the pairs; more labels hold all of fewer."
+    )
     weights: dict[str, NonNegativeFloat] | None = Field(
         None, description="For `ai`: weight of each judge by id; default: equal weights."
     )
@@ -241,7 +279,20 @@ class EvaluateStep(Strict):
     """Sample held-out prompts from the new policy and compare with other models."""
 
     id: StepId = "evaluate"
-    against: list[Literal["initial", "previous"]] = ["initial", "previous"]
+    model: Annotated[str, LATE] = Field(POLICY, description="The model to evaluate.")
+    against: list[str] = Field(
+        ["initial", "previous"], description="The models that it is compared with."
+    )
+    prompts: Annotated[list[StepId] | None, BeforeValidator(list_names), LATE] = Field(
+        None,
+        description="Sets whose held-out prompts are answered; default: main. The figures of others"
+        " are called SET:FIGURE.",
+    )
+    judged_by: Annotated[str, LATE] = Field(
+        INITIAL,
+        description="The frozen model that judges where a judge's model is the policy of the "
+        "moment; a model that is made once.",
+    )
     n: Count = 1
     temperature: Temperature | None = None
     max_new_tokens: PositiveInt | None = None

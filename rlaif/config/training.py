@@ -136,6 +136,12 @@ class TrainStep(TextStep):
     checkpoint_every: PositiveInt = Field(
         50, description="Optimiser steps between checkpoints; at least one every five minutes."
     )
+    policy: bool = Field(
+        True,
+        exclude_if=lambda value: value is True,
+        description="Whether the model becomes the policy. false: a judge, a teacher or a variant, "
+        "known by the step's id.",
+    )
 
     @model_validator(mode="after")
     def _check_sharding(self) -> TrainStep:

@@ -7,8 +7,8 @@ section 2.2), with shares that depend on where its prompt is from.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,38 @@ HELDOUT_SPLITS = frozenset({"heldout", "held_out", "holdout", "test", "eval", "v
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Training and held-out prompts, disjoint by content, and how many duplicates were dropped."""
+    """Training, held-out and validation prompts, disjoint by content, and how many duplicates were
+    dropped."""
 
     train: list[Prompt]
     heldout: list[Prompt]
     duplicates: int
+    validation: list[Prompt] = field(default_factory=list)
 
     def every(self) -> list[Prompt]:
-        """Those to train on, and those held out."""
-        return [*self.train, *self.heldout]
+        """Those to train on, those held out, and those for choosing among models."""
+        return [*self.train, *self.heldout, *self.validation]
+
+
+def split_apart(
+    sets: Mapping[str, PromptSet],
+) -> tuple[dict[str, PromptSet], list[tuple[str, int]]]:
+    """The sets without training prompts that are held out or for validation in any of them, and how
+    many each lost. Raises ConfigError where a set is left with nothing to train on."""
+    kept_apart = {p.prompt_id for one in sets.values() for p in [*one.heldout, *one.validation]}
+    found: dict[str, PromptSet] = {}
+    taken: list[tuple[str, int]] = []
+    for name, one in sets.items():
+        train = [p for p in one.train if p.prompt_id not in kept_apart]
+        if one.train and not train:
+            raise ConfigError(
+                f"set of prompts {name!r}: all {len(one.train)} training prompts are held out in "
+                "other sets; give it prompts of its own"
+            )
+        if len(train) < len(one.train):
+            taken.append((name, len(one.train) - len(train)))
+        found[name] = replace(one, train=train)
+    return found, taken
 
 
 def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
@@ -116,14 +139,23 @@ def _split_prompts(
             f"{name}: `holdout: {spec.holdout}`, and there are only {len(heldout)} prompts{marked}"
         )
     excluded = set(declared) | set(heldout)
+    rest = [p for p in ordered if p not in excluded]
+    if len(rest) < spec.validation:
+        raise ConfigError(
+            f"{name}: `validation: {spec.validation}`, and there are only {len(rest)} prompts that "
+            "are not held out"
+        )
+    validation = rest[: spec.validation]
+    excluded |= set(validation)
     train = [p for p in prompts if p not in excluded]
     if not train:
         raise ConfigError(
-            f"{name}: {len(prompts)} different prompts, of which {spec.holdout} are held out: "
-            "none is left to train on. Add prompts or lower `prompts.holdout`."
+            f"{name}: {len(prompts)} different prompts, of which {spec.holdout + spec.validation} "
+            "are held out: none is left to train on. Add prompts or lower `prompts.holdout`."
         )
     train = train[: spec.limit]
-    return PromptSet([prompts[p] for p in train], [prompts[p] for p in heldout], duplicates)
+    parts = [[prompts[p] for p in part] for part in (train, heldout, validation)]
+    return PromptSet(parts[0], parts[1], duplicates, parts[2])
 
 
 def _fits_prompt(prompt: Prompt, max_words: int | None) -> bool:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from rlaif.config.base import OneOf, PluginName, SpecTable, StepId
 from rlaif.config.models import THINKING, ThinkingSpec
-from rlaif.constitution.model import Constitution
+from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
-from rlaif.core.resources import find_object
+from rlaif.core.resources import find, find_object
 from rlaif.judges.base import Judge
 from rlaif.judges.common import AnswerOnly, JudgeBase, JudgeInputs, ModelJudge
 
@@ -97,12 +97,14 @@ def build_judge(
     thinking: ThinkingSpec = THINKING,
 ) -> Judge:
     """The judge that `spec` describes. `beside` is the experiment file: templates are looked for
-    beside it too. `thinking` says how thinking is told in the answers, which a judge with
-    `reasoning: strip` is shown without.
+    beside it too, as is the constitution that the spec names. `thinking` says how thinking is told
+    in the answers, which a judge with `reasoning: strip` is shown without.
 
     A `kind` of the form package.module:Name is imported and called as Name(spec, constitution).
     Raises ConfigError when the spec cannot work.
     """
     place = None if beside is None else Path(beside)
+    if spec.constitution is not None:
+        constitution = load_constitution(find(spec.constitution, place))
     judge = spec.build_judge(JudgeInputs(constitution, place, thinking))
     return judge if spec.reasoning == "keep" else AnswerOnly(judge, thinking)

@@ -34,7 +34,17 @@ from rlaif.judges.templates import (
 )
 
 # Who answers and which records are judged; neither changes what a verdict on a given text is.
-_NOT_HASHED = {"id", "kind", "by", "reference", "uses", "template", "principles", "items_file"}
+_NOT_HASHED = {
+    "id",
+    "kind",
+    "by",
+    "reference",
+    "uses",
+    "template",
+    "principles",
+    "items_file",
+    "constitution",
+}
 
 
 def named_principles(spec: JudgeBase, constitution: Constitution | None) -> list[Principle] | None:
@@ -263,6 +273,11 @@ class JudgeBase(Strict):
     id: StepId
     principles: list[str] | None = None
     uses: list[str] | None = None
+    constitution: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="A constitution of its own; default: the experiment's.",
+    )
     reasoning: Literal["keep", "strip"] = Field(
         "keep",
         exclude_if=lambda value: value == "keep",

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
 from rlaif.config.base import Fraction, StepId
+from rlaif.constitution.model import load_constitution
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
@@ -48,7 +49,7 @@ from rlaif.judges.composed import (
     seen_together,
     under,
 )
-from rlaif.preferences.aggregate import Scores, combine, compared_scores, weighted_mean
+from rlaif.preferences.aggregate import Scores, combine, compared_scores, weighted_mean, weights_of
 
 ALIKE = "alike"
 """The role of the one call of a vote on an answer beside itself: nobody is asked."""
@@ -98,9 +99,12 @@ class JuryJudge(JudgeBase):
             for juror in self.of
         )
         weights = _juror_weights(self, inputs.beside)
-        principle_weights = (
-            {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
-        )
+        main = inputs.constitution
+        principle_weights = {p.id: p.weight for p in main.principles} if main else {}
+        for juror in self.of:
+            if juror.constitution is not None:
+                own = load_constitution(find(juror.constitution, inputs.beside))
+                principle_weights |= {f"{juror.id}/{p.id}": p.weight for p in own.principles}
         # Jurors in another order are the same jury.
         hashes = sorted((m.id, m.judge_hash) for m in members)
         options = [self.pool, self.missing, weights, principle_weights]
@@ -181,7 +185,9 @@ class Jury:
         blank = {c.completion_id for c in completions if is_blank(c.text)}
         renormalise = self.missing == "renormalise"
         scores = {
-            juror: compared_scores(rows, self.principle_weights, renormalise, blank)
+            juror: compared_scores(
+                rows, weights_of(juror, self.principle_weights), renormalise, blank
+            )
             for juror, rows in read.items()
         }
         every = [j for rows in read.values() for j in rows]

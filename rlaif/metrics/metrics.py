@@ -31,7 +31,7 @@ from rlaif.metrics.intervals import (
     skewed_interval,
     win_rate_interval,
 )
-from rlaif.preferences.aggregate import candidate_scores, pair_probability
+from rlaif.preferences.aggregate import candidate_scores, pair_probability, weights_of
 
 Values = dict[str, float]
 """Prompt id to value."""
@@ -133,7 +133,7 @@ def judge_values(
     scores = [
         (prompt_id, score)
         for prompt_id, rows in groups.items()
-        for score in candidate_scores(rows, weights, renormalise=True).values()
+        for score in candidate_scores(rows, weights_of(judge, weights), renormalise=True).values()
     ]
     found: dict[str, Measured] = {f"score/{judge}": per_prompt(scores)}
     for principle in sorted({j.principle for j in mine if j.principle is not None}):

@@ -86,9 +86,11 @@ def run_experiment(
         write_manifest(store, inputs, plan)
         if inputs.prompts.duplicates:
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
+        for note in inputs.notes:
+            say(note)
         pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
-            every = inputs.prompts.every()
+            every = inputs.every_prompt()
             runner = _Runner(inputs, store, {p.prompt_id: p for p in every})
             reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
             refuse_stale(plan, store)
@@ -211,8 +213,10 @@ class _Runner:
             folder.path.mkdir(parents=True, exist_ok=True)
             # Before anything is read from it: what a kill tore must not count.
             folder.repair()
+            # What one arm has of its own is not shared with another.
+            inputs = self.inputs.arms.get(planned.arms[0], self.inputs)
             context = StepContext(
-                planned, folder, self.store, self.inputs, self.prompts, pool, progress, live_samples
+                planned, folder, self.store, inputs, self.prompts, pool, progress, live_samples
             )
             with pool.account.meters.kept_in(folder.path):
                 summary = step_module(planned.kind).run(context)

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    Field,
-    PositiveFloat,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
-from rlaif.config.base import Count, Fraction, Seed, SpecAt, StepId, Strict
+from rlaif.config.arms import AI, HUMAN, LABELLERS, MAIN, Arms, ArmSpec
+from rlaif.config.base import Count, Fraction, Seed, StepId, Strict, told
 from rlaif.config.dataset import DatasetSpec
-from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
-from rlaif.config.paths import Change, apply_changes, read_changes, read_setting
-from rlaif.config.rounds import Rounds, in_rounds
+from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptSetSpec, PromptsSpec
+from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.paths import step_places
 from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
-from rlaif.core.yamlio import Lines, line_of, load_yaml, suggest, validate
+from rlaif.core.yamlio import Lines, Loc, line_of, suggest, validate
 from rlaif.judges.build import JudgeStep
 from rlaif.judges.common import JudgeBase
 from rlaif.metrics.figure_rules import RULES, find_key
-from rlaif.pipeline.steps import STEPS
+from rlaif.pipeline.stages import Stage, StepEntry
 
 
 def is_metric(name: str) -> bool:
@@ -65,42 +60,6 @@ class Retention(Strict):
     masters: Literal["last", "all"] = "last"
 
 
-_SPECS = {kind: spec for kind, spec in STEPS.items() if spec is not None}
-_KEYS: Any = {kind: (Annotated[Any, SpecAt(spec)] | None, None) for kind, spec in _SPECS.items()}
-
-
-class StepEntry(create_model("StepEntry", __base__=Strict, **_KEYS)):  # type: ignore[misc]
-    """One item of `steps`: its kind with its keys, and when it runs."""
-
-    when: Rounds | None = Field(None, description="The rounds in which it runs; default: all.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_defaults(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                key: {} if item is None and key in _SPECS else item for key, item in value.items()
-            }
-        return value
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> StepEntry:
-        if len(self.model_fields_set & _SPECS.keys()) != 1:
-            *kinds, last = _SPECS
-            raise ValueError(f"each step is one key: {', '.join(kinds)} or {last}")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """The key: a kind in `STEPS`."""
-        return str(next(iter(self.model_fields_set & _SPECS.keys())))
-
-    @property
-    def step(self) -> Any:
-        """The step's own keys, as the spec of its kind."""
-        return getattr(self, self.kind)
-
-
 class Experiment(Strict):
     """One experiment file."""
 
@@ -114,8 +73,14 @@ class Experiment(Strict):
         None, description="The default file of `load` steps: `--set data=PATH`."
     )
     prompts: PromptsSpec
+    prompt_sets: dict[StepId, PromptSetSpec] = Field(
+        {}, description="Further sets of prompts by name; `prompts` is the set `main`."
+    )
     arms: Arms = Field(
-        {}, description="Policies that differ only in the labels they were trained on."
+        {}, description="The policies of the experiment, by what differs between them."
+    )
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        {}, description="A path and its values: an arm for each; of several paths, for the grid."
     )
     judges: list[JudgeStep] = Field([], description="Judges used only for rewards and evaluation.")
     primary: Annotated[list[str], Field(min_length=1)] | None = Field(
@@ -135,8 +100,13 @@ class Experiment(Strict):
         "values, such as `steps.sample.prompts: 1000`. The file without a profile is the small "
         "size.",
     )
+    stages: Annotated[list[Stage], Field(min_length=1)] | None = Field(
+        None, description="Lists of steps, one after the other. Or `rounds` and `steps`: one stage."
+    )
     rounds: Count = 1
-    steps: Annotated[list[StepEntry], Field(min_length=1)]
+    steps: Annotated[list[StepEntry], Field(min_length=1)] = Field(
+        [], description="The steps of the one stage."
+    )
     dataset: DatasetSpec | None = Field(
         None, description="Write the preferences as a dataset after the last step."
     )
@@ -160,28 +130,88 @@ class Experiment(Strict):
         return models
 
     @model_validator(mode="after")
+    def _stages_or_steps(self) -> Experiment:
+        if self.stages is None:
+            if not self.steps:
+                raise ValueError("give `steps`, or `stages` with steps")
+            # Its own checks are those of every stage.
+            Stage(id=MAIN, rounds=self.rounds, steps=self.steps)
+            return self
+        if told(self, "steps", "rounds"):
+            raise ValueError("give `stages`, or `rounds` and `steps`, not both")
+        ids = [stage.id for stage in self.stages]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"stage ids must differ; {twice} is used twice")
+        return self
+
+    @model_validator(mode="after")
     def _seeds_once(self) -> Experiment:
         if self.seeds is not None and "seed" in self.model_fields_set:
             raise ValueError("give `seed` or `seeds`, not both")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise ValueError("`seeds` must be a list of different numbers")
-        ids = [entry.step.id for entry in self.steps]
-        # A step may run a judge that `judges` defines, on what it names itself.
-        run = [e.step.model_copy(update={"uses": None}) for e in self.steps if e.kind == "judge"]
-        ids += [judge.id for judge in self.judges if judge not in run]
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        if twice:
-            raise ValueError(f"step ids must differ; {twice} is used twice (set `id:`)")
         return self
 
     @model_validator(mode="after")
-    def _steps_run(self) -> Experiment:
-        for entry in self.steps:
-            if not any(in_rounds(entry.when, number) for number in range(1, self.rounds + 1)):
-                raise ValueError(
-                    f"{entry.kind} {entry.step.id!r} never runs: `when` names none of the rounds "
-                    f"(1 to {self.rounds})"
+    def _ids_differ(self) -> Experiment:
+        defined = {judge.id: judge for judge in self.judges}
+        ids, run = [judge.id for judge in self.judges], set[tuple[str, str]]()
+        for stage in self.all_stages:
+            for entry in stage.steps:
+                name = entry.step.id
+                # A step may run a judge that `judges` defines, in each stage, on what it names.
+                known = defined.get(name)
+                is_run = (
+                    entry.kind == "judge"
+                    and known is not None
+                    and (stage.id, name) not in run
+                    and entry.step.model_copy(update={"uses": known.uses}) == known
                 )
+                if is_run:
+                    run.add((stage.id, name))
+                else:
+                    ids.append(name)
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"step ids must differ; {twice} is used twice (set `id:`)")
+        taken = sorted(set(self.made_models) & {*self.models, *RESERVED_MODELS})
+        if taken:
+            raise ValueError(
+                f"{taken[0]!r} is the name of a model and the id of a step that makes one: call "
+                "one of the two something else"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_known(self) -> Experiment:
+        """Sets of prompts and arms, wherever they are named."""
+        if MAIN in self.prompt_sets:
+            raise ValueError("prompt_sets: `main` is the set that `prompts` describes")
+        sets = [(f"stage {stage.id}", stage.prompts) for stage in self.all_stages]
+        arms = [
+            (f"stage {stage.id}", name) for stage in self.all_stages for name in stage.arms or ()
+        ]
+        for entry in self.entries:
+            where = f"{entry.kind} {entry.step.id}"
+            arms += [(where, name) for name in entry.arms or ()]
+            sets += [(where, name) for name in _sets_of(entry)]
+        for where, name in sets:
+            if name not in self.set_specs:
+                hint = suggest(name, sorted(self.set_specs))
+                raise ValueError(f"{where}: {name!r} is no set of prompts{hint}")
+        for entry in self.entries:
+            for name in (entry.evaluate.prompts or ()) if entry.evaluate else ():
+                if not self.set_specs[name].holdout:
+                    raise ValueError(
+                        f"evaluate {entry.evaluate.id}: no prompt of the set {name!r} is held out; "
+                        f"set prompt_sets.{name}.holdout"
+                    )
+        known = {MAIN} if not self.arms and not self.sweep else {*self.arms}
+        for where, name in arms:
+            # What a sweep calls its arms is known once it is spread out.
+            if name not in known and not self.sweep:
+                raise ValueError(f"{where}: {name!r} is no arm{suggest(name, sorted(known))}")
         return self
 
     @model_validator(mode="after")
@@ -217,7 +247,7 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _files_named(self) -> Experiment:
-        for entry in self.steps:
+        for entry in self.entries:
             if entry.load is not None and self.loaded_name(entry.load) is None:
                 raise ValueError(
                     f"load {entry.load.id!r} names no file: give it `path`, or the experiment "
@@ -232,19 +262,19 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _arms_can_label(self) -> Experiment:
-        labels = [entry.label for entry in self.steps if entry.label is not None]
+        labels = [entry.label for entry in self.entries if entry.label is not None]
         if labels and not self.pair_loads:
             raise ValueError(
                 "a `label` step labels loaded pairs, and none are loaded: put "
                 "`- load: {type: pairs, path: FILE}` before it"
             )
-        given = [e.load.id for e in self.steps if e.load and e.load.type == "judgements"]
+        given = [e.load.id for e in self.entries if e.load and e.load.type == "judgements"]
         taken = sorted(LABELLERS & {*self.all_judges(), *given}) if labels else []
         if taken:
             raise ValueError(
                 f"`labels: {taken[0]}` has a meaning of its own: call that step something else"
             )
-        if not self.arms:
+        if not any(arm.labelled for arm in self.arms.values()):
             return self
         if not self.pair_loads:
             raise ValueError(
@@ -253,7 +283,8 @@ class Experiment(Strict):
             )
         if len(labels) != 1:
             raise ValueError(f"`arms` need one `label` step, and there are {len(labels)}")
-        if {"labels", "flip"} & labels[0].model_fields_set:
+        said = all(arm.labels is not None for arm in self.arms.values())
+        if said and {"labels", "flip"} & labels[0].model_fields_set:
             raise ValueError("the arms say who labels: leave `labels` and `flip` out of `label`")
         return self
 
@@ -261,15 +292,15 @@ class Experiment(Strict):
     def _one_dataset(self) -> Experiment:
         if self.dataset is None:
             return self
-        if self.arms or len(self.all_seeds) > 1:
+        if self.arms or self.sweep or len(self.all_seeds) > 1:
             raise ValueError("`dataset` is of one seed and no arms: their labels would differ")
         kinds = ("pair", "label", "filter", "load")
-        makers = [entry.step.id for entry in self.steps if entry.kind in kinds]
+        makers = [entry.step.id for entry in self.entries if entry.kind in kinds]
         if not makers:
             raise ValueError("`dataset` needs preferences, and no step makes any: add `pair`")
         if self.dataset.uses is not None and self.dataset.uses not in makers:
             raise ValueError(f"dataset.uses: {self.dataset.uses!r} is none of {makers}")
-        judges = sorted(e.judge.id for e in self.steps if e.judge is not None)
+        judges = sorted(e.judge.id for e in self.entries if e.judge is not None)
         if self.dataset.overall is not None and self.dataset.overall not in judges:
             raise ValueError(f"dataset.overall: {self.dataset.overall!r} is no judge of {judges}")
         return self
@@ -289,21 +320,57 @@ class Experiment(Strict):
                 )
         return self
 
+    @property
+    def all_stages(self) -> list[Stage]:
+        """The stages; `rounds` and `steps` are the one stage `main`."""
+        if self.stages is not None:
+            return self.stages
+        return [Stage.model_construct(id=MAIN, rounds=self.rounds, steps=self.steps)]
+
+    @property
+    def entries(self) -> list[StepEntry]:
+        """The steps of all stages, in the order of the file."""
+        return [entry for stage in self.all_stages for entry in stage.steps]
+
+    @property
+    def step_locs(self) -> list[Loc]:
+        """Where each of `entries` stands in the file."""
+        if self.stages is None:
+            return [("steps", index) for index in range(len(self.steps))]
+        places = [(n, i) for n, stage in enumerate(self.stages) for i in range(len(stage.steps))]
+        return [("stages", number, "steps", index) for number, index in places]
+
+    @property
+    def set_specs(self) -> dict[str, PromptsSpec]:
+        """Every set of prompts by name; that of `prompts` is `main`."""
+        return {MAIN: self.prompts, **self.prompt_sets}
+
+    @property
+    def made_models(self) -> list[str]:
+        """The ids of the steps that make models."""
+        return [entry.step.id for entry in self.entries if entry.makes_model]
+
     def labellers(self, arm: ArmSpec) -> list[str]:
         """The ids of the judges that label an arm's pairs; none where people or a coin do."""
-        if arm.labels != AI:
-            return [arm.labels] if arm.labels in self.all_judges() else []
-        steps = [e.judge.id for e in self.steps if e.judge is not None]
-        weights = next((e.label.weights for e in self.steps if e.label is not None), None)
+        labels = arm.labels or self.own_labels
+        if labels != AI:
+            return [labels] if labels in self.all_judges() else []
+        steps = [e.judge.id for e in self.entries if e.judge is not None]
+        weights = next((e.label.weights for e in self.entries if e.label is not None), None)
         return [j for j in steps if weights is None or weights.get(j, 0.0) > 0]
+
+    @property
+    def own_labels(self) -> str:
+        """Who labels in arms that do not say."""
+        return next((e.label.labels for e in self.entries if e.label is not None), HUMAN)
 
     @property
     def trained_judges(self) -> list[str]:
         """The judges whose verdicts a policy is trained on: those of judge steps, and rewards."""
-        steps = [e.judge.id for e in self.steps if e.judge is not None]
+        steps = [e.judge.id for e in self.entries if e.judge is not None]
         rewards = [
             judge
-            for e in self.steps
+            for e in self.entries
             if e.train is not None
             for judge in getattr(e.train, "reward_judges", ())
         ]
@@ -312,7 +379,7 @@ class Experiment(Strict):
     @property
     def pair_loads(self) -> list[LoadStep]:
         """The steps that load labelled pairs."""
-        return [e.load for e in self.steps if e.load is not None and e.load.type == "pairs"]
+        return [e.load for e in self.entries if e.load is not None and e.load.type == "pairs"]
 
     def loaded_name(self, step: LoadStep) -> str | None:
         """The file or dataset that a load step reads, by a name that no other has."""
@@ -332,39 +399,57 @@ class Experiment(Strict):
 
     def all_judges(self) -> dict[str, JudgeBase]:
         """`judges` and the judge steps by id, in order."""
-        steps = [e.judge for e in self.steps if e.judge is not None]
+        steps = [e.judge for e in self.entries if e.judge is not None]
         return {judge.id: judge for judge in [*self.judges, *steps]}
 
 
-def load_experiment(
-    path: str | Path, overrides: Sequence[str] = (), profile: str | None = None
-) -> tuple[Experiment, Lines]:
-    """The experiment in `path` with a profile of its own and then `a.b=c` overrides applied, and
-    the line of every key. Raises ConfigError."""
-    path = Path(path)
-    data, lines = load_yaml(path)
-    changes = [] if profile is None else _profile_changes(data, profile, path)
-    changes += [read_setting(setting) for setting in overrides]
-    data, lines, notes = apply_changes(data, lines, changes, path)
-    data = _with_judges_by_id(data, lines, path)
-    return validate(Experiment, data, lines, path, notes), lines
+def _sets_of(entry: StepEntry) -> list[str]:
+    """The sets of prompts that a step names."""
+    if entry.sample is not None:
+        return [] if entry.sample.prompt_set is None else [entry.sample.prompt_set]
+    if isinstance(entry.train, OnPolicyTrain):
+        return entry.train.prompts or []
+    return (entry.evaluate.prompts or []) if entry.evaluate is not None else []
 
 
-def _with_judges_by_id(data: dict[str, Any], lines: Lines, path: Path) -> dict[str, Any]:
+def read_experiment(
+    data: Mapping[str, Any], lines: Lines, path: Path, notes: Mapping[Loc, str] | None = None
+) -> Experiment:
+    """An experiment's file, which was read, with its short forms spelt out. Raises ConfigError."""
+    spelt_out = _with_step_ids(_with_judges_by_id(data, lines, path))
+    return validate(Experiment, spelt_out, lines, path, notes)
+
+
+def _with_step_ids(data: dict[str, Any]) -> dict[str, Any]:
+    """The file with the ids that steps have where an earlier stage has taken their kind's."""
+    data = deepcopy(data)
+    for place in step_places(data):
+        entries: Any = data
+        for part in place.loc[:-1]:
+            entries = entries[part]
+        entry = entries[place.loc[-1]]
+        if place.id != place.kind and not isinstance(entry[place.kind], str):
+            body = entry[place.kind] if isinstance(entry[place.kind], dict) else {}
+            entry[place.kind] = {"id": place.id, **body}
+    return data
+
+
+def _with_judges_by_id(data: Mapping[str, Any], lines: Lines, path: Path) -> dict[str, Any]:
     """The file with `judge: ID` and `judge: {id: ID, uses: ...}` spelt out, where `judges` defines
     the judge of that id. Raises ConfigError at a step that names none, or says more of it."""
-    steps, judges = data.get("steps"), data.get("judges")
-    if not isinstance(steps, list):
-        return data
+    data = deepcopy(dict(data))
+    judges = data.get("judges")
     given = [j for j in judges if isinstance(j, dict)] if isinstance(judges, list) else []
     known = {judge["id"]: judge for judge in given if isinstance(judge.get("id"), str)}
-    made = list(steps)
-    for index, entry in enumerate(steps):
-        body = entry.get("judge") if isinstance(entry, dict) else None
+    for place in step_places(data):
+        entry: Any = data
+        for part in place.loc:
+            entry = entry[part]
+        body = entry.get("judge")
         named = {"id": body} if isinstance(body, str) else body
         if not isinstance(named, dict) or "kind" in named or not isinstance(named.get("id"), str):
             continue
-        name, line = named["id"], line_of(("steps", index, "judge"), lines)
+        name, line = named["id"], line_of((*place.loc, "judge"), lines)
         if name not in known:
             fault = f"judge {name!r}: no judge of `judges` has that id, and no `kind` is given"
             raise ConfigError(fault + suggest(name, sorted(known)), path, line)
@@ -376,40 +461,45 @@ def _with_judges_by_id(data: dict[str, Any], lines: Lines, path: Path) -> dict[s
                 path,
                 line,
             )
-        made[index] = entry | {"judge": known[name] | named}
-    return data | {"steps": made}
-
-
-def _profile_changes(data: Mapping[str, Any], profile: str, path: Path) -> list[Change]:
-    profiles = data.get("profiles")
-    known = profiles if isinstance(profiles, dict) else {}
-    given = known.get(profile)
-    if not isinstance(given, dict):
-        fault = f"--profile {profile}: the file has no such profile"
-        raise ConfigError(fault + (suggest(profile, sorted(map(str, known))) or ""), path)
-    return read_changes(given, f"profile {profile}", ("profiles", profile))
+        entry["judge"] = known[name] | named
+    return data
 
 
 def resolved_yaml(experiment: Experiment) -> str:
     """The experiment with every default written out, as it is kept in the run folder."""
-    # Profiles are sizes of the file; a run has one size.
-    data = experiment.model_dump(mode="json", by_alias=True, exclude={"profiles"})
+    # Profiles are sizes of the file and a sweep is a way to write arms; a run has one size.
+    data = experiment.model_dump(mode="json", by_alias=True, exclude={"profiles", "sweep"})
+    arms = experiment.arms.values()
     # With arms it is they that say who labels.
-    apart = {"labels", "flip"} if experiment.arms else set()
-    data["steps"] = [
-        {
-            e.kind: e.step.model_dump(
-                mode="json", by_alias=True, exclude=apart if e.kind == "label" else None
-            ),
-            **e.model_dump(mode="json", include={"when"}, exclude_none=True),
-        }
-        for e in experiment.steps
-    ]
-    unset = {key for key in ("seeds", "primary") if data[key] is None}
+    apart = arms and all(arm.labels is not None for arm in arms)
+    if experiment.stages is None:
+        data["steps"] = _resolved_steps(experiment.steps, bool(apart))
+    else:
+        for stage, written in zip(experiment.stages, data["stages"], strict=True):
+            written["steps"] = _resolved_steps(stage.steps, bool(apart))
+    data["arms"] = {
+        name: arm.model_dump(mode="json", exclude_defaults=True)
+        for name, arm in experiment.arms.items()
+    }
+    single = ("steps", "rounds") if experiment.stages is not None else ("stages",)
+    unset = {key for key in ("seeds", "primary") if data[key] is None} | {*single}
     data = {key: value for key, value in data.items() if key not in unset}
     if "seeds" in data:
         data.pop("seed", None)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _resolved_steps(entries: Sequence[StepEntry], arms_label: bool) -> list[dict[str, Any]]:
+    apart = {"labels", "flip"} if arms_label else set[str]()
+    return [
+        {
+            e.kind: e.step.model_dump(
+                mode="json", by_alias=True, exclude=apart if e.kind == "label" else None
+            ),
+            **e.model_dump(mode="json", include={"when", "arms"}, exclude_none=True),
+        }
+        for e in entries
+    ]
 
 
 def experiment_schema() -> str:

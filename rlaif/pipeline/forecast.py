@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,6 +60,7 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
     known = Known()
     rates = _measured_rates(store)
     rows = []
+    steps: dict[str, Planned] = {}
     for planned in plan:
         module = step_module(planned.kind)
         size: Size = module.size(inputs, planned, known)
@@ -68,7 +69,10 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
         rate = rates.get(planned.kind, module.SECONDS_PER_UNIT)
         asks = planned.kind != "judge" or bool(planned.models)
         to_do = planned.hash in missing
-        cost, cost_known = _estimate_cost(inputs, planned, size) if to_do else (None, True)
+        steps[planned.hash] = planned
+        cost, cost_known = (None, True)
+        if to_do:
+            cost, cost_known = _estimate_cost(inputs, planned, size, _answer_tokens(planned, steps))
         rows.append(
             Forecast(
                 planned.seed,
@@ -106,10 +110,12 @@ def _measured_rates(store: Store) -> dict[str, float]:
     return {kind: seconds / units for kind, (seconds, units) in totals.items()}
 
 
-def _estimate_cost(inputs: PlanInputs, planned: Planned, size: Size) -> tuple[float | None, bool]:
+def _estimate_cost(
+    inputs: PlanInputs, planned: Planned, size: Size, answer_tokens: int
+) -> tuple[float | None, bool]:
     """What the priced calls come to, as far as it is known, and whether it is: calls times the
     length of some real prompts, and answers as long as they may be."""
-    prompts = inputs.prompts.every()[:PRICED_PROMPTS]
+    prompts = inputs.every_prompt()[:PRICED_PROMPTS]
     model = planned.models.get("by")
     if planned.kind == "sample":
         if model is None or model.spec.price is None:
@@ -124,7 +130,7 @@ def _estimate_cost(inputs: PlanInputs, planned: Planned, size: Size) -> tuple[fl
         if set(ask.models) != {"by"}:
             known = False
             continue
-        longest = _longest_answers(_answer_tokens(inputs.experiment, planned))
+        longest = _longest_answers(answer_tokens)
         texts = [
             "".join(m["content"] for m in call.request.messages)
             for prompt in prompts
@@ -140,11 +146,14 @@ def _price_calls(model: Model, texts: Sequence[str], calls: int, tokens: int) ->
     return Usage(round(calls * size), max(tokens, calls)).cost(model.spec.price)
 
 
-def _answer_tokens(experiment: Experiment, planned: Planned) -> int:
-    """How long the answers that a step has judged may be."""
+def _answer_tokens(planned: Planned, steps: Mapping[str, Planned]) -> int:
+    """How long the answers that a step has judged may be; of given answers, as long as a sample
+    step's."""
     if isinstance(planned.step, OnPolicyTrain):
         return planned.step.max_new_tokens
-    return next((e.sample for e in experiment.steps if e.sample), SampleStep()).max_new_tokens
+    read = [steps[digest] for digest in planned.inputs.values() if digest in steps]
+    lengths = [one.step.max_new_tokens for one in read if one.kind == "sample"]
+    return max(lengths, default=SampleStep().max_new_tokens)
 
 
 def _longest_answers(tokens: int) -> list[Completion]:
@@ -175,7 +184,7 @@ def dry_run_report(
         steps = [asdict(row) for row in rows]
         return json.dumps({"out": str(out), "provisional": inputs.provisional, "steps": steps})
     provisional = [f"provisional: {text}" for text in inputs.provisional]
-    return "\n".join([_make_table(inputs.experiment, rows, out), *provisional])
+    return "\n".join([_make_table(inputs.experiment, rows, out), *provisional, *inputs.notes])
 
 
 def _step_name(experiment: Experiment, row: Forecast) -> str:

@@ -39,7 +39,7 @@ NOT_INSTALLED = "not installed"
 def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) -> None:
     """Write config.yaml, manifest.json and prompts.jsonl into the run folder."""
     write_atomic(store.root / CONFIG, resolved_yaml(inputs.experiment))
-    prompts = inputs.prompts.every()
+    prompts = inputs.every_prompt()
     write_jsonl(store.root / PROMPTS, (to_json(p) for p in prompts))
     constitution = inputs.constitution
     manifest = {
@@ -54,6 +54,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
         "git": _git_state(inputs.path),
         "seeds": inputs.experiment.all_seeds,
         "arms": {n: a.model_dump(mode="json") for n, a in inputs.experiment.arms.items()},
+        "stages": {stage.id: stage.rounds for stage in inputs.experiment.all_stages},
         "models": dict(inputs.keys),
         "constitution": constitution.model_dump(mode="json") if constitution else None,
         "constitution_hash": content_hash([principle_hash(p) for p in constitution.principles])
@@ -73,6 +74,8 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
                 "arms": list(p.arms),
                 "seed": p.seed,
                 "round": p.round,
+                "stage": p.stage,
+                "number": p.number,
                 "inputs": p.inputs,
                 "models": {role: [m.label, m.key] for role, m in p.models.items()},
             }

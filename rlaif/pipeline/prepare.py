@@ -9,11 +9,13 @@ their own texts).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
-from rlaif.config.models import REMOTE, RESERVED_MODELS, ModelSpec, thinking_of
+from rlaif.config.arms import MAIN
+from rlaif.config.models import REMOTE, RESERVED_MODELS, ModelSpec, PromptsSpec, thinking_of
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import content_hash
@@ -27,6 +29,7 @@ from rlaif.data.sources import (
     load_prompts,
     loaded_source,
     provisional_prompts,
+    split_apart,
     split_prompts,
 )
 from rlaif.engines.build import known_capabilities, server_key, whole
@@ -34,8 +37,9 @@ from rlaif.engines.model_folders import check_weights, locate, model_hash, resol
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
 from rlaif.judges.common import JudgeBase
-from rlaif.pipeline.experiment_file import Experiment, load_experiment
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
+from rlaif.pipeline.reading import FileOfArm, load_arms
 
 ABSENT = "not here yet:"
 """How the identity of a model begins that a dry run does not fetch."""
@@ -47,71 +51,121 @@ def prepare(
     """Everything a plan needs. With `fetch` false nothing is downloaded or converted: a model that
     is not on disk yet gets a placeholder identity, and a dataset whose `count` is given made-up
     prompts; `provisional` names them. Raises ConfigError, EngineError."""
-    experiment, lines = load_experiment(path, overrides, profile)
-    experiment = _with_scripts(experiment, path)
-    constitution = _load_constitution(experiment, path)
-    thinking = thinking_of(experiment.models.values())
-    judges = {
-        name: build_judge(spec, constitution, path, thinking)
-        for name, spec in experiment.all_judges().items()
-    }
-    keys = model_keys(experiment, fetch)
-    check_same_weights(experiment, keys, judges)
-    spec = experiment.prompts
-    made_up = not fetch and spec.count is not None and not Path(spec.dataset or "").exists()
-    inputs = PlanInputs(
-        experiment,
-        path,
-        lines,
-        constitution,
-        provisional_prompts(spec) if made_up else _load_prompts(experiment, path),
-        judges,
-        keys,
-        _file_hashes(experiment, path),
-        (
-            *([f"{spec.count} made-up prompts in place of {spec.dataset}"] if made_up else []),
-            *(
-                f"model {name} ({key.removeprefix(ABSENT)}) is not here yet"
-                for name, key in keys.items()
-                if key.startswith(ABSENT)
-            ),
-        ),
-    )
-    _check_judges(inputs)
-    _check_capabilities(inputs)
-    return inputs
+    own, arms = load_arms(path, overrides, profile)
+    preparing = _Preparing(path, fetch)
+    experiment = preparing.with_scripts(own.experiment)
+    sets = {name: preparing.prompts(name, experiment) for name in experiment.set_specs}
+    sets, taken = split_apart(sets)
+    inputs = preparing.inputs(own, sets)
+    found = {}
+    for name, file in arms.items():
+        try:
+            found[name] = replace(preparing.inputs(file, sets), arm=name)
+        except ConfigError as error:
+            raise ConfigError(f"arm {name}: {error}") from None
+    notes = [f"set {name}: {n} training prompts are held out in another set" for name, n in taken]
+    provisional = tuple(preparing.provisional)
+    return replace(inputs, arms=found, provisional=provisional, notes=tuple(notes))
 
 
-def _with_scripts(experiment: Experiment, path: Path) -> Experiment:
-    """The experiment with the fake engines' scripts found where its own file is."""
-    models = {
-        name: spec.model_copy(update={"script": str(find(spec.script, path))})
-        if spec.script
-        else spec
-        for name, spec in experiment.models.items()
-    }
-    return experiment.model_copy(update={"models": models})
+@dataclass
+class _Preparing:
+    """What the arms of one file have in common is read once."""
+
+    path: Path
+    fetch: bool
+    keys: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    provisional: list[str] = field(default_factory=list)
+    """What a dry run takes for granted."""
+
+    def inputs(self, file: FileOfArm, sets: Mapping[str, PromptSet]) -> PlanInputs:
+        """The inputs of one arm's file."""
+        experiment, path = self.with_scripts(file.experiment), self.path
+        constitution = _load_constitution(experiment.constitution, path)
+        thinking = thinking_of(experiment.models.values())
+        specs = experiment.all_judges()
+        judges = {n: build_judge(spec, constitution, path, thinking) for n, spec in specs.items()}
+        own = {n: _load_constitution(spec.constitution, path) for n, spec in specs.items()}
+        keys = self.model_keys(experiment)
+        check_same_weights(experiment, keys, judges)
+        inputs = PlanInputs(
+            experiment,
+            path,
+            file.lines,
+            constitution,
+            sets[MAIN],
+            judges,
+            keys,
+            self.file_hashes(experiment),
+            sets={name: found for name, found in sets.items() if name != MAIN},
+            constitutions={name: found for name, found in own.items() if found is not None},
+            at=file.at,
+        )
+        _check_judges(inputs)
+        _check_capabilities(inputs)
+        return inputs
+
+    def with_scripts(self, experiment: Experiment) -> Experiment:
+        """The experiment with the fake engines' scripts found where its own file is."""
+        models = {
+            name: spec.model_copy(update={"script": str(find(spec.script, self.path))})
+            if spec.script
+            else spec
+            for name, spec in experiment.models.items()
+        }
+        return experiment.model_copy(update={"models": models})
+
+    def prompts(self, name: str, experiment: Experiment) -> PromptSet:
+        """The prompts of a set, made up where a dry run would have to fetch them."""
+        spec = experiment.set_specs[name]
+        if not self.fetch and spec.count is not None and not Path(spec.dataset or "").exists():
+            self.provisional.append(f"{spec.count} made-up prompts in place of {spec.dataset}")
+            return provisional_prompts(spec)
+        return _load_prompts(spec, experiment, self.path)
+
+    def model_keys(self, experiment: Experiment) -> dict[str, str]:
+        """Those of `model_keys`; what is the same weights in several arms is looked at once."""
+        found = model_keys(experiment, self._model_key)
+        for name, key in found.items():
+            absent = f"model {name} ({key.removeprefix(ABSENT)}) is not here yet"
+            if key.startswith(ABSENT) and absent not in self.provisional:
+                self.provisional.append(absent)
+        return found
+
+    def _model_key(self, spec: ModelSpec) -> str:
+        known = spec.model_dump_json()
+        if known not in self.keys:
+            self.keys[known] = model_key(spec, self.fetch)
+        return self.keys[known]
+
+    def file_hashes(self, experiment: Experiment) -> dict[str, str]:
+        """The hashes of what the steps read, by name."""
+        sources = _list_sources(experiment, self.path)
+        self.files |= {
+            name: _source_hash(source) for name, source in sources.items() if name not in self.files
+        }
+        return {name: self.files[name] for name in sorted(sources)}
 
 
-def _load_constitution(experiment: Experiment, path: Path) -> Constitution | None:
-    if experiment.constitution is None:
-        return None
-    return load_constitution(find(experiment.constitution, path))
+def _load_constitution(name: str | None, path: Path) -> Constitution | None:
+    return None if name is None else load_constitution(find(name, path))
 
 
-def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
+def model_keys(experiment: Experiment, key_of: Callable[[ModelSpec], str]) -> dict[str, str]:
     """Model name (or folder in a train step) to the identity of its weights."""
-    keys = {name: model_key(spec, fetch) for name, spec in experiment.models.items()}
+    keys = {name: key_of(spec) for name, spec in experiment.models.items()}
     policy = experiment.models["policy"]
-    for entry in experiment.steps:
+    made = set(experiment.made_models)
+    for entry in experiment.entries:
         step = entry.train or entry.distill
         if step is None:
             continue
         for name in (step.from_, getattr(step, "reference", "current")):
             # A folder of weights may be named where a model's name is expected.
-            known = name in RESERVED_MODELS or name in keys
+            known = name in RESERVED_MODELS or name in keys or name.partition("@")[0] in made
             if not known and ("/" in name or Path(name).exists()):
-                keys[name] = model_key(replace_path(policy, name), fetch)
+                keys[name] = key_of(replace_path(policy, name))
     return keys
 
 
@@ -143,10 +197,10 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
     return f"weights:{model_hash(folder, spec)}"
 
 
-def _load_prompts(experiment: Experiment, path: Path) -> PromptSet:
-    """The prompts that the experiment names, or those of the pairs that it loads."""
-    if not experiment.prompts.from_pairs:
-        return load_prompts(experiment.prompts, path)
+def _load_prompts(spec: PromptsSpec, experiment: Experiment, path: Path) -> PromptSet:
+    """The prompts of a set, or those of the pairs that the experiment loads."""
+    if not spec.from_pairs:
+        return load_prompts(spec, path)
     loads = experiment.pair_loads
     names = [loaded_source(step, experiment.loaded_name(step), path) for step in loads]
     readings = [
@@ -154,17 +208,17 @@ def _load_prompts(experiment: Experiment, path: Path) -> PromptSet:
         for name, step in zip(names, experiment.pair_loads, strict=True)
     ]
     prompts = [pair.prompt for reading in readings for pair in reading]
-    return split_prompts(experiment.prompts, prompts, ", ".join(map(str, names)))
+    return split_prompts(spec, prompts, ", ".join(map(str, names)))
 
 
-def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
-    loads = [e.load for e in experiment.steps if e.load is not None]
+def _list_sources(experiment: Experiment, path: Path) -> dict[str, Source]:
+    """The files and datasets that the steps read, by name."""
+    loads = [e.load for e in experiment.entries if e.load is not None]
     named = {experiment.loaded_name(step) or "": step for step in loads}
     sources = {name: loaded_source(step, name, path) for name, step in named.items()}
-    filters = [e.filter for e in experiment.steps if e.filter is not None]
+    filters = [e.filter for e in experiment.entries if e.filter is not None]
     sources |= {name: find(name, path) for wanted in filters for name in wanted.files()}
-    sources |= {name: model_folder(name, path) for wanted in filters for name in wanted.models()}
-    return {name: _source_hash(sources[name]) for name in sorted(sources)}
+    return sources | {n: model_folder(n, path) for wanted in filters for n in wanted.models()}
 
 
 def _source_hash(source: Source) -> str:
@@ -184,18 +238,18 @@ def _check_judges(inputs: PlanInputs) -> None:
     """Raises ConfigError for a judge of `judges` by a model that is not given and no step makes;
     those of steps are looked at where they stand in the plan."""
     experiment = inputs.experiment
-    made = {entry.distill.id for entry in experiment.steps if entry.distill is not None}
+    made = set(experiment.made_models)
     known = RESERVED_MODELS | made | experiment.models.keys() | inputs.keys.keys()
     for index, judge in enumerate(experiment.judges):
         for name in judge.asks().values():
-            if name not in known:
+            if name.partition("@")[0] not in known and name not in known:
                 line = line_of(("judges", index, "by"), inputs.lines)
                 fault = f"judge {judge.id}: by: {no_model(name, experiment)}"
                 raise ConfigError(fault, inputs.path, line)
 
 
 def _check_capabilities(inputs: PlanInputs) -> None:
-    for index, entry in enumerate(inputs.experiment.steps):
+    for index, entry in enumerate(inputs.experiment.entries):
         if entry.judge is None:
             continue
         names = entry.judge.asks()

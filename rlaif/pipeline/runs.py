@@ -15,8 +15,9 @@ from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Prompt, content_hash, from_json, to_json
 from rlaif.core.store import Store
 from rlaif.engines.remote.meter import Meter, meters_of
-from rlaif.pipeline.experiment_file import Experiment, load_experiment
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
+from rlaif.pipeline.reading import load_experiment
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
 from rlaif.pipeline.steps.evaluate import VALUES
 from rlaif.report.arms import answer_sentences
@@ -145,15 +146,16 @@ class Run:
         return load_experiment(self.root / "config.yaml")[0]
 
     def arms(self) -> dict[str, ArmRow]:
-        """Who labelled each arm; empty without arms."""
+        """Who labelled each arm, of those that differ in their labels; empty without arms."""
         experiment = self.experiment()
         return {
             name: {
-                "labels": arm.labels,
+                "labels": arm.labels or experiment.own_labels,
                 "flip": arm.flip or 0.0,
                 "judges": experiment.labellers(arm),
             }
             for name, arm in experiment.arms.items()
+            if arm.labelled
         }
 
     def answers(self, page: Page) -> list[str]:

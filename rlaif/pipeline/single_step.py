@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rlaif.config.arms import MAIN
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
 from rlaif.config.paths import apply_changes, read_setting
 from rlaif.config.steps import EvaluateStep, LoadStep, PairStep
@@ -191,7 +192,7 @@ def _plan_inputs(request: Request) -> PlanInputs:
     # Where no model is asked, none is fetched.
     keys["policy"] = "none" if own is None else keys[own]
     files = {}
-    step = experiment.steps[0].step
+    step = experiment.entries[0].step
     if isinstance(step, LoadStep):
         source = loaded_source(step, experiment.loaded_name(step), None)
         files[experiment.loaded_name(step) or ""] = rows_hash(source_rows(source))
@@ -209,7 +210,7 @@ def _plan_inputs(request: Request) -> PlanInputs:
 
 def _plan_step(request: Request, inputs: PlanInputs) -> Planned:
     """The step as the planner of experiments plans it, after steps that stand for the files."""
-    step = inputs.experiment.steps[0].step
+    step = inputs.experiment.entries[0].step
     walk = Walk(inputs, request.seed)
     prompts = tuple(sorted(p.prompt_id for p in inputs.prompts.every()))
     given: dict[str, Planned] = {}
@@ -243,10 +244,13 @@ def _give_answers(walk: Walk, step: EvaluateStep, given: Mapping[str, str]) -> N
     """What evaluations are measured on is given: the new answers, and those to compare with."""
     old = {n.removeprefix("initial/"): h for n, h in given.items() if n.startswith("initial/")}
     new = {n: h for n, h in given.items() if not n.startswith("initial/")}
-    walk.evaluations[step.id, walk.initial.key] = old or new
+    known = {walk.initial.key: old or new}
     if old:
         walk.policy = replace(walk.policy, key="the new answers")
-        walk.evaluations[step.id, walk.policy.key] = new
+        known[walk.policy.key] = new
+    walk.evaluations[step.id, MAIN] = known
+    # M0's own figures are not asked for.
+    walk.started.add(step.id)
 
 
 def _check_prompts(request: Request, prompts: Mapping[str, Prompt]) -> None:

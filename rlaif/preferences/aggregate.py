@@ -145,6 +145,14 @@ def raw_value(judgement: Judgement) -> float | None:
     return (judgement.distribution or {}).get("reward")
 
 
+def weights_of(judge: str, weights: Mapping[str, float]) -> Mapping[str, float]:
+    """The weights of the principles that a judge judges by: those called JUDGE/PRINCIPLE, where it
+    has a constitution of its own, or all."""
+    start = f"{judge}/"
+    own = {name[len(start) :]: w for name, w in weights.items() if name.startswith(start)}
+    return own or weights
+
+
 def principle_weight(principle: str | None, weights: Mapping[str, float] | None) -> float:
     """The weight of a principle: 1 where none is given."""
     return 1.0 if weights is None or principle is None else weights.get(principle, 1.0)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rlaif.core.labelled import GivenPair, LabelledPair
 from rlaif.core.records import Completion, Judgement, Preference, Prompt, content_hash
-from rlaif.preferences.aggregate import answer_probability, combine
+from rlaif.preferences.aggregate import answer_probability, combine, weights_of
 
 Verdicts = dict[str, float]
 """Pair id to P(first is better)."""
@@ -63,7 +63,9 @@ def annotator_verdicts(
     """
     wanted = list(pairs)
     said = {
-        name: _annotator_probabilities(wanted, _by_prompt(rows), principle_weights)
+        name: _annotator_probabilities(
+            wanted, _by_prompt(rows), weights_of(name, principle_weights)
+        )
         for name, rows in judgements.items()
     }
     combined = combine(said, judge_weights)

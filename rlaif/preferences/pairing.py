@@ -23,7 +23,7 @@ from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import Completion, Judgement, Message, Preference, Prompt, content_hash
 from rlaif.core.rowfiles import Part, line_of
 from rlaif.data.near import ngram_hashes, word_hashes
-from rlaif.preferences.aggregate import Scores, combine, compared_scores
+from rlaif.preferences.aggregate import Scores, combine, compared_scores, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def score_prompt(
     """Each judge's scores of one prompt's candidates, of which `blank` say nothing."""
     renormalise = step.missing == "renormalise"
     return {
-        judge: compared_scores(rows, principle_weights, renormalise, blank)
+        judge: compared_scores(rows, weights_of(judge, principle_weights), renormalise, blank)
         for judge, rows in judgements.items()
     }
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from rlaif.cli import cli, main
 from rlaif.core.store import StepFolder
-from rlaif.pipeline.experiment_file import load_experiment
+from rlaif.pipeline.reading import load_experiment
 from rlaif.pipeline.runs import load_run
 
 Writer = Callable[..., Path]

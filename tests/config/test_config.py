@@ -14,12 +14,8 @@ import yaml
 from rlaif.config.paths import apply_changes, read_setting
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
-from rlaif.pipeline.experiment_file import (
-    Experiment,
-    experiment_schema,
-    load_experiment,
-    resolved_yaml,
-)
+from rlaif.pipeline.experiment_file import Experiment, experiment_schema, resolved_yaml
+from rlaif.pipeline.reading import load_experiment
 
 HEAD = """\
 name: test

@@ -14,7 +14,7 @@ from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.judges.base import most_calls
 from rlaif.judges.build import BASELINES, JUDGES, JudgeStep, build_judge
-from rlaif.pipeline.experiment_file import load_experiment
+from rlaif.pipeline.reading import load_experiment
 from tests.support.kinds import BAD, EVERY, GOOD, PROMPT
 
 PAGES = Path("docs/judges")

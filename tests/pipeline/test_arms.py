@@ -17,10 +17,10 @@ from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import GivenPair
 from rlaif.engines.model_folders import weights_hash
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.experiment_file import load_experiment
 from rlaif.pipeline.exports import trl_rows
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.reading import load_experiment
 from rlaif.pipeline.runs import load_run
 from rlaif.preferences.labels import flip_coins, flip_labels, keep_decided
 from rlaif.report.arms import label_sentences

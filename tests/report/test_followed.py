@@ -133,7 +133,7 @@ def test_the_pair_browser_shows_what_each_juror_was_asked_and_said(
 
 def build_judge_of(folder: Path) -> Any:
     from rlaif.constitution.model import load_constitution
-    from rlaif.pipeline.experiment_file import load_experiment
+    from rlaif.pipeline.reading import load_experiment
 
     experiment, _ = load_experiment(folder / "experiment.yaml")
     spec = experiment.all_judges()["panel"]

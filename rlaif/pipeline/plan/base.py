@@ -6,13 +6,14 @@ names refer to. `Size` bounds from above how much a planned step does, before it
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.arms import ArmSpec
+from rlaif.config.arms import MAIN
 from rlaif.config.models import RESERVED_MODELS, ModelSpec
 from rlaif.config.rounds import in_rounds
 from rlaif.config.steps import LoadStep
@@ -24,19 +25,21 @@ from rlaif.data.sources import PromptSet
 from rlaif.engines.base import GenerateRequest, Model
 from rlaif.judges.base import Judge, most_calls, roles_of
 from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.stages import Stage, StepEntry, has_arm
 
 DRIFT_PROMPTS = 16
 """How many of M0's held-out answers a moving judge rescores each round."""
 
 
-UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates"}
+UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates", "policy", "prompts"}
 """Keys of a training that change nothing in what it makes: a gate ends it or leaves it alone."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One step to run. `inputs` names the hashes of the steps whose output it reads; `arms` are
-    those that have it in common."""
+    """One step to run. `inputs` names the hashes of the steps whose output it reads, `judges` are
+    those that it asks, and `arms` those that have it in common. `round` counts over all stages, and
+    `number` within its own, whose id is `stage`."""
 
     hash: str
     kind: str
@@ -49,6 +52,9 @@ class Planned:
     prompts: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     arms: tuple[str, ...] = ()
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    stage: str = MAIN
+    number: int = 0
 
     @property
     def makes_model(self) -> bool:
@@ -65,7 +71,8 @@ class Planned:
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """All that a plan depends on. `keys` is the weights' identity of every named model."""
+    """All that a plan depends on. `keys` is the weights' identity of every named model, `prompts`
+    the set `main` and `sets` the others."""
 
     experiment: Experiment
     path: Path
@@ -77,6 +84,37 @@ class PlanInputs:
     files: Mapping[str, str] = field(default_factory=dict)
     provisional: tuple[str, ...] = ()
     """What a dry run takes for granted, since it fetches nothing."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the prompts."""
+    sets: Mapping[str, PromptSet] = field(default_factory=dict)
+    constitutions: Mapping[str, Constitution] = field(default_factory=dict)
+    """Those of judges that have one of their own, by the judge's id."""
+    at: Mapping[tuple[int, int], list[StepEntry]] = field(default_factory=dict)
+    """The steps of rounds in which `at` changes some, by place of the stage and round within it."""
+    arms: Mapping[str, PlanInputs] = field(default_factory=dict)
+    """The inputs of the arms that set keys; of the others these ones here."""
+    arm: str | None = None
+    """The arm that sets keys of its own, if any."""
+
+    def set_named(self, name: str) -> PromptSet:
+        """The prompts of a set."""
+        return self.prompts if name == MAIN else self.sets[name]
+
+    def every_prompt(self) -> list[Prompt]:
+        """The prompts of all sets, each once."""
+        every = [*self.prompts.every(), *(p for one in self.sets.values() for p in one.every())]
+        return list({prompt.prompt_id: prompt for prompt in every}.values())
+
+    def principle_weights(self) -> dict[str, float]:
+        """The constitution's weights by principle, and by JUDGE/PRINCIPLE those of judges that have
+        a constitution of their own (see `weights_of`)."""
+        main = self.constitution
+        found = {p.id: p.weight for p in main.principles} if main else {}
+        return found | {
+            f"{judge}/{principle.id}": principle.weight
+            for judge, own in sorted(self.constitutions.items())
+            for principle in own.principles
+        }
 
     def loaded_hash(self, step: LoadStep) -> str:
         """The hash of the file or dataset that a load step reads."""
@@ -84,15 +122,20 @@ class PlanInputs:
 
     def fail(self, index: int, message: str, key: str | None = None) -> ConfigError:
         """A ConfigError at step `index` (and its key), with the line."""
-        kind = self.experiment.steps[index].kind
-        locs: list[Loc] = [("steps", index, kind, key)] if key else []
-        locs += [("steps", index, kind), ("steps", index)]
+        kind = self.experiment.entries[index].kind
+        place = self.experiment.step_locs[index]
+        locs: list[Loc] = [(*place, kind, key)] if key else []
+        locs += [(*place, kind), place]
         line = next((self.lines[loc] for loc in locs if loc in self.lines), None)
-        return ConfigError(message, self.path, line)
+        which = "" if self.arm is None else f"arm {self.arm}: "
+        return ConfigError(which + message, self.path, line)
 
 
-def round_prompts(train: list[Prompt], count: int | None, seed: int, number: int) -> list[str]:
-    """The ids of round `number`'s training prompts: a window over a seeded order, wrapping round.
+def round_prompts(
+    train: list[Prompt], count: int | None, seed: int, number: int, first: int = 0
+) -> list[str]:
+    """The ids of round `number`'s training prompts: a window over a seeded order, wrapping round,
+    which is at place `first` in round 1.
 
     The order starts from sorted ids, so the order of the file changes nothing.
     """
@@ -101,7 +144,7 @@ def round_prompts(train: list[Prompt], count: int | None, seed: int, number: int
         return ids
     # The seed alone decides the order, so that rounds move through one and the same.
     random.Random(content_hash("prompts", seed)).shuffle(ids)
-    start = (number - 1) * count
+    start = first + (number - 1) * count
     return sorted(ids[(start + i) % len(ids)] for i in range(count))
 
 
@@ -154,7 +197,7 @@ def count_judge_calls(
 ) -> JudgeCalls:
     """What judging `answers` different answers to each of `count` prompts takes, by the prompts
     that cost most of a few."""
-    every = inputs.prompts.every()
+    every = inputs.every_prompt()
     ids: Collection[str] = set(planned.prompts)
     some = [p for p in every if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
     made = [_example_answer(number) for number in range(answers)]
@@ -174,30 +217,52 @@ def _example_answer(number: int) -> Completion:
 
 
 class Walk:
-    """One walk over the steps: of one seed and one arm, of which `label` says who labels."""
+    """One walk over the steps: of one seed and one arm.
 
-    def __init__(self, inputs: PlanInputs, seed: int, label: ArmSpec | None = None):
+    `yardstick` is what all arms have in common: its prompts, evaluations and the judges that these
+    ask measure every arm.
+    """
+
+    def __init__(
+        self, inputs: PlanInputs, seed: int, arm: str = MAIN, yardstick: PlanInputs | None = None
+    ):
         self.inputs = inputs
+        self.yardstick = yardstick or inputs
         self.experiment = inputs.experiment
         self.seed = seed
-        self.label = label
+        self.arm = arm
+        self.label = self.experiment.arms.get(arm)
         self.initial = self.named("policy", "M0")
         # M0 is all of them until a round has trained another policy.
         self.policy = self.previous = self.earlier = self.initial
-        self.round = 0
+        self.stage = self.experiment.all_stages[0]
+        self.round = self.number = self.before = 0
+        """The round over all stages and within this one, and how many were before this one."""
+        self.stage_starts: dict[str, int] = {self.stage.id: 0}
         self.done: list[Planned] = []
         self.by_id: dict[tuple[str, int], Planned] = {}
         self.completions: dict[str, Planned] = {}
         self.judgements: dict[str, Planned] = {}
         self.pairs: dict[str, Planned] = {}
         self.preferences: list[Planned] = []
-        self.evaluations: dict[tuple[str, str], dict[str, str]] = {}
-        self.reward_models: dict[str, Model] = {}
+        self.evaluations: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+        """What measures a model, by step and set of prompts, and by the model's key."""
+        self.started: set[str] = set()
+        """The evaluations that have M0's figures."""
+        self.made: dict[str, dict[int, Model]] = {}
+        """By the id of the step that makes it and the round over all stages."""
         self.replaced: dict[str, tuple[Planned, str]] = {}
+
+    def begin_stage(self, stage: Stage) -> None:
+        """The next stage, which has no round yet. An arm without it counts its rounds all the
+        same, so that its other steps keep their hashes."""
+        self.stage, self.number, self.before = stage, 0, self.round
+        self.stage_starts[stage.id] = self.round
 
     def next_round(self) -> None:
         """A new round: nothing is sampled, judged or paired in it yet."""
         self.round += 1
+        self.number += 1
         self.earlier, self.previous = self.previous, self.policy
         self.completions, self.judgements, self.preferences = {}, {}, []
         self.pairs = {}
@@ -208,8 +273,18 @@ class Walk:
 
     def add(self, planned: Planned) -> Planned:
         """The next step of this plan."""
+        number = self.number if self.round else 0
+        planned = dataclasses.replace(planned, stage=self.stage.id, number=number)
         self.done.append(planned)
         return planned
+
+    def prompt_window(self, name: str, count: int | None) -> list[str]:
+        """The ids of this round's training prompts of a set: `count` of them, or all. A stage goes
+        on where the widest window of the stages before it ended."""
+        wholes = (self.experiment, self.yardstick.experiment)
+        first = max(_window_end(whole, self.stage.id, name) for whole in wholes)
+        train = self.inputs.set_named(name).train
+        return round_prompts(train, count, self.seed, self.number, first)
 
     def named(self, name: str, label: str | None = None) -> Model:
         """The model that the experiment calls `name`."""
@@ -217,18 +292,52 @@ class Walk:
         return Model(self.inputs.keys[name], label or name, spec)
 
     def model(self, index: int, name: str, key: str) -> Model:
-        """The model that `name` means at this point of the plan."""
+        """The model that `name` means at this point of the plan: a reserved name, a given model or
+        folder, or the id of the step that makes it, alone (the latest) or as ID@ROUND."""
         reserved = {"policy": self.policy, "current": self.policy, "initial": self.initial}
         reserved |= {"previous": self.previous, "earlier": self.earlier}
         if name in reserved:
             return reserved[name]
-        # What `distill` has made goes before a given model of the same name.
-        if name in self.reward_models:
-            return self.reward_models[name]
-        found = self.given(name)
-        if found is None:
-            raise self.inputs.fail(index, f"{key}: {no_model(name, self.experiment)}", key)
-        return found
+        model = self.made_by(name) or self.given(name)
+        if model is None:
+            raise self.inputs.fail(index, f"{key}: {self._no_model(name)}", key)
+        return model
+
+    def made_by(self, name: str) -> Model | None:
+        """The latest model of a step, or with ID@ROUND that of a round of its stage; None where
+        there is none so far."""
+        own, _, when = name.partition("@")
+        made = self.made.get(own, {})
+        if not made or not when:
+            return made[max(made)] if made else None
+        first = self.stage_starts[self._stage_with(own)]
+        return made.get(first + int(when)) if when.isdigit() else None
+
+    def _stage_with(self, name: str) -> str:
+        """The stage of the latest step with an id: this one, or the last before it that has it."""
+        for stage in (self.stage, *reversed(self.experiment.all_stages)):
+            if stage.id in self.stage_starts and any(e.step.id == name for e in stage.steps):
+                return stage.id
+        return self.stage.id
+
+    def _no_model(self, name: str) -> str:
+        own = name.partition("@")[0]
+        if own in {*self.experiment.made_models, *self.yardstick.experiment.made_models}:
+            why = f"no step {own!r} runs before this one"
+            if name != own and own in self.made:
+                why = f"step {own!r} has made none in that round of its stage"
+            elif own not in self.experiment.made_models:
+                why = f"this arm has no step {own!r}"
+            return f"{name!r} is not made yet: {why}"
+        return no_model(name, self.experiment)
+
+    def label_made(self, name: str) -> str:
+        """What the model that step `name` makes in this round is called in reports and records."""
+        experiment = self.yardstick.experiment
+        alone = len(experiment.all_stages) == 1
+        if alone and [e.step.id for e in experiment.entries if e.kind == "train"] == [name]:
+            return f"M{self.round}"
+        return f"{name}@{self.number}" if self.stage.rounds > 1 else name
 
     def given(self, name: str) -> Model | None:
         """The model of that name or folder, which no step makes; None where there is none."""
@@ -256,16 +365,16 @@ class Walk:
         latest: Mapping[str, Planned],
         kinds: tuple[str, ...],
     ) -> list[Planned]:
-        """The latest outputs, or those that `uses` names: ID (this round's), `ID?` (the same, or
-        nothing where `when` left the step out), ID@ROUND, ID@last (the latest so far) or ID@* (all
-        so far)."""
+        """The latest outputs, or those that `uses` names: ID (of this stage this round's, of an
+        earlier one its last round's), `ID?` (the same, or nothing where `when` or `arms` left the
+        step out), ID@ROUND, ID@last (the latest so far) or ID@* (all so far)."""
         if uses is None:
             return list(latest.values())
         found: list[Planned] = []
         for text in uses:
             name, _, when = text.removesuffix("?").partition("@")
             steps = self._outputs(name, when, kinds)
-            if not steps and not (text.endswith("?") and self._is_left_out(name, kinds)):
+            if not steps and not (text.endswith("?") and self._why_left_out(name, kinds)):
                 raise self._no_output(index, text, name, kinds)
             found += steps
         return list({s.hash: s for s in found}.values())
@@ -277,24 +386,37 @@ class Walk:
             for (own, number), step in self.by_id.items()
             if name in (own, own.partition("/")[0]) and step.kind in kinds
         }
-        numbers = {number for _, number in known}
-        if when == "last":
+        stage = self._stage_with(name)
+        numbers = {n for (_, n), step in known.items() if step.stage == stage}
+        if when == "last" or (not when and stage != self.stage.id):
             numbers = {max(numbers, default=0)}
         elif when != "*":
-            numbers &= {int(when)} if when.isdigit() else {self.round} if not when else set()
+            first = self.stage_starts[stage]
+            turn = first + int(when) if when.isdigit() else 0 if when else self.round
+            numbers &= {turn}
         return [step for (_, number), step in known.items() if number in numbers]
 
-    def _is_left_out(self, name: str, kinds: tuple[str, ...]) -> bool:
-        """Whether `when` leaves the step of that id out in this round."""
-        entries = [e for e in self.experiment.steps if e.step.id == name and e.kind in kinds]
-        return any(not in_rounds(entry.when, self.round) for entry in entries)
+    def _why_left_out(self, name: str, kinds: tuple[str, ...]) -> str | None:
+        """Why the step of that id does not run here; None where it does, or there is none."""
+        own = {entry.step.id for entry in self.experiment.entries}
+        for stage in self.yardstick.experiment.all_stages:
+            for entry in stage.steps:
+                if entry.step.id != name or entry.kind not in kinds:
+                    continue
+                arms = has_arm(stage.arms, self.arm) and has_arm(entry.arms, self.arm)
+                if not arms or name not in own:
+                    return f"is not in arm {self.arm}"
+                if stage.id == self.stage.id and not in_rounds(entry.when, self.number):
+                    return f"does not run in round {self.number} (`when`)"
+        return None
 
     def _no_output(self, index: int, text: str, name: str, kinds: tuple[str, ...]) -> ConfigError:
-        if self._is_left_out(name, kinds) and "@" not in text:
+        left_out = self._why_left_out(name, kinds)
+        if left_out is not None and "@" not in text:
             return self.inputs.fail(
                 index,
-                f"uses: step {name!r} does not run in round {self.round} (`when`): write "
-                f'"{name}?" to go without it there, or {name}@last for its latest output',
+                f'uses: step {name!r} {left_out}: write "{name}?" to go without it there, or '
+                f"{name}@last for its latest output",
                 "uses",
             )
         known = sorted({i for (i, _), s in self.by_id.items() if s.kind in kinds})
@@ -307,7 +429,7 @@ class Walk:
 
     def facts(self, ids: tuple[str, ...] | None) -> list[Any]:
         """What of the prompts a judge or a check may read and their ids do not cover."""
-        every = self.inputs.prompts.every()
+        every = self.inputs.every_prompt()
         wanted = {p.prompt_id for p in every} if ids is None else set(ids)
         rows = [[p.prompt_id, p.tags, p.reference] for p in every if p.prompt_id in wanted]
         return sorted((row for row in rows if row[1] or row[2] is not None), key=lambda row: row[0])
@@ -315,18 +437,36 @@ class Walk:
     def origins(self, ids: list[str]) -> list[Any]:
         """Where these training prompts are from."""
         wanted = set(ids)
-        kept = [p for p in self.inputs.prompts.train if p.prompt_id in wanted]
+        kept = [p for p in self.inputs.every_prompt() if p.prompt_id in wanted]
         return sorted([p.prompt_id, p.source, p.tags] for p in kept)
 
     def principle_weights(self) -> dict[str, float]:
         """The constitution's weights by principle; none without a constitution."""
-        constitution = self.inputs.constitution
-        return {p.id: p.weight for p in constitution.principles} if constitution else {}
+        return self.inputs.principle_weights()
+
+    def yardstick_weights(self) -> dict[str, float]:
+        """Those by which every arm is measured."""
+        return self.yardstick.principle_weights()
+
+
+def _window_end(experiment: Experiment, stage_id: str, name: str) -> int:
+    """Where the windows of a set of prompts end, over its seeded order, before a stage begins."""
+    end = 0
+    for stage in experiment.all_stages:
+        if stage.id == stage_id:
+            break
+        counts = [
+            entry.sample.prompt_count or 0
+            for entry in stage.steps
+            if entry.sample is not None and (entry.sample.prompt_set or stage.prompts) == name
+        ]
+        end += max(counts, default=0) * stage.rounds
+    return end
 
 
 def no_model(name: str, experiment: Experiment) -> str:
     """That a name is no model's, and what is near it."""
-    known = sorted(RESERVED_MODELS | set(experiment.models))
+    known = sorted(RESERVED_MODELS | {*experiment.models, *experiment.made_models})
     return f"{name!r} is no model{suggest(name, known)} or a model's folder"
 
 

@@ -1,57 +1,103 @@
-"""From the list of steps to the plan: every seed, every round.
+"""From the stages to the plan: every seed, every arm, every round.
 
 Steps whose output nothing reads are refused: what they ask is paid for all the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from rlaif.config.models import INITIAL
 from rlaif.config.rounds import in_rounds
+from rlaif.core.errors import ConfigError
 from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
+from rlaif.pipeline.stages import Stage, StepEntry, has_arm
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.compare import plan_comparisons
-from rlaif.pipeline.steps.evaluate import check_judges, evaluated
+from rlaif.pipeline.steps.evaluate import check_evaluation, plan_start
 
 
 def make_plan(inputs: PlanInputs) -> list[Planned]:
     """Every step of every seed and arm, in the order of running; equal steps appear once."""
     planned: dict[str, Planned] = {}
     arms: dict[str, list[str]] = {}
-    experiment = inputs.experiment
-    for seed in experiment.all_seeds:
-        walks = {n: Walk(inputs, seed, experiment.arms.get(n)) for n in experiment.arm_names}
+    for seed in inputs.experiment.all_seeds:
+        walks = {
+            name: Walk(inputs.arms.get(name, inputs), seed, name, inputs)
+            for name in inputs.experiment.arm_names
+        }
         for arm, walk in walks.items():
-            for step in _walk_rounds(walk):
+            for step in _walk_stages(walk):
                 # Arms that have not parted yet plan steps of the same hash, which run once.
                 planned.setdefault(step.hash, step)
                 arms.setdefault(step.hash, []).append(arm)
             refuse_unread(walk)
-        for step in plan_comparisons(inputs, walks) if len(walks) > 1 else ():
+        if len(walks) > 1:
+            _refuse_unlike(inputs, walks)
+        for step, own in plan_comparisons(inputs, walks) if len(walks) > 1 else ():
             planned[step.hash] = step
-            arms[step.hash] = list(walks)
+            arms[step.hash] = own
     # One walk may plan the same step more than once, such as M0's evaluation.
     return [replace(p, arms=tuple(dict.fromkeys(arms[p.hash]))) for p in planned.values()]
 
 
-def _walk_rounds(walk: Walk) -> list[Planned]:
-    """The whole plan of one walk: M0's evaluation, then the rounds."""
+def _walk_stages(walk: Walk) -> list[Planned]:
+    """The whole plan of one walk: M0's evaluation, then the rounds of every stage."""
     experiment = walk.experiment
-    distilled = {e.distill.id for e in experiment.steps if e.distill is not None}
+    stages = experiment.all_stages
+    made = set(experiment.made_models)
     # For its errors alone: a model that is not there is reported at the step that names it.
-    for index, entry in enumerate(experiment.steps):
-        if entry.judge is not None and not distilled & set(entry.judge.asks().values()):
+    for index, entry in enumerate(experiment.entries):
+        asks = entry.judge.asks().values() if entry.judge is not None else ()
+        if entry.judge is not None and not made & {name.partition("@")[0] for name in asks}:
             walk.asked(index, entry.judge)
-    for index, entry in enumerate(experiment.steps):
-        if entry.evaluate is not None:
-            check_judges(walk, index, entry.evaluate)
-            evaluated(walk, entry.evaluate, walk.initial)
-    for _ in range(experiment.rounds):
-        walk.next_round()
-        for index, entry in enumerate(experiment.steps):
-            if in_rounds(entry.when, walk.round):
-                step_module(entry.kind).plan(walk, index, entry.step)
+    index = 0
+    for stage in stages:
+        for entry in stage.steps:
+            if entry.evaluate is not None and _has(walk, stage, entry):
+                check_evaluation(walk, index, entry.evaluate)
+                plan_start(walk, index, entry.evaluate)
+            index += 1
+    before = 0
+    for place, stage in enumerate(stages):
+        walk.begin_stage(stage)
+        for number in range(1, stage.rounds + 1):
+            if not has_arm(stage.arms, walk.arm):
+                walk.round += 1
+                continue
+            walk.next_round()
+            for offset, entry in enumerate(walk.inputs.at.get((place, number), stage.steps)):
+                if _has(walk, stage, entry) and in_rounds(entry.when, number):
+                    step_module(entry.kind).plan(walk, before + offset, entry.step)
+        before += len(stage.steps)
     return walk.done
+
+
+def _has(walk: Walk, stage: Stage, entry: StepEntry) -> bool:
+    return has_arm(stage.arms, walk.arm) and has_arm(entry.arms, walk.arm)
+
+
+def _refuse_unlike(inputs: PlanInputs, walks: Mapping[str, Walk]) -> None:
+    """Refuse arms that cannot be compared: one that trains nothing where another does, and
+    evaluations by judges that are not the same. Raises ConfigError."""
+    trained = {arm: [p for p in walk.done if p.kind == "train"] for arm, walk in walks.items()}
+    idle = next((arm for arm, steps in trained.items() if not steps), None)
+    if idle is not None and any(trained.values()):
+        raise ConfigError(
+            f"arm {idle} trains nothing, and others do. M0, the policy before training, is in "
+            "every comparison: leave that arm out, or give it a train step",
+            inputs.path,
+        )
+    for entry in inputs.experiment.entries:
+        name = entry.evaluate.judged_by if entry.evaluate else INITIAL
+        judges = {m.key for walk in walks.values() if (m := walk.made_by(name)) is not None}
+        if len(judges) > 1:
+            raise ConfigError(
+                f"evaluate {entry.step.id}: judged_by: {name!r} is another model in each arm, and "
+                "one has to judge them all. Train it in steps that all arms share",
+                inputs.path,
+            )
 
 
 def refuse_unread(walk: Walk) -> None:
@@ -110,4 +156,4 @@ def _refuse_idle_pairs(walk: Walk) -> None:
 def _step_index(walk: Walk, planned: Planned) -> int:
     """The place of a step in the experiment; members of a pool are called ID/NUMBER."""
     name = planned.id.partition("/")[0]
-    return next(i for i, e in enumerate(walk.experiment.steps) if e.step.id == name)
+    return next(i for i, e in enumerate(walk.experiment.entries) if e.step.id == name)

@@ -130,7 +130,7 @@ class StepContext:
 
     def judge(self) -> Judge:
         """The judge of a judge step."""
-        return self.inputs.judges[self.planned.step.id]
+        return self.planned.judges[self.planned.step.id]
 
     def chosen_prompts(self) -> list[Prompt]:
         """The prompts of this step, in the plan's order."""

@@ -18,9 +18,8 @@ def plan(walk: Walk, index: int, step: DistillStep | FitStep) -> None:
     from the last round's, and in the first round from M0. With `refresh` the last round's may be
     kept."""
     used = used_preferences(walk, index, step)
-    if step.from_ == step.id and step.id not in walk.reward_models:
-        step = step.model_copy(update={"from_": "initial"})
-    last = walk.reward_models.get(step.id)
+    last = walk.made_by(step.id)
     kept = {"last": last} if step.refresh is not None and last is not None else {}
-    made = plan_training(walk, index, "distill", step, used, f"{step.id}{walk.round}", more=kept)
-    walk.reward_models[step.id] = made
+    alone = len(walk.yardstick.experiment.all_stages) == 1
+    label = f"{step.id}{walk.round}" if alone else walk.label_made(step.id)
+    plan_training(walk, index, "distill", step, used, label, more=kept)

@@ -11,9 +11,9 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from rlaif.config.arms import HUMAN
+from rlaif.config.arms import HUMAN, MAIN
 from rlaif.config.base import hashed_keys
-from rlaif.config.models import RESERVED_MODELS
+from rlaif.config.models import INITIAL, RESERVED_MODELS
 from rlaif.config.steps import EvaluateStep, SampleStep
 from rlaif.constitution.own_rules import code_of
 from rlaif.core.errors import ConfigError, RlaifError
@@ -21,6 +21,7 @@ from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import content_hash
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
+from rlaif.judges.base import roles_of
 from rlaif.metrics import metrics
 from rlaif.metrics.agreement import reward_accuracy
 from rlaif.metrics.decompose import Decomposition, decompose_change, score_parts
@@ -33,7 +34,7 @@ from rlaif.pipeline.steps.label import given_pairs
 from rlaif.pipeline.steps.load import loaded_pairs
 from rlaif.pipeline.steps.pair import group_by_prompt
 from rlaif.pipeline.steps.sample import sampled
-from rlaif.preferences.aggregate import compared_scores
+from rlaif.preferences.aggregate import compared_scores, weights_of
 from rlaif.preferences.labels import annotator_verdicts
 from rlaif.train.trackers import Tracked, open_trackers
 
@@ -41,40 +42,94 @@ VERSION = 3
 MAKES = "metrics"
 SECONDS_PER_UNIT = 0.0
 
+OF_SET = ":"
+"""Stands between the name of a set of prompts, other than main, and that of a figure or input."""
 VALUES = "values"
 """The file of values by prompt, from which several seeds are read together."""
 
 
-def check_judges(walk: Walk, index: int, step: EvaluateStep) -> None:
-    """Refuse judges that there are none of. Raises ConfigError."""
+def check_evaluation(walk: Walk, index: int, step: EvaluateStep) -> None:
+    """Refuse judges that there are none of, and a frozen judge that moves. Raises ConfigError."""
     unknown = sorted(set(step.judges or []) - set(walk.experiment.all_judges()))
     if unknown:
         hint = suggest(unknown[0], sorted(walk.experiment.all_judges()))
         raise walk.inputs.fail(index, f"judges: {unknown[0]!r} is no judge{hint}", "judges")
+    if step.judged_by != INITIAL and not _is_made_once(walk, step.judged_by):
+        is_moving = step.judged_by in RESERVED_MODELS or step.judged_by in _made(walk)
+        why = "is another model in later rounds" if is_moving else no_model_like(walk, step)
+        raise walk.inputs.fail(
+            index,
+            f"judged_by: {step.judged_by!r} {why}; it takes the step of a model that is made once, "
+            "such as an SFT before the rounds, or ID@ROUND",
+            "judged_by",
+        )
+
+
+def no_model_like(walk: Walk, step: EvaluateStep) -> str:
+    """That the step's frozen judge is no model, or one that is given."""
+    return "is given" if walk.given(step.judged_by) else "is no model"
+
+
+def _made(walk: Walk) -> list[str]:
+    return walk.yardstick.experiment.made_models
+
+
+def _is_made_once(walk: Walk, name: str) -> bool:
+    """Whether a name is of one model alone: ID@ROUND, or a step of a stage of one round."""
+    own, _, when = name.partition("@")
+    rounds = [
+        stage.rounds
+        for stage in walk.yardstick.experiment.all_stages
+        for entry in stage.steps
+        if entry.makes_model and entry.step.id == own
+    ]
+    return rounds == [1] or (bool(rounds) and when.isdigit())
+
+
+def plan_start(walk: Walk, index: int, step: EvaluateStep) -> None:
+    """M0's evaluation, unless a model that judges is yet to be made."""
+    needed = [step.judged_by] if step.judged_by != INITIAL else []
+    needed += [name for judge in _judges_of(walk, step) for name in judge.asks().values()]
+    made = {name for name in needed if name.partition("@")[0] in _made(walk)}
+    if step.id not in walk.started and all(walk.made_by(name) for name in made):
+        walk.started.add(step.id)
+        place, walk.round = walk.round, 0
+        evaluated(walk, index, step, walk.initial)
+        walk.round = place
 
 
 def plan(walk: Walk, index: int, step: EvaluateStep) -> None:
-    """An evaluation of the policy as it is at this point."""
-    evaluated(walk, step, walk.policy)
+    """An evaluation of the policy as it is at this point, or of the model that is named."""
+    plan_start(walk, index, step)
+    if step.id not in walk.started:
+        raise walk.inputs.fail(
+            index,
+            "a judge of this evaluation asks a model that no step before it has made: put the "
+            "evaluation after it, or name other `judges`",
+            "judges",
+        )
+    evaluated(walk, index, step, walk.model(index, step.model, "model"))
 
 
-def evaluated(walk: Walk, step: EvaluateStep, model: Model) -> None:
-    """The figures of `model` beside those of M0 and of the last round's policy."""
-    parts = _plan_measured(walk, step, model)
-    inputs = dict(parts)
+def evaluated(walk: Walk, index: int, step: EvaluateStep, model: Model) -> None:
+    """The figures of `model` beside those of M0 and of the models that it is compared with."""
+    inputs = _plan_sets(walk, index, step, model)
     moved = model.key != walk.initial.key
     if moved:
-        inputs |= {f"initial/{k}": v for k, v in _plan_measured(walk, step, walk.initial).items()}
+        old = _plan_sets(walk, index, step, walk.initial)
+        inputs |= {f"initial/{k}": v for k, v in old.items()}
         inputs |= _plan_drift(walk, step, model)
-    if moved and "previous" in step.against:
-        inputs |= {f"previous/{k}": v for k, v in _plan_measured(walk, step, walk.previous).items()}
+    others = [name for name in step.against if name != INITIAL] if moved else []
+    for name in others:
+        old = _plan_sets(walk, index, step, walk.model(index, name, "against"))
+        inputs |= {f"{name}/{k}": v for k, v in old.items()}
     if walk.round:
         inputs |= {f"train/completions/{k}": p.hash for k, p in walk.completions.items()}
         inputs |= {f"train/judgements/{k}": p.hash for k, p in walk.judgements.items()}
         inputs |= {f"train/preferences/{p.id}": p.hash for p in walk.preferences}
-    weights = walk.principle_weights()
+    weights = walk.yardstick_weights()
     keys = hashed_keys(step, exclude={"id"})
-    ids = tuple(p.prompt_id for p in walk.inputs.prompts.heldout)
+    ids = _heldout(walk, step)
     facts = walk.facts(ids) if step.checks else []
     facts += code_of(check.rule for check in step.checks)
     planned = walk.add(
@@ -94,37 +149,67 @@ def evaluated(walk: Walk, step: EvaluateStep, model: Model) -> None:
     walk.by_id[step.id, walk.round] = planned
 
 
-def _plan_measured(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
-    """Sample the held-out prompts from `model`, judge them, score them under M0."""
-    if (step.id, model.key) in walk.evaluations:
-        return walk.evaluations[step.id, model.key]
-    template = next((e.sample for e in walk.experiment.steps if e.sample), SampleStep())
+def _heldout(walk: Walk, step: EvaluateStep) -> tuple[str, ...]:
+    """The held-out prompts of all its sets."""
+    sets = [walk.inputs.set_named(name) for name in step.prompts or [MAIN]]
+    return tuple(dict.fromkeys(p.prompt_id for one in sets for p in one.heldout))
+
+
+def _plan_sets(walk: Walk, index: int, step: EvaluateStep, model: Model) -> dict[str, str]:
+    """What `model` is measured by, for each set of prompts; names of other sets than main begin
+    with theirs."""
+    found: dict[str, str] = {}
+    for name in step.prompts or [MAIN]:
+        prefix = "" if name == MAIN else f"{name}{OF_SET}"
+        found |= {f"{prefix}{k}": v for k, v in _plan_measured(walk, step, model, name).items()}
+    return found
+
+
+def _plan_measured(walk: Walk, step: EvaluateStep, model: Model, name: str) -> dict[str, str]:
+    """Sample the held-out prompts of a set from `model`, judge them, score them under M0."""
+    known = walk.evaluations.setdefault((step.id, name), {})
+    if model.key in known:
+        return known[model.key]
+    samples = (e.sample for e in walk.yardstick.experiment.entries)
+    template = next(filter(None, samples), SampleStep())
     changed: dict[str, Any] = {"n": step.n, "id": f"{step.id}.sample"}
     # A pool and instructions are for training data; the policy is measured without them.
     changed |= dict.fromkeys(("pool", "principles", "system_prompt"))
     for key in ("temperature", "max_new_tokens"):
         if getattr(step, key) is not None:
             changed[key] = getattr(step, key)
-    ids = sorted(p.prompt_id for p in walk.inputs.prompts.heldout)
+    ids = sorted(p.prompt_id for p in walk.inputs.set_named(name).heldout)
     sample = template.model_copy(update=changed)
+    suffix = "" if name == MAIN else f".{name}"
     # The same random numbers for every model make the paired differences tighter.
-    answers = sampled(walk, sample, model, ids, f"heldout/{walk.seed}", f"{step.id}.sample")
+    seed = f"heldout/{walk.seed}"
+    answers = sampled(walk, sample, model, ids, seed, f"{step.id}.sample{suffix}")
     parts = {"completions": answers.hash}
     for judge in _judges_of(walk, step):
         pool = [answers]
         # A comparison shows M0's answers beside these, and M0 has nothing to be compared with.
-        if walk.inputs.judges[judge.id].comparative:
+        if walk.yardstick.judges[judge.id].comparative:
             if model.key == walk.initial.key:
                 continue
-            first = walk.evaluations[step.id, walk.initial.key]["completions"]
+            first = known[walk.initial.key]["completions"]
             pool.append(next(p for p in walk.done if p.hash == first))
-        made = judged(walk, judge, pool, _frozen_models(walk, judge), f"{step.id}.{judge.id}")
-        parts[f"judgements/{judge.id}"] = made.hash
+        parts[f"judgements/{judge.id}"] = _judged(
+            walk, step, judge, pool, f"{step.id}.{judge.id}{suffix}"
+        )
     own = model.key == walk.initial.key
-    parts["logprobs"] = _plan_logprobs(walk, step, "logprobs", [answers], walk.initial, own)
-    parts |= _plan_pairs(walk, step, model)
-    walk.evaluations[step.id, model.key] = parts
+    parts["logprobs"] = _plan_logprobs(
+        walk, step, f"logprobs{suffix}", [answers], walk.initial, own
+    )
+    if name == MAIN:
+        parts |= _plan_pairs(walk, step, model)
+    known[model.key] = parts
     return parts
+
+
+def _judged(walk: Walk, step: EvaluateStep, judge: Any, pool: list[Planned], name: str) -> str:
+    """The hash of an evaluation judge's verdicts: the judge is the same for every arm."""
+    models = _frozen_models(walk, step, judge)
+    return judged(walk, judge, pool, models, name, judge=walk.yardstick.judges[judge.id]).hash
 
 
 def _plan_logprobs(
@@ -164,10 +249,8 @@ def _plan_pairs(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
     ]
     parts = {f"pairs/{p.id}": p.hash for p in pairs}
     for judge in _judges_of(walk, step):
-        made = judged(
-            walk, judge, pairs, _frozen_models(walk, judge), f"{step.id}.pairs.{judge.id}"
-        )
-        parts[f"pair_judgements/{judge.id}"] = made.hash
+        name = f"{step.id}.pairs.{judge.id}"
+        parts[f"pair_judgements/{judge.id}"] = _judged(walk, step, judge, pairs, name)
     parts["pair_logprobs"] = _plan_logprobs(walk, step, "pairs.logprobs", pairs, model)
     parts["pair_logprobs_initial"] = _plan_logprobs(
         walk, step, "pairs.initial", pairs, walk.initial
@@ -176,19 +259,30 @@ def _plan_pairs(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
 
 
 def _judges_of(walk: Walk, step: EvaluateStep) -> list[Any]:
-    """Evaluation judges, excluding distilled reward models: these are new in every round, so their
-    rewards cannot be compared between rounds."""
-    judges = walk.experiment.all_judges()
-    moving = {e.distill.id for e in walk.experiment.steps if e.distill is not None}
+    """Evaluation judges, excluding those by a model that every round makes anew: their rewards
+    cannot be compared between rounds. One that is made once may judge where it is named."""
+    experiment = walk.yardstick.experiment
+    judges = experiment.all_judges()
+    moving = {name for name in _made(walk) if not _is_frozen(walk, step, name)}
     wanted = [judges[j] for j in (step.judges if step.judges is not None else judges)]
     return [judge for judge in wanted if not moving & set(judge.asks().values())]
 
 
-def _frozen_models(walk: Walk, judge: Any) -> dict[str, Model]:
-    """An evaluation never uses a moving judge: reserved names mean the frozen M0."""
+def _is_frozen(walk: Walk, step: EvaluateStep, name: str) -> bool:
+    staged = walk.yardstick.experiment.stages is not None
+    return staged and step.judges is not None and _is_made_once(walk, name)
+
+
+def _frozen_models(walk: Walk, step: EvaluateStep, judge: Any) -> dict[str, Model]:
+    """An evaluation never uses a moving judge: reserved names mean one frozen model, M0 or
+    another that is made once."""
+    own = Walk(walk.yardstick, walk.seed)
     found = {}
-    for role, name in walk.names(judge).items():
-        model = walk.initial if name in RESERVED_MODELS else walk.given(name)
+    for role, name in own.names(judge).items():
+        if name in RESERVED_MODELS:
+            model = own.initial if step.judged_by == INITIAL else walk.made_by(step.judged_by)
+        else:
+            model = walk.made_by(name) or own.given(name)
         if model is None:
             fault = f"judge {judge.id}: {no_model(name, walk.experiment)}"
             raise ConfigError(fault, walk.inputs.path)
@@ -198,15 +292,19 @@ def _frozen_models(walk: Walk, judge: Any) -> dict[str, Model]:
 
 def _plan_drift(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
     """Each moving judge's verdicts on M0's held-out answers, a fixed set of texts."""
+    if step.prompts is not None and MAIN not in step.prompts:
+        return {}
     found = {}
-    first = walk.evaluations[step.id, walk.initial.key]["completions"]
+    first = walk.evaluations[step.id, MAIN][walk.initial.key]["completions"]
     fixed = next(p for p in walk.done if p.hash == first)
     for judge in _judges_of(walk, step):
-        now = {r: model for r, n in walk.names(judge).items() if n in ("policy", "current")}
-        if now and not walk.inputs.judges[judge.id].comparative:
+        own = walk.yardstick.judges[judge.id]
+        asks = {role: judge.asks()[role] for role in roles_of(own)}
+        now = {role: model for role, name in asks.items() if name in ("policy", "current")}
+        if now and not own.comparative:
             name = f"{step.id}.drift.{judge.id}"
-            models = _frozen_models(walk, judge) | now
-            made = judged(walk, judge, [fixed], models, name, DRIFT_PROMPTS)
+            models = _frozen_models(walk, step, judge) | now
+            made = judged(walk, judge, [fixed], models, name, DRIFT_PROMPTS, own)
             found[f"drift/{judge.id}"] = made.hash
     return found
 
@@ -235,28 +333,39 @@ def run(context: StepContext) -> dict[str, Any]:
 
 def _evaluate_round(context: StepContext) -> dict[str, Any]:
     step = context.planned.step
-    new = answer_values(context, "")
-    new |= _drift_values(context)
-    new |= _round_values(context)
-    row: dict[str, Any] = {"metrics": metrics.compute_intervals(new), "deltas": {}, "made_of": {}}
-    for name in ("initial", "previous"):
-        if name in step.against and f"{name}/completions" in context.planned.inputs:
-            old = answer_values(context, f"{name}/")
-            row["deltas"][name] = metrics.compute_differences(new, old)
-            if name == "initial":
-                row["made_of"] = _made_of(context, row["deltas"][name], new, old)
-    row["counts"] = {name: len(values) for name, values in sorted(new.items())}
+    row: dict[str, Any] = {"metrics": {}, "deltas": {}, "made_of": {}, "counts": {}}
+    values: dict[str, Measured] = {}
+    for prompts in step.prompts or [MAIN]:
+        prefix = "" if prompts == MAIN else f"{prompts}{OF_SET}"
+        new = answer_values(context, prefix)
+        if prompts == MAIN:
+            new |= _drift_values(context) | _round_values(context)
+        row["metrics"] |= _prefixed(prefix, metrics.compute_intervals(new))
+        for name in step.against:
+            if f"{name}/{prefix}completions" in context.planned.inputs:
+                old = answer_values(context, f"{name}/{prefix}")
+                deltas = metrics.compute_differences(new, old)
+                row["deltas"].setdefault(name, {}).update(_prefixed(prefix, deltas))
+                if name == INITIAL and prompts == MAIN:
+                    row["made_of"] = _made_of(context, deltas, new, old)
+        values |= _prefixed(prefix, new)
+    row["counts"] = {name: len(found) for name, found in sorted(values.items())}
     if not context.folder.read(VALUES):
-        rows = [{"metric": n, "values": metrics.to_shares(new[n])} for n in sorted(new)]
+        rows = [{"metric": n, "values": metrics.to_shares(values[n])} for n in sorted(values)]
         context.folder.append(VALUES, rows)
     return row
+
+
+def _prefixed(prefix: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures by the names that they have beside those of other sets of prompts."""
+    return {f"{prefix}{name}": value for name, value in found.items()}
 
 
 def _list_trackers(context: StepContext) -> list[tuple[list[str], Tracked]]:
     """The trackers of the experiment's trainings, and what they are told: a line of each arm over
     its rounds, the same in every round of a run folder."""
     experiment, planned = context.inputs.experiment, context.planned
-    trained = [e.train or e.distill for e in experiment.steps]
+    trained = [e.train or e.distill for e in experiment.entries]
     names: list[str] = []
     for step in trained:
         names += [name for name in (step.trackers if step else ()) if name not in names]
@@ -348,7 +457,8 @@ def _made_of(
 def _load_score_parts(context: StepContext, prefix: str, judge: str) -> dict[str, Values]:
     weights = context.planned.options["principle_weights"]
     ids = {c.completion_id for c in context.completions(f"{prefix}completions")}
-    return score_parts(context.judgements(f"{prefix}judgements/{judge}"), weights, ids)
+    given = context.judgements(f"{prefix}judgements/{judge}")
+    return score_parts(given, weights_of(judge, weights), ids)
 
 
 def _reward_values(context: StepContext, prefix: str) -> dict[str, Values]:
@@ -438,10 +548,9 @@ def _candidate_scores(context: StepContext) -> dict[str, dict[str, dict[str, flo
         if name.startswith("train/judgements/"):
             judge = name.rsplit("/", 1)[1]
             groups = group_by_prompt(context.judgements(name))
+            own = weights_of(judge, weights)
             found[judge] = {
-                prompt: {
-                    c: s for c, s in compared_scores(rows, weights, True).items() if s is not None
-                }
+                prompt: {c: s for c, s in compared_scores(rows, own, True).items() if s is not None}
                 for prompt, rows in groups.items()
             }
     return found

@@ -75,9 +75,11 @@ def judged(
     models: dict[str, Model],
     name: str,
     limit: int | None = None,
+    judge: Judge | None = None,
 ) -> Planned:
-    """The verdicts of `step`'s judge on `sources`, on the first `limit` prompts or on all."""
-    judge = walk.inputs.judges[step.id]
+    """The verdicts of `step`'s judge on `sources`, on the first `limit` prompts or on all. `judge`:
+    as it is built in place of this arm's."""
+    judge = judge or walk.inputs.judges[step.id]
     # Loaded completions bring their own prompts: then no limit is known here, and all count.
     known = all(s.prompts for s in sources)
     prompts = tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
@@ -100,6 +102,7 @@ def judged(
             prompts=prompts,
             # The steps of other wordings of the judge: what they asked in the same words stands.
             options={"kin": step_hash("judge", step.id, *about)},
+            judges={step.id: judge},
         )
     )
 
@@ -111,8 +114,8 @@ def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
         # A drift judgement rescores the answers to some of its source's prompts only.
         widest = max(len(p) for h, p in known.prompts.items() if h in planned.inputs.values())
         answers = answers * min(len(planned.prompts), widest) // widest
-    count = len(planned.prompts) or len(inputs.prompts.every())
-    judge = inputs.judges[planned.step.id]
+    count = len(planned.prompts) or len(inputs.every_prompt())
+    judge = planned.judges[planned.step.id]
     per_prompt = -(-answers // max(count, 1))
     asked = count_judge_calls(inputs, planned, judge, planned.models, count, per_prompt)
     return Size(asked.units, asked.calls, asked.tokens, (asked,))

@@ -9,7 +9,7 @@ from rlaif.config.arms import AI, HUMAN, RANDOM, ArmSpec
 from rlaif.config.steps import LabelStep
 from rlaif.core.errors import RlaifError
 from rlaif.core.labelled import GivenPair
-from rlaif.core.records import Judgement
+from rlaif.core.records import Judgement, content_hash
 from rlaif.core.yamlio import suggest
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
@@ -31,24 +31,26 @@ SECONDS_PER_UNIT = 0.0
 
 def plan(walk: Walk, index: int, step: LabelStep) -> None:
     """Preferences of the loaded pairs, labelled as this arm says."""
-    own = walk.label or ArmSpec(labels=step.labels, flip=step.flip)
+    labels, flip, used = _read_arm(step, walk.label)
     if not walk.pairs:
         raise walk.inputs.fail(
             index, "label has no pairs: put `- load: {type: pairs, path: FILE}` before it"
         )
-    labellers = _find_labellers(walk, own)
+    labellers = _find_labellers(walk, labels)
     judges = _find_judge_steps(walk, index, labellers)
     _check_weights(walk, index, step, judges)
     inputs = {f"pairs/{k}": p.hash for k, p in walk.pairs.items()}
     inputs |= {f"judgements/{name}": walk.judgements[name].hash for name in judges}
     options: dict[str, Any] = {
-        "labels": own.labels,
-        "flip": own.flip,
+        "labels": labels,
+        "flip": flip,
         "labellers": labellers,
         "judges": sorted(set(judges) & set(walk.experiment.all_judges())),
         "judge_weights": step.weights,
         "principle_weights": walk.principle_weights(),
     }
+    if used is not None:
+        options["labels_used"] = used
     digest = step_hash("label", inputs, options, walk.seed, walk.round)
     prompts = tuple(dict.fromkeys(p for pairs in walk.pairs.values() for p in pairs.prompts))
     place = (walk.seed, walk.round)
@@ -60,11 +62,21 @@ def plan(walk: Walk, index: int, step: LabelStep) -> None:
     walk.by_id[step.id, walk.round] = planned
 
 
-def _find_labellers(walk: Walk, own: ArmSpec) -> list[str]:
+def _read_arm(step: LabelStep, arm: ArmSpec | None) -> tuple[str, float | None, int | None]:
+    """Who labels, the share turned round and how many labels are used: as the arm says, and where
+    it does not, the step."""
+    arm = arm or ArmSpec()
+    used = arm.labels_used or step.labels_used
+    if arm.labels is None:
+        return step.labels, step.flip, used
+    return arm.labels, arm.flip, used
+
+
+def _find_labellers(walk: Walk, labels: str) -> list[str]:
     """Whoever labels in any arm: all must have decided a pair for it to be used, so that every arm
     trains on the same pairs. A coin decides every pair."""
-    arms = [*walk.experiment.arms.values()] or [own]
-    return sorted({arm.labels for arm in arms} - {RANDOM})
+    said = {arm.labels for arm in walk.experiment.arms.values() if arm.labels is not None}
+    return sorted({labels, *said} - {RANDOM})
 
 
 def _find_judge_steps(walk: Walk, index: int, labellers: list[str]) -> list[str]:
@@ -113,6 +125,8 @@ def run(context: StepContext) -> dict[str, Any]:
     kept = keep_decided(pairs, list(known.values()))
     if not kept:
         raise RlaifError(_nothing_decided(known, len(pairs)))
+    if "labels_used" in options:
+        kept = _choose_nested(kept, options["labels_used"], seed)
     labels = options["labels"]
     said = flip_coins(kept, seed) if labels == RANDOM else known[labels]
     said = {pair.pair_id: said[pair.pair_id] for pair in kept}
@@ -135,6 +149,17 @@ def run(context: StepContext) -> dict[str, Any]:
         context.folder.append("preferences", made)
     left_out = len(pairs) - len(kept)
     return {"counts": {"preferences": len(made), "undecided": left_out, "turned": len(turned)}}
+
+
+def _choose_nested(pairs: list[GivenPair], count: int, seed: int) -> list[GivenPair]:
+    """`count` of the pairs, among which are all of any smaller count, in their order."""
+    if count > len(pairs):
+        raise RlaifError(
+            f"labels_used: {count} pairs are wanted, and {len(pairs)} are decided by every labeller"
+        )
+    drawn = sorted(pairs, key=lambda pair: content_hash("labels_used", seed, pair.pair_id))[:count]
+    chosen = {pair.pair_id for pair in drawn}
+    return [pair for pair in pairs if pair.pair_id in chosen]
 
 
 def given_pairs(context: StepContext, prefix: str) -> list[GivenPair]:

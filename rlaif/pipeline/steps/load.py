@@ -48,6 +48,10 @@ KINDS: dict[str, tuple[Any, str]] = {
 
 def plan(walk: Walk, index: int, step: LoadStep) -> None:
     """Records of a file, which stand where a step's own would."""
+    name = walk.experiment.loaded_name(step)
+    if step.dataset is None and step.path is None:
+        # An arm may have `data` of its own.
+        step = step.model_copy(update={"path": name})
     if step.type in ("pairs", "completions"):
         walk.replace([*walk.completions.values(), *walk.judgements.values()], step.id)
     if step.type == "pairs":
@@ -59,7 +63,7 @@ def plan(walk: Walk, index: int, step: LoadStep) -> None:
     labels = _how_read(step)
     own: tuple[str, ...] = ()
     if step.prompts == "other":
-        own = tuple(sorted(p.prompt_id for p in walk.inputs.prompts.every()))
+        own = tuple(sorted(p.prompt_id for p in walk.inputs.every_prompt()))
     read = [part for part in (labels, own) if part]
     digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), walk.round, *read)
     planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step, prompts=own))
@@ -98,7 +102,8 @@ def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
 def run(context: StepContext) -> dict[str, Any]:
     """Read the whole file, refuse what is wrong, commit."""
     step = context.planned.step
-    source = loaded_source(step, context.inputs.experiment.loaded_name(step), context.inputs.path)
+    name = context.inputs.experiment.loaded_name(step)
+    source = loaded_source(step, name, context.inputs.path)
     if step.type == "pairs":
         return _run_pairs(context, _read_watched(step, source), source)
     left_out: dict[str, int] = {}

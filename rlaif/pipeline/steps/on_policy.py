@@ -30,7 +30,7 @@ from rlaif.metrics.metrics import measure_unfamiliarity
 from rlaif.pipeline.plan.base import round_prompts
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores
+from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores, weights_of
 from rlaif.train.checkpoint import write_weights
 from rlaif.train.loop import TrainJob, TrainOutcome
 from rlaif.train.model import TrainModel
@@ -81,7 +81,7 @@ class Rollouts:
         wanted = self._prompts_by_judge(prompts, places)
         made = self._sample_and_judge(number, prompts, model, wanted)
         judged = {
-            name: self._judge_answers(self.context.inputs.judges[name], asked, made)
+            name: self._judge_answers(self.context.planned.judges[name], asked, made)
             for name, asked in wanted.items()
         }
         values = self._term_values(prompts, judged, places, made)
@@ -195,7 +195,7 @@ class Rollouts:
         """The answers by prompt. Judges on a server are asked about those that are there, of the
         prompts that are `wanted` of them, while the next are sampled; what they said is then found
         by `_judge_answers`."""
-        remote = [self.context.inputs.judges[name] for name in wanted]
+        remote = [self.context.planned.judges[name] for name in wanted]
         remote = [judge for judge in remote if self._is_remote(judge)]
         made: dict[str, list[Completion]] = {}
         # One at a time: what they say goes into one log.
@@ -303,18 +303,19 @@ class Rollouts:
         columns: list[Scores] = [{} for _ in self.terms]
         for place in places:
             term = self.terms[place]
+            own = weights_of(term.judge, weights)
             for prompt in prompts:
                 if term.is_for(prompt):
                     given = judged[term.judge][prompt.prompt_id]
                     if self._is_raw(term):
-                        columns[place] |= candidate_raw_values(given, weights)
+                        columns[place] |= candidate_raw_values(given, own)
                     else:
-                        columns[place] |= compared_scores(given, weights, blank=blank)
+                        columns[place] |= compared_scores(given, own, blank=blank)
         known = set[str]().union(*columns)
         return {name: tuple(column.get(name) for column in columns) for name in known}
 
     def _is_raw(self, term: RewardTerm) -> bool:
-        judge = self.context.inputs.judges[term.judge]
+        judge = self.context.planned.judges[term.judge]
         return term.value == "raw" or (term.value is None and has_raw_value(judge))
 
     def _judge_answers(

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from rlaif.config.steps import PairStep, SampleStep
+from rlaif.config.steps import PairStep
 from rlaif.core.records import Completion, Judgement, Preference
 from rlaif.core.rowfiles import line_of, record_of
 from rlaif.core.store import Store
@@ -21,7 +21,7 @@ from rlaif.core.yamlio import suggest
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
-from rlaif.preferences.aggregate import candidate_scores
+from rlaif.preferences.aggregate import candidate_scores, weights_of
 from rlaif.preferences.pairing import (
     PairSettings,
     Work,
@@ -64,14 +64,14 @@ def plan(walk: Walk, index: int, step: PairStep) -> None:
     inputs |= {f"completions/{k}": p.hash for k, p in walk.completions.items()}
     if step.standardise == "initial":
         # The round's own judges, on M0's samples of the first round.
-        first = {p.id: walk.by_id.get((p.id, 1)) for p in used}
+        first = {p.id: walk.by_id.get((p.id, walk.before + 1)) for p in used}
         counts = {p.id for p in used if step.weights is None or step.weights.get(p.id)}
         absent = sorted(name for name in counts if first[name] is None)
         if absent:
             raise walk.inputs.fail(
                 index,
-                f"standardise: judge {absent[0]!r} has no verdicts in round 1, whose mean and "
-                "spread would be used: let it run there, or leave `standardise` out",
+                f"standardise: judge {absent[0]!r} has no verdicts in round 1 of its stage, whose "
+                "mean and spread would be used: let it run there, or leave `standardise` out",
                 "standardise",
             )
         inputs |= {f"initial/{i}": p.hash for i, p in first.items() if p is not None}
@@ -160,9 +160,9 @@ def _plan_pairs(
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
     """The pairs that the strategy makes of all candidates of every prompt."""
-    step, experiment = planned.step, inputs.experiment
-    sample = next((e.sample for e in experiment.steps if e.sample), SampleStep())
-    candidates = 2 if experiment.pair_loads else sample.n
+    step = planned.step
+    answers = known.records_read(planned, "completions")
+    candidates = -(-answers // max(len(planned.prompts), 1))
     per_prompt = 1
     if step.strategy in ("margin", "all"):
         per_prompt = candidates * (candidates - 1) // 2
@@ -306,7 +306,7 @@ def standardised(
         values = [
             score
             for rows in groups.values()
-            for score in candidate_scores(rows, principle_weights, True).values()
+            for score in candidate_scores(rows, weights_of(judge, principle_weights), True).values()
             if score is not None
         ]
         spread = statistics.pstdev(values) if len(values) > 1 else 0.0

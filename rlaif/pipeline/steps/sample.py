@@ -15,7 +15,7 @@ from rlaif.core.integrity import Unordered
 from rlaif.core.records import Completion, Message, Prompt, content_hash
 from rlaif.data.sources import Instruction, chosen_members, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
-from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk, round_prompts
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, keep_commonest, lost_by, lost_notes
 
@@ -30,13 +30,16 @@ CONTENT = ("completion_id", "digest", "finish_reason", "reasoning")
 
 def plan(walk: Walk, index: int, step: SampleStep) -> None:
     """Samples of this round's window of training prompts; earlier ones are no longer current."""
-    ids = round_prompts(walk.inputs.prompts.train, step.prompts, walk.seed, walk.round)
+    ids = walk.prompt_window(step.prompt_set or walk.stage.prompts, step.prompt_count)
     seed = f"{walk.seed}/{walk.round}"
     # What was made of the answers before belongs to answers that are current no longer.
     walk.replace([*walk.completions.values(), *walk.judgements.values()], step.id)
     walk.replace(walk.preferences, step.id)
     if step.pool is None:
         model = walk.model(index, step.by, "by")
+        if _sample_hash(walk, step, model, ids, seed) in _drawn_in_round(walk):
+            # Another step has drawn these very answers, and this one is there for other ones.
+            seed = f"{seed}/{step.id}"
         walk.completions = {step.id: sampled(walk, step, model, ids, seed, step.id)}
     else:
         walk.completions = _plan_pool(walk, index, step, ids, seed)
@@ -66,14 +69,9 @@ def sampled(
     walk: Walk, step: SampleStep, model: Model, ids: list[str], sampling_seed: str, name: str
 ) -> Planned:
     """`model`'s answers to the prompts `ids`."""
-    asked = {"n", *SamplingKeys.model_fields, "principles", "system_prompt"}
-    keys = hashed_keys(step, include=asked)
-    # A principle is drawn by what a prompt's id does not cover.
-    origins = [walk.origins(ids)] if step.principles is not None else []
-    digest = step_hash("sample", keys, model.identity(), ids, sampling_seed, *origins)
     return walk.add(
         Planned(
-            digest,
+            _sample_hash(walk, step, model, ids, sampling_seed),
             "sample",
             name,
             walk.seed,
@@ -84,6 +82,22 @@ def sampled(
             options={"sampling_seed": sampling_seed},
         )
     )
+
+
+def _sample_hash(
+    walk: Walk, step: SampleStep, model: Model, ids: list[str], sampling_seed: str
+) -> str:
+    asked = {"n", *SamplingKeys.model_fields, "principles", "system_prompt"}
+    keys = hashed_keys(step, include=asked)
+    # A principle is drawn by what a prompt's id does not cover.
+    origins = [walk.origins(ids)] if step.principles is not None else []
+    return step_hash("sample", keys, model.identity(), ids, sampling_seed, *origins)
+
+
+def _drawn_in_round(walk: Walk) -> set[str]:
+    """The hashes of this round's sample steps so far."""
+    known = walk.by_id.items()
+    return {p.hash for (_, number), p in known if number == walk.round and p.kind == "sample"}
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.config.base import hashed_keys
 from rlaif.config.distill import DistillStep, Refresh
-from rlaif.config.models import TRAINABLE
+from rlaif.config.models import INITIAL, TRAINABLE
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS
 from rlaif.config.training import ReferenceTrain, TextStep, TrainStep
@@ -59,7 +59,8 @@ def plan(walk: Walk, index: int, step: TrainStep) -> None:
         plan_on_policy(walk, index, step)
         return
     used = used_preferences(walk, index, step)
-    walk.policy = plan_training(walk, index, "train", step, used, f"M{walk.round}")
+    made = plan_training(walk, index, "train", step, used, walk.label_made(step.id))
+    walk.policy = made if step.policy else walk.policy
 
 
 def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
@@ -70,7 +71,9 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
     used = walk.used(index, step.uses, latest, PREFERENCES) if mixes else []
     if mixes and not used:
         raise walk.inputs.fail(index, "ptx_weight needs preferences before it", "ptx_weight")
-    ids = tuple(round_prompts(walk.inputs.prompts.train, None, walk.seed, walk.round))
+    names = step.prompts or [walk.stage.prompts]
+    train = [p for name in names for p in walk.inputs.set_named(name).train]
+    ids = tuple(round_prompts(train, None, walk.seed, walk.round))
     needed = step.batch_size * step.sync_every
     if needed > len(ids):
         raise walk.inputs.fail(
@@ -81,7 +84,7 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
         )
     if step.n < 2 and any(walk.inputs.judges[name].comparative for name in step.reward_judges):
         raise walk.inputs.fail(index, "a judge that compares answers needs n of 2 or more", "n")
-    fault = terms_fault(step, walk.inputs.judges, walk.inputs.prompts.train)
+    fault = terms_fault(step, walk.inputs.judges, train)
     if fault is not None:
         raise walk.inputs.fail(index, fault, "rewards")
     conditions = any(term.when is not None for term in step.terms)
@@ -96,8 +99,9 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
         walk.round,
         *([walk.origins(list(ids))] if conditions else []),
     ]
-    label = f"M{walk.round}"
-    walk.policy = plan_training(walk, index, "train", step, used, label, parts, asked, prompts=ids)
+    label = walk.label_made(step.id)
+    made = plan_training(walk, index, "train", step, used, label, parts, asked, prompts=ids)
+    walk.policy = made if step.policy else walk.policy
 
 
 def _reward_models(walk: Walk, index: int, step: OnPolicyTrain) -> dict[str, Model]:
@@ -142,7 +146,7 @@ def used_preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:
     latest = {p.id: p for p in walk.preferences}
     used = walk.used(index, step.uses, latest, PREFERENCES)
     if not used:
-        kind = walk.experiment.steps[index].kind
+        kind = walk.experiment.entries[index].kind
         raise walk.inputs.fail(index, f"{kind} has no preferences: add a pair, label or load step")
     return used
 
@@ -161,6 +165,9 @@ def plan_training(
 ) -> Model:
     """Plan one training and return the model that it will make. `more` are models that it looks at
     besides, by role."""
+    if step.from_ == step.id and walk.made_by(step.id) is None:
+        # From its own model of the round before; in the first round from M0.
+        step = step.model_copy(update={"from_": INITIAL})
     models = {"start": walk.model(index, step.from_, "from"), **(more or {})}
     if isinstance(step, ReferenceTrain):
         models["reference"] = walk.model(index, step.reference, "reference")
@@ -191,9 +198,11 @@ def plan_training(
                 "judgements": [h for p in used for h in _inputs_of_kind(p, "judgements")],
                 "principle_weights": walk.principle_weights(),
             },
+            judges={name: walk.inputs.judges[name] for name in getattr(step, "reward_judges", ())},
         )
     )
     walk.by_id[step.id, walk.round] = planned
+    walk.made.setdefault(step.id, {})[walk.round] = made
     return made
 
 
@@ -254,15 +263,15 @@ def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
         count_judge_calls(
             inputs,
             planned,
-            inputs.judges[name],
-            _models_of_judge(planned, name, inputs.judges[name]),
-            _count_answered_prompts(inputs, step, name),
+            planned.judges[name],
+            _models_of_judge(planned, name, planned.judges[name]),
+            _count_answered_prompts(planned, name),
             step.n,
         )
         for name in step.reward_judges
     ]
     learned = step.rollouts * step.batch_size * step.sync_every * step.n
-    answers = _count_answered_prompts(inputs, step) * step.n
+    answers = _count_answered_prompts(planned) * step.n
     calls, tokens = sum(j.calls for j in judges), sum(j.tokens for j in judges)
     new_tokens = answers * step.max_new_tokens + tokens
     return Size(learned * step.epochs, answers + calls, new_tokens, tuple(judges))
@@ -276,16 +285,16 @@ def _models_of_judge(planned: Planned, name: str, judge: Judge) -> dict[str, Mod
     return {role: planned.models[p] for role, p in roles.items() if p in planned.models}
 
 
-def _count_answered_prompts(
-    inputs: PlanInputs, step: OnPolicyTrain, judge: str | None = None
-) -> int:
+def _count_answered_prompts(planned: Planned, judge: str | None = None) -> int:
     """How often a prompt is answered, and judged by a judge: in the rollouts, and before them where
     `normalise: reference` is fitted on answers of the start policy."""
-    count = step.rollouts * step.batch_size * step.sync_every
+    step = planned.step
+    count: int = step.rollouts * step.batch_size * step.sync_every
     if not any(t.normalise == "reference" and judge in (None, t.judge) for t in step.terms):
         return count
-    at_once = min(len(inputs.prompts.train), -(-REFERENCE_ANSWERS // step.n))
-    return count + -(-REFERENCE_ANSWERS // (at_once * step.n)) * at_once
+    answers: int = step.n
+    at_once = min(len(planned.prompts), -(-REFERENCE_ANSWERS // answers))
+    return count + -(-REFERENCE_ANSWERS // (at_once * answers)) * at_once
 
 
 def run(context: StepContext) -> dict[str, Any]:

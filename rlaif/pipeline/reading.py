@@ -1,0 +1,226 @@
+"""An experiment's file read: with a profile and settings, for each arm, and in the rounds of `at`.
+
+All of these change the file in one way, by paths and values (see `config.paths`), in this order:
+the profile, the arm, the sweep, `--set`; then `at` in its rounds. Later ones win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlaif.config.arms import MAIN, ArmSpec
+from rlaif.config.paths import Change, apply_changes, read_changes, read_setting, step_places
+from rlaif.config.rounds import in_rounds
+from rlaif.core.errors import ConfigError
+from rlaif.core.yamlio import Lines, Loc, line_of, load_yaml, suggest
+from rlaif.pipeline.experiment_file import Experiment, read_experiment
+from rlaif.pipeline.stages import StepEntry
+
+FIXED = ("name", "description", "seed", "seeds", "prompts", "prompt_sets", "primary", "margin")
+"""What is one for all arms, so that their policies are measured alike and can be compared."""
+
+
+@dataclass(frozen=True)
+class FileOfArm:
+    """The file as an arm has it, and the line of every key. `at` has the steps of the rounds in
+    which `at` changes some, by the place of the stage and the round within it."""
+
+    experiment: Experiment
+    lines: Lines
+    at: Mapping[tuple[int, int], list[StepEntry]] = field(default_factory=dict)
+
+
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] = (), profile: str | None = None
+) -> tuple[Experiment, Lines]:
+    """The experiment in `path` with a profile of its own and then `a.b=c` overrides applied, and
+    the line of every key. Raises ConfigError."""
+    own, _ = load_arms(path, overrides, profile)
+    return own.experiment, own.lines
+
+
+def load_arms(
+    path: str | Path, overrides: Sequence[str] = (), profile: str | None = None
+) -> tuple[FileOfArm, dict[str, FileOfArm]]:
+    """The file itself, and by name the arms that set keys in it. Raises ConfigError."""
+    path = Path(path)
+    data, lines = load_yaml(path)
+    settings = [read_setting(setting) for setting in overrides]
+    chosen = [] if profile is None else _profile_changes(data, profile, path)
+    own = _read(data, lines, [*chosen, *settings], path)
+    changes = _changes_by_arm(own, path)
+    arms = own.experiment.arms
+    if own.experiment.sweep:
+        arms = {name: arm for name, (arm, _) in changes.items()}
+    whole = own.experiment.model_copy(update={"arms": arms, "sweep": {}})
+    own = FileOfArm(whole, own.lines, own.at)
+    found: dict[str, FileOfArm] = {}
+    for name, (_, made) in changes.items():
+        if made:
+            one = _read(data, lines, [*chosen, *made, *settings], path)
+            experiment = one.experiment.model_copy(update={"arms": arms, "sweep": {}})
+            found[name] = FileOfArm(experiment, one.lines, one.at)
+            _refuse_other_yardstick(own.experiment, found[name], name, made, path)
+    return own, found
+
+
+def _read(
+    data: Mapping[str, Any], lines: Lines, changes: Sequence[Change], path: Path
+) -> FileOfArm:
+    changed, lines, notes = apply_changes(data, lines, changes, path)
+    experiment = read_experiment(changed, lines, path, notes)
+    at: dict[tuple[int, int], list[StepEntry]] = {}
+    for number, stage in enumerate(experiment.stages or ()):
+        known: dict[tuple[str, ...], list[StepEntry]] = {}
+        for turn in range(1, stage.rounds + 1):
+            keys = tuple(rounds for rounds in stage.at if in_rounds(rounds, turn))
+            if keys and keys not in known:
+                own = _changes_at(changed, lines, number, keys, path)
+                again, places, said = apply_changes(changed, lines, own, path)
+                stages = read_experiment(again, places, path, said).stages
+                assert stages is not None, "the file has stages, and `at` changes values"
+                known[keys] = stages[number].steps
+            if keys:
+                at[number, turn] = known[keys]
+    return FileOfArm(experiment, lines, at)
+
+
+def _changes_at(
+    data: Mapping[str, Any], lines: Lines, number: int, keys: Sequence[str], path: Path
+) -> list[Change]:
+    """The changes of a stage's `at` that hold in a round. Raises ConfigError for a path that is no
+    value of one of its steps."""
+    stage = data["stages"][number]
+    own = {p.id for p in step_places(data) if p.loc[:2] == ("stages", number)}
+    own |= {p.kind for p in step_places(data) if p.loc[:2] == ("stages", number)}
+    found: list[Change] = []
+    for given, values in stage["at"].items():
+        if str(given) not in keys:
+            continue
+        loc: Loc = ("stages", number, "at", str(given))
+        for change in read_changes(values, f"at {given}", loc):
+            head, _, rest = change.path.partition(".")
+            step, _, key = rest.partition(".")
+            if head != "steps" or step not in own or not key or key == "id":
+                raise ConfigError(
+                    f"{change.describe()}: `at` takes values of this stage's steps, such as "
+                    f"steps.{min(own)}.KEY",
+                    path,
+                    line_of((*loc, change.path), lines),
+                )
+            inner = f"stages.{stage['id']}.steps.{rest}"
+            found.append(Change(inner, change.value, change.origin, change.loc))
+    return found
+
+
+def _profile_changes(data: Mapping[str, Any], profile: str, path: Path) -> list[Change]:
+    profiles = data.get("profiles")
+    known = profiles if isinstance(profiles, dict) else {}
+    given = known.get(profile)
+    if not isinstance(given, dict):
+        fault = f"--profile {profile}: the file has no such profile"
+        raise ConfigError(fault + (suggest(profile, sorted(map(str, known))) or ""), path)
+    return read_changes(given, f"profile {profile}", ("profiles", profile))
+
+
+def _changes_by_arm(own: FileOfArm, path: Path) -> dict[str, tuple[ArmSpec, list[Change]]]:
+    """Every arm, those of the sweep spread out, with what it sets."""
+    found: dict[str, tuple[ArmSpec, list[Change]]] = {}
+    sweep = own.experiment.sweep
+    for name, arm in (own.experiment.arms or {MAIN: ArmSpec()}).items():
+        changes = read_changes(arm.set, f"arm {name}", _loc_of_arm(name, own.lines))
+        if not sweep:
+            found[name] = (arm, changes)
+            continue
+        for places in product(*(range(len(values)) for values in sweep.values())):
+            swept = [
+                *(
+                    change
+                    for key, place in zip(sweep, places, strict=True)
+                    for change in [_swept(key, sweep[key], place)]
+                )
+            ]
+            label = ",".join(map(_name_value, swept, places))
+            whole = label if name == MAIN else f"{name}-{label}"
+            if whole in found:
+                raise ConfigError(f"sweep: two arms would be called {whole!r}", path)
+            values = arm.set | {change.path: change.value for change in swept}
+            found[whole] = (arm.model_copy(update={"set": values}), [*changes, *swept])
+    return found
+
+
+def _swept(key: str, values: Sequence[Any], place: int) -> Change:
+    (change,) = read_changes({key: values[place]}, "sweep", ("sweep",))
+    return Change(change.path, change.value, "sweep", ("sweep", key, place))
+
+
+def _name_value(change: Change, place: int) -> str:
+    """A value of a sweep as part of an arm's name: `beta=0.1`; by its place where it is no short
+    text or number."""
+    key = change.path.rpartition(".")[2]
+    text = yaml.safe_dump(change.value, default_flow_style=True).strip().removesuffix("...").strip()
+    text = text.rpartition("/")[2].removesuffix(".yaml")
+    plain = all(letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in text)
+    return f"{key}={text if plain and 0 < len(text) <= 40 else place + 1}"
+
+
+def _loc_of_arm(name: str, lines: Lines) -> Loc:
+    """Where the values of an arm stand. One of `labels_used` is called NAME-COUNT."""
+    for loc in lines:
+        if loc[:1] == ("arms",) and loc[-1] == "set" and len(loc) in (3, 4):
+            given = str(loc[-2])
+            if name == given or name.rpartition("-")[0] == given:
+                return loc
+    return ("arms", name, "set")
+
+
+def _refuse_other_yardstick(
+    own: Experiment, arm: FileOfArm, name: str, changes: Sequence[Change], path: Path
+) -> None:
+    """Raise ConfigError where an arm changes what measures all arms: prompts, seeds, evaluations
+    and the judges that these ask."""
+    other = arm.experiment
+    fault = next((key for key in FIXED if getattr(own, key) != getattr(other, key)), None)
+    what = f"`{fault}`"
+    if fault is None:
+        fault = _find_other_measure(own, other)
+        what = fault or ""
+    if fault is None:
+        return
+    named = fault.rpartition(" ")[2].strip("`")
+    guilty = next((c for c in changes if named in c.path.split(".")), changes[0])
+    line = None if guilty.loc is None else line_of(guilty.loc, arm.lines)
+    raise ConfigError(
+        f"arm {name}: {guilty.describe()}: {what} measures all arms, and must be the same in each. "
+        "Change it for the whole file, or let two judges with ids of their own evaluate",
+        path,
+        line,
+    )
+
+
+def _find_other_measure(own: Experiment, other: Experiment) -> str | None:
+    """The evaluation, or the judge that one asks, that is another in `other`."""
+    known = {entry.evaluate.id: entry.evaluate for entry in own.entries if entry.evaluate}
+    for entry in other.entries:
+        if entry.evaluate is not None and known.get(entry.evaluate.id) != entry.evaluate:
+            return f"evaluate {entry.evaluate.id}"
+    judges, others = own.all_judges(), other.all_judges()
+    for asked in _judges_asked(own):
+        if asked in others and judges[asked] != others[asked]:
+            return f"judge {asked}"
+    return None
+
+
+def _judges_asked(experiment: Experiment) -> Iterator[str]:
+    """The judges that evaluations ask."""
+    judges = experiment.all_judges()
+    for entry in experiment.entries:
+        if entry.evaluate is not None:
+            wanted = entry.evaluate.judges
+            yield from (j for j in (judges if wanted is None else wanted) if j in judges)
