@@ -76,7 +76,7 @@ class LabelledCandidates:
 def load_pairings(run: Run) -> list[Pairing]:
     """The finished pair steps of a run that look at judgements. Raises ConfigError for none."""
     experiment, _ = load_experiment(run.root / "config.yaml")
-    steps = {entry.step.id: entry.step for entry in experiment.steps}
+    steps = {entry.step.id: entry.step for entry in experiment.entries}
     prompts = run.prompt_records()
     made = []
     for planned in run.manifest["steps"]:

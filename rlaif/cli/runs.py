@@ -85,7 +85,6 @@ def run(
 def _print_rounds(run: Run) -> None:
     from rich.console import Console
 
-    from rlaif.core.records import to_json
     from rlaif.pipeline.manifest import read_rounds
     from rlaif.report.arms import label_sentences, mark_judges
     from rlaif.report.table import summary_table
@@ -95,7 +94,7 @@ def _print_rounds(run: Run) -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     page = run.page()
-    console.print(summary_table([to_json(r) for r in records], page, mark_judges(run.arms())))  # type: ignore[misc]
+    console.print(summary_table(run.round_rows(), page, mark_judges(run.arms())))
     words = [*run.answers(page), *label_sentences(page.comparisons)]
     for record in records:
         arm = f"{record.arm}: " if run.manifest["arms"] else ""

@@ -199,7 +199,13 @@ class Preference(Struct, frozen=True):
 
 
 class RoundRecord(Struct, frozen=True):
-    """What one round did: the models in and out, record counts, every metric with its interval."""
+    """One evaluation, and what its round did: the models in and out, record counts, every metric
+    with its interval.
+
+    `round` counts over all stages and `number` within `stage`; `step` is the evaluation's id, and
+    `against` names what its model, `policy_out`, is compared with. Rows of earlier versions, which
+    had one stage and one row for each round, lack these.
+    """
 
     arm: str
     seed: int
@@ -209,6 +215,10 @@ class RoundRecord(Struct, frozen=True):
     config_hash: str
     counts: dict[str, int]
     metrics: dict[str, Any]
+    stage: str = "main"
+    number: int | None = None
+    step: str = ""
+    against: list[str] = []
 
 
 Record = Prompt | Completion | Judgement | Preference | RoundRecord

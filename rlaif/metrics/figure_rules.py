@@ -193,9 +193,15 @@ RULES: dict[str, FigureRule] = {
 }
 
 
+def without_set(name: str) -> str:
+    """A figure's name without the set of prompts that it is of: SET:FIGURE, where not main."""
+    return name.rpartition(":")[2]
+
+
 def find_key(name: str) -> str | None:
     """The key of the figure called `name` in the table: its own name, or the longest beginning that
     ends in a slash. None for a figure that the table lacks."""
+    name = without_set(name)
     heads = [name[: end + 1] for end in range(len(name) - 1, -1, -1) if name[end] == "/"]
     return next((key for key in [name, *heads] if key in RULES), None)
 

@@ -437,12 +437,12 @@ def _with_step_ids(data: dict[str, Any]) -> dict[str, Any]:
 def _with_judges_by_id(data: Mapping[str, Any], lines: Lines, path: Path) -> dict[str, Any]:
     """The file with `judge: ID` and `judge: {id: ID, uses: ...}` spelt out, where `judges` defines
     the judge of that id. Raises ConfigError at a step that names none, or says more of it."""
-    data = deepcopy(dict(data))
+    spelt_out = deepcopy(dict(data))
     judges = data.get("judges")
     given = [j for j in judges if isinstance(j, dict)] if isinstance(judges, list) else []
     known = {judge["id"]: judge for judge in given if isinstance(judge.get("id"), str)}
     for place in step_places(data):
-        entry: Any = data
+        entry: Any = spelt_out
         for part in place.loc:
             entry = entry[part]
         body = entry.get("judge")
@@ -461,8 +461,8 @@ def _with_judges_by_id(data: Mapping[str, Any], lines: Lines, path: Path) -> dic
                 path,
                 line,
             )
-        entry["judge"] = known[name] | named
-    return data
+        entry["judge"] = {**known[name], **named}
+    return spelt_out
 
 
 def resolved_yaml(experiment: Experiment) -> str:

@@ -147,11 +147,13 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
     limits = AlarmLimits(**inputs.experiment.alarms.model_dump(exclude={"on_alarm"}))
     chains = product(inputs.experiment.all_seeds, inputs.experiment.arm_names)
     for seed, arm in chains:
-        history: list[RoundMetrics] = []
-        for planned in _last_evaluations(plan, seed, arm):
+        by_step: dict[str, list[RoundMetrics]] = {}
+        for planned in _list_evaluations(plan, seed, arm):
             folder = store.step(planned.hash)
             if folder.done() is None:
-                break
+                continue
+            # Alarms compare with the evaluations of the same step before this one.
+            history = by_step.setdefault(planned.id, [])
             row = folder.read("evaluation")[0]
             history.append({"metrics": row["metrics"], "deltas": row["deltas"]})
             said = change_sentences(row.get("made_of", {}))
@@ -161,11 +163,10 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
     return records
 
 
-def _last_evaluations(plan: Sequence[Planned], seed: int, arm: str) -> list[Planned]:
-    """The last evaluation of each round of one seed and arm, by round."""
-    mine = (p for p in plan if p.kind == "evaluate" and p.seed == seed and arm in p.arms)
-    last = {p.round: p for p in mine}
-    return [last[number] for number in sorted(last)]
+def _list_evaluations(plan: Sequence[Planned], seed: int, arm: str) -> list[Planned]:
+    """The evaluations of one seed and arm, by round."""
+    mine = [p for p in plan if p.kind == "evaluate" and p.seed == seed and arm in p.arms]
+    return sorted(mine, key=lambda planned: planned.round)
 
 
 def _round_record(
@@ -206,6 +207,10 @@ def _round_record(
             "words": words,
             "made_of": made_of,
         },
+        stage=planned.stage,
+        number=planned.number,
+        step=planned.id,
+        against=list(history[-1]["deltas"]),
     )
 
 
@@ -215,7 +220,7 @@ def _policy_before(plan: Sequence[Planned], planned: Planned, arm: str) -> str:
         p.models["made"].label
         for p in plan
         if p.kind == "train" and p.round < planned.round and p.seed == planned.seed
-        if arm in p.arms
+        if arm in p.arms and p.step.policy
     ]
     return before[-1] if before else "M0"
 

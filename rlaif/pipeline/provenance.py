@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import VALUED, Judgement, Preference
 from rlaif.data.describe import Description, Spread
@@ -41,8 +39,8 @@ def judges(run: Run, above: Sequence[Step]) -> list[dict[str, str]]:
 
 def configured(run: Run, kind: str) -> list[dict[str, Any]]:
     """The steps of a kind in the resolved experiment."""
-    config = yaml.safe_load((run.root / "config.yaml").read_text(encoding="utf-8"))
-    return [entry[kind] for entry in config["steps"] if kind in entry]
+    entries = [entry for entry in run.experiment().entries if entry.kind == kind]
+    return [entry.step.model_dump(mode="json", by_alias=True) for entry in entries]
 
 
 def pairing(run: Run, above: Sequence[Step]) -> list[str]:

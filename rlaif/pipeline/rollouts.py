@@ -61,7 +61,8 @@ def rollout_rows(
 
 def _read_gates(config: Mapping[str, Any]) -> dict[str, Gates]:
     """The gates of each train step of an experiment as it is kept in a run folder."""
-    steps = [entry["train"] for entry in config.get("steps", ()) if "train" in entry]
+    lists = [config.get("steps", ()), *(stage["steps"] for stage in config.get("stages", ()))]
+    steps = [entry["train"] for entries in lists for entry in entries if "train" in entry]
     return {step["id"]: Gates.model_validate(step["gates"]) for step in steps if step.get("gates")}
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import yaml
 
+from rlaif.config.arms import MAIN
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Prompt, content_hash, from_json, to_json
@@ -19,7 +23,7 @@ from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
 from rlaif.pipeline.reading import load_experiment
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
-from rlaif.pipeline.steps.evaluate import VALUES
+from rlaif.pipeline.steps.evaluate import OF_SET, VALUES
 from rlaif.report.arms import answer_sentences
 from rlaif.report.gather import Sources, gather_shown
 from rlaif.report.merged import Page, make_page
@@ -46,6 +50,7 @@ class Run:
         for step in self.manifest["steps"]:
             extra = {"step": step["id"], "run_seed": step["seed"], "run_round": step["round"]}
             extra["run_arms"] = " ".join(step["arms"])
+            extra["run_stage"] = step.get("stage", MAIN)
             folder = self.store.step(step["hash"])
             folder.check()
             for row in folder.rows(kind):
@@ -111,9 +116,10 @@ class Run:
     def metric_rows(self) -> Iterator[dict[str, Any]]:
         """The rows of `rounds`."""
         for r in read_rounds(self.root):
+            place = {"arm": r.arm, "seed": r.seed, "stage": r.stage, "round": r.round}
+            about = {**place, "step": r.step, "model": r.policy_out}
             for name, interval in r.metrics["metrics"].items():
-                row = {"arm": r.arm, "seed": r.seed, "round": r.round, "metric": name}
-                yield {**row, **interval}
+                yield {**about, "metric": name, **interval}
 
     def comparisons(self) -> list[dict[str, Any]]:
         """Per seed and round, the arms beside one another: {seed, round, arms, labels, deltas}.
@@ -122,24 +128,67 @@ class Run:
         the second's policy has over the first's, each figure with its interval.
         """
         return [
-            {"seed": step["seed"], "round": step["round"], **row}
+            {"seed": step["seed"], "round": step["round"], "point": self._point_of(step), **row}
             for step in self.manifest["steps"]
             if step["kind"] == "compare"
             for row in self.store.step(step["hash"]).read("comparison")
         ]
 
-    def values(self, arm: str, seed: int, number: int) -> Values:
-        """By metric and prompt id, the values of one arm's evaluation after a round; of several in
-        a round the last one's. Empty where none are stored, as in runs of earlier versions."""
+    def _point_of(self, step: Mapping[str, Any]) -> int:
+        """The place of an evaluation, or of a comparison of arms after it, among `points`."""
+        name = step["id"].removesuffix(".arms") if step["kind"] == "compare" else step["id"]
+        return self.points.get((step["round"], name), 0)
+
+    @cached_property
+    def points(self) -> dict[tuple[int, str], int]:
+        """By round and id of an evaluation, its place on the page: 0 is M0. It is the round where
+        no round has two."""
+        steps = [step for step in self.manifest["steps"] if step["kind"] == "evaluate"]
+        ids = list(dict.fromkeys(step["id"] for step in steps))
+        places = sorted({(s["round"], ids.index(s["id"])) for s in steps if s["round"] > 0})
+        alone = len({number for number, _ in places}) == len(places)
+        return {
+            (number, ids[place]): number if alone else point
+            for point, (number, place) in enumerate(places, 1)
+        }
+
+    def values(self, arm: str, seed: int, point: int) -> Values:
+        """By metric and prompt id, the values of one arm's evaluation at a point of the page; M0's
+        are those of all evaluations. Empty where none are stored, as in runs of earlier
+        versions."""
         found = [
             step
             for step in self.manifest["steps"]
             if step["kind"] == "evaluate"
-            and (step["seed"], step["round"]) == (seed, number)
+            and (step["seed"], self._point_of(step)) == (seed, point)
             and (arm in step["arms"] or not step["arms"])
         ]
-        rows = self.store.step(found[-1]["hash"]).rows(VALUES) if found else ()
-        return {row["metric"]: row["values"] for row in rows}
+        values: dict[str, Mapping[str, float]] = {}
+        for step in found:
+            rows = self.store.step(step["hash"]).rows(VALUES)
+            values |= {r["metric"]: r["values"] for r in rows if r["metric"] not in values}
+        return values
+
+    def round_rows(self) -> list[RoundRow]:
+        """The evaluations as the page shows them: by `point` in place of the round, and with the
+        name of the model. M0 is one row, with the figures of all evaluations."""
+        found: dict[tuple[str, int, int], RoundRow] = {}
+        for record in read_rounds(self.root):
+            row = _round_row(record)
+            row["round"] = self.points.get((record.round, record.step), record.round)
+            key = (row["arm"], row["seed"], row["round"])
+            if key not in found:
+                found[key] = row
+            elif row["round"] == 0:
+                first = found[key]["metrics"]
+                first["metrics"] = {**row["metrics"]["metrics"], **first["metrics"]}
+        shown = list(found.values())
+        labels = {(row["round"], row["label"]) for row in shown}
+        repeated = Counter(label for _, label in labels)
+        for row in shown:
+            if repeated[row["label"]] > 1:
+                row["label"] = f"{row['label']} ({row['step']})"
+        return shown
 
     def experiment(self) -> Experiment:
         """The experiment as it was run."""
@@ -165,7 +214,7 @@ class Run:
     def page(self) -> Page:
         """The run's rounds over all seeds, and what of them may be claimed."""
         experiment = self.experiment()
-        rounds = [_round_row(r) for r in read_rounds(self.root)]
+        rounds = self.round_rows()
         return make_page(
             rounds, self.comparisons(), self.values, experiment.primary, experiment.trained_judges
         )
@@ -179,7 +228,11 @@ class Run:
                 "arm": r.arm,
                 "seed": r.seed,
                 "round": r.round,
+                "stage": r.stage,
+                "number": r.round if r.number is None else r.number,
+                "step": r.step,
                 "policy": r.policy_out,
+                "against": r.against,
                 "metrics": r.metrics["metrics"],
                 "deltas": r.metrics["deltas"],
                 "alarms": r.metrics["alarms"],
@@ -258,7 +311,7 @@ class Run:
         experiment = self.experiment()
         config = (self.root / "config.yaml").read_text(encoding="utf-8")
         loaded = yaml.safe_load(config)
-        rounds = [_round_row(r) for r in read_rounds(self.root)]
+        rounds = self.round_rows()
         sources = Sources(
             self._read_pairs, self._held_out, self.judgements_of, self.answers_to, self.prompt_rows
         )
@@ -282,25 +335,30 @@ class Run:
             trained=experiment.trained_judges,
             arms=self.arms(),
             margin=experiment.margin,
+            staged=len(experiment.all_stages) > 1,
         )
 
     def _read_pairs(self) -> Iterator[dict[str, Any]]:
+        staged = len(self.manifest.get("stages", ())) > 1
         for row in self.rows("preferences"):
             if row["chosen"] and row["rejected"]:
-                yield row | {"seed": row["run_seed"], "arm": row["run_arms"]}
+                # One stage trains one model a round, which its pairs are listed under.
+                label = f"M{row['round']}" if not staged else f"{row['step']}, {row['run_stage']}"
+                yield row | {"seed": row["run_seed"], "arm": row["run_arms"], "label": label}
 
     def _held_out(self) -> Iterator[tuple[HeldOutRow, dict[str, Any]]]:
         for step in self.manifest["steps"]:
             if step["kind"] == "evaluate":
-                digest = step["inputs"]["completions"]
+                own = [h for n, h in step["inputs"].items() if _is_own_answers(n)]
+                completions = chain(*(self.store.step(h).rows("completions") for h in own))
                 policy = step["models"]["policy"][0]
                 # M0 and a policy that all arms share belong to none of them.
                 shared = len(step["arms"]) == max(len(self.manifest["arms"]), 1)
                 model = policy if shared else f"{policy} {' '.join(step['arms'])}"
-                for completion in self.store.step(digest).rows("completions"):
+                for completion in completions:
                     row: HeldOutRow = {
                         "seed": step["seed"],
-                        "round": step["round"],
+                        "round": self._point_of(step),
                         "model": model,
                         "prompt_id": completion["prompt_id"],
                         "completion_id": completion["completion_id"],
@@ -420,8 +478,13 @@ class _Called(msgspec.Struct):
 
 def _round_row(record: Any) -> RoundRow:
     row = to_json(record)
-    wanted = ("arm", "seed", "round", "policy_in", "policy_out", "counts", "metrics")
-    return {key: row[key] for key in wanted}  # type: ignore[return-value]
+    wanted = ("arm", "seed", "round", "step", "policy_in", "policy_out", "counts", "metrics")
+    return {**{key: row[key] for key in wanted}, "label": record.policy_out}  # type: ignore[return-value]
+
+
+def _is_own_answers(name: str) -> bool:
+    """Whether an evaluation's input has the evaluated model's answers, to any set of prompts."""
+    return "/" not in name and name.rpartition(OF_SET)[2] == "completions"
 
 
 def _list_claims(page: Page) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlaif.config.arms import HUMAN, RANDOM
 from rlaif.metrics.claims import answer_sentence
+from rlaif.metrics.figure_rules import without_set
 from rlaif.metrics.intervals import IntervalJson, direction, show_interval
 from rlaif.report.rows import Cell, Row, Table, kind_of, row_place, tone_of
 from rlaif.report.view import ArmRow
@@ -33,7 +34,9 @@ def label_rows(comparisons: Sequence[dict[str, Any]]) -> list[LabelRow]:
     rows = []
     for row in comparisons:
         for first, second in combinations(row["arms"], 2):
-            figures = row["labels"][f"{first}/{second}"]
+            figures = row["labels"].get(f"{first}/{second}")
+            if figures is None:
+                continue
             agreement, kappa = (figures.get(key) for key in ("agreement", "kappa"))
             rows.append(
                 LabelRow(first, second, agreement, kappa, _describe_agreement(agreement, kappa))
@@ -91,7 +94,7 @@ def _tabulate_differences(
 def _make_cell(metric: str, row: dict[str, Any], two: str) -> Cell:
     value = row["deltas"].get(two, {}).get(metric)
     standing = row.get("standing", {}).get(two, {}).get(metric, "none")
-    par = 0.5 if metric.startswith("win_rate/") else 0.0
+    par = 0.5 if without_set(metric).startswith("win_rate/") else 0.0
     tone = tone_of(metric, direction(value, par)) if standing == "claimed" else ""
     return Cell(value, None, tone, standing == "exploratory")
 

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlaif.core.store import write_atomic
+from rlaif.metrics.figure_rules import without_set
 from rlaif.metrics.intervals import show_ends, show_interval, show_number, show_value
 from rlaif.report import plots
 from rlaif.report.arms import answer_sentences, difference_tables, label_rows, mark_judges, mark_of
@@ -29,8 +30,9 @@ from rlaif.report.rows import (
     arms_of,
     latest_rounds,
     metric_rows,
+    name_model,
+    name_rounds,
     named_rows,
-    round_numbers,
     seeds_of,
     side_by_side,
 )
@@ -201,7 +203,8 @@ def _draw_curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
             continue
         means = [show_number(value["mean"]) for points in lines.values() for _, value in points]
         label = f"{row.name} over rounds: {', '.join(means)}"
-        svg = plots.draw_curve(f"curve{place}", label, lines, _find_par(row.name))
+        shown = {r["round"]: name_model(r) for r in rounds}
+        svg = plots.draw_curve(f"curve{place}", label, lines, shown, _find_par(row.name))
         figure = Figure(row.name, row.kind.about, svg)
         grouped.setdefault(row.kind.group, []).append(figure)
     return list(grouped.items())
@@ -219,7 +222,8 @@ def _split_rounds(rounds: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
 
 
 def _find_par(name: str) -> float | None:
-    return next((value for prefix, value in _PAR.items() if name.startswith(prefix)), None)
+    own = without_set(name)
+    return next((value for prefix, value in _PAR.items() if own.startswith(prefix)), None)
 
 
 def _make_tables(rounds: Sequence[RoundRow], page: Page) -> list[Table]:
@@ -230,7 +234,7 @@ def _make_tables(rounds: Sequence[RoundRow], page: Page) -> list[Table]:
     tables = [Table("All seeds" if len(seeds) > 1 else "", headings, metric_rows(columns))]
     for name, mine in lines.items() if len(lines) > 1 else ():
         title = name if len(arms_of(rounds)) > 1 else f"Seed {name}"
-        tables.append(Table(title, [f"M{n}" for n in round_numbers(mine)], metric_rows(mine)))
+        tables.append(Table(title, name_rounds(mine), metric_rows(mine)))
     return tables
 
 

@@ -95,7 +95,7 @@ def _read_pairs(rows: Iterator[Row], by_arm: bool) -> _Pairs:
         known.add(row["preference_id"])
         found.total += 1
         smallest.offer((str(row["preference_id"]), row["seed"], found.total), row)
-        name = row["arm"] if by_arm else f"M{row['round']}"
+        name = row["arm"] if by_arm else row.get("label", f"M{row['round']}")
         place = (row["round"], found.total)
         names[name] = min(names.get(name, place), place)
         for side, groups in found.scores.items():

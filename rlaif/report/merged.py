@@ -11,7 +11,7 @@ from typing import Any
 
 from rlaif.core.groups import group_by
 from rlaif.metrics.claims import Claims, find_claims
-from rlaif.metrics.figure_rules import rule_of
+from rlaif.metrics.figure_rules import rule_of, without_set
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.metrics.metrics import FACTORS, scores_answers
 from rlaif.metrics.pooled import seeds_interval
@@ -49,8 +49,8 @@ def make_page(
     last = {(row["arm"], row["seed"]): row for row in in_order}
     arms = list(dict.fromkeys(row["arm"] for row in rounds))
     latest = [merge_seeds([r for (a, _), r in last.items() if a == arm], values) for arm in arms]
-    number = max((row["round"] for row in comparisons), default=0)
-    newest = [row for row in comparisons if row["round"] == number]
+    number = max((_point_of(row) for row in comparisons), default=0)
+    newest = [row for row in comparisons if _point_of(row) == number]
     between = [_merged_comparison(newest, values)] if newest else []
     figures = _collect_figures(latest, between)
     names = primary_figures(named, trained, {name for _, name in figures})
@@ -65,7 +65,8 @@ def make_page(
     for arm, place in ordered:
         end = latest[arms.index(arm)]
         is_last = place == max(n for a, n in ordered if a == arm)
-        shown.append({**end, "round": place} if is_last else merged[arm, place])
+        row = merged[arm, place]
+        shown.append({**row, "metrics": end["metrics"]} if is_last else row)
     for comparison in between:
         comparison["standing"] = {
             two: {name: claims.standing.get(_make_key(two, name), "none") for name in deltas}
@@ -130,10 +131,10 @@ def _collect_figures(
         if row["round"] == 0:
             continue
         for name, interval in row["metrics"]["metrics"].items():
-            if name.startswith(TESTED_ALONE):
+            if without_set(name).startswith(TESTED_ALONE):
                 found[row["arm"], name] = interval
         for name, change in row["metrics"]["deltas"].get("initial", {}).items():
-            if not name.startswith(TESTED_ALONE):
+            if not without_set(name).startswith(TESTED_ALONE):
                 found[row["arm"], name] = change
     for comparison in comparisons:
         for two, deltas in comparison["deltas"].items():
@@ -146,11 +147,12 @@ def _is_distinct(
 ) -> bool:
     """Whether a figure that is not primary is no function of others on the page."""
     where, name = at
-    if name in primary or name.startswith(("length_factor/", "kl_per_token/", "win_rate/")):
+    own = without_set(name)
+    if name in primary or own.startswith(("length_factor/", "kl_per_token/", "win_rate/")):
         return False
-    if name == "length/tokens":
-        return (where, "length/words") not in figures
-    if scores_answers(name):
+    if own == "length/tokens":
+        return (where, name.replace("/tokens", "/words")) not in figures
+    if scores_answers(own):
         return not any(w == where and n.startswith(f"{name}/") for w, n in figures)
     return True
 
@@ -206,13 +208,17 @@ def _mean_before(name: str, now: Sequence[Values], then: Sequence[Values]) -> fl
 
 def change_values(name: str, new: Values, old: Values) -> dict[str, float]:
     """By prompt, how much a figure of changes is: a difference, who wins, or a log ratio."""
-    head, _, tail = name.partition("/")
-    source = {"win_rate": f"score/{tail}", "length_factor": f"length/{tail}"}.get(head, name)
+    prefix = name.removesuffix(without_set(name))
+    head, _, tail = without_set(name).partition("/")
+    source = {"win_rate": f"score/{tail}", "length_factor": f"length/{tail}"}.get(head)
+    source = without_set(name) if source is None else source
+    is_factor = source in FACTORS and head == "length_factor"
+    source = f"{prefix}{source}"
     one, other = new.get(source, {}), old.get(source, {})
     both = [p for p in one if p in other]
     if head == "win_rate":
         return {p: 0.5 + 0.5 * ((one[p] > other[p]) - (one[p] < other[p])) for p in both}
-    if source in FACTORS and head == "length_factor":
+    if is_factor:
         return {p: math.log(one[p] / other[p]) for p in both if one[p] > 0 and other[p] > 0}
     return {p: one[p] - other[p] for p in both}
 
@@ -228,7 +234,7 @@ def _merge_seeds(
     if not seeds:
         return None
     if change:
-        null: float | None = 0.5 if name.startswith("win_rate/") else 0.0
+        null: float | None = 0.5 if without_set(name).startswith("win_rate/") else 0.0
     else:
         null = rule_of(name).null
     found = seeds_interval(values, null) if all(values) else None
@@ -237,12 +243,17 @@ def _merge_seeds(
         note = "run the experiment again for its interval over seeds"
         return {"mean": mean, "low": None, "high": None, "n": seeds[0]["n"], "note": note}
     row = found.to_json()
-    if name.startswith("length_factor/"):
+    if without_set(name).startswith("length_factor/"):
         row["mean"] = math.exp(row["mean"])
         row["low"], row["high"] = (
             None if end is None else math.exp(end) for end in (row["low"], row["high"])
         )
     return row
+
+
+def _point_of(row: Mapping[str, Any]) -> int:
+    """The place of a comparison among the evaluations."""
+    return int(row.get("point", row["round"]))
 
 
 def _merged_comparison(rows: Sequence[dict[str, Any]], values: ValuesOf) -> dict[str, Any]:
@@ -254,7 +265,7 @@ def _merged_comparison(rows: Sequence[dict[str, Any]], values: ValuesOf) -> dict
     for one, other in combinations(first["arms"], 2):
         two = f"{one}/{other}"
         old, new = (
-            [values(arm, row["seed"], row["round"]) for row in rows] for arm in (one, other)
+            [values(arm, row["seed"], _point_of(row)) for row in rows] for arm in (one, other)
         )
         deltas[two] = _merge_figures([row["deltas"].get(two, {}) for row in rows], new, old)
         found = [row["labels"].get(two, {}) for row in rows]

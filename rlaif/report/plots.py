@@ -46,12 +46,17 @@ _STYLE = {
 
 
 def draw_curve(
-    slug: str, label: str, lines: Mapping[Hashable, Curve], par: float | None = None
+    slug: str,
+    label: str,
+    lines: Mapping[Hashable, Curve],
+    names: Mapping[int, str],
+    par: float | None = None,
 ) -> Markup:
     """One metric over rounds: a line per seed or arm with interval bars. Returns an `<svg>`.
 
-    `lines` maps it to (round, interval) in round order. `slug` must be unique in the page and
-    `par` draws a reference line. `label` is the accessible name.
+    `lines` maps it to (round, interval) in round order, and `names` are what the rounds' models are
+    called. `slug` must be unique in the page and `par` draws a reference line. `label` is the
+    accessible name.
     """
     with _open_figure(slug, (3.4, 2.0)) as figure:
         axes = figure.add_subplot()
@@ -65,7 +70,7 @@ def draw_curve(
         if all(value["mean"] == 0.0 and not any(_interval_ends(value)) for _, value in drawn):
             # Around a line of zeros matplotlib would show values that no share can have.
             axes.set_ylim(-0.05, 1.0)
-        _frame_axes(axes, sorted({number for number, _ in drawn}))
+        _frame_axes(axes, {n: names[n] for n in sorted({number for number, _ in drawn})})
         return _render_svg(figure, slug, label)
 
 
@@ -214,11 +219,14 @@ def _draw_curve(axes: Axes, points: Curve, colour: str, shift: float) -> None:
     axes.plot(x, mean, color=colour, linewidth=1.6, marker="o", markersize=4.0)
 
 
-def _frame_axes(axes: Axes, rounds: Sequence[int]) -> None:
+def _frame_axes(axes: Axes, names: Mapping[int, str]) -> None:
     _draw_grid(axes, "y")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    step = max(1, math.ceil(len(rounds) / 8))
-    axes.set_xticks(list(rounds)[::step], [f"M{number}" for number in rounds][::step])
+    rounds = list(names)
+    # As many as there is room for, at about 40 letters of this size.
+    longest = max(len(name) for name in names.values())
+    step = max(1, math.ceil(len(rounds) / 8), math.ceil(len(rounds) * (longest + 2) / 40))
+    axes.set_xticks(rounds[::step], list(names.values())[::step])
     axes.set_xlim(rounds[0] - 0.4, rounds[-1] + 0.4)
 
 

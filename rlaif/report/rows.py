@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlaif.metrics.figure_rules import RULES, FigureRule, find_key
+from rlaif.metrics.figure_rules import RULES, FigureRule, find_key, without_set
 from rlaif.metrics.intervals import IntervalJson, direction, show_number
 from rlaif.report.view import RoundResult, RoundRow
 
@@ -74,6 +74,22 @@ def round_numbers(rounds: Sequence[RoundRow]) -> list[int]:
     return sorted({row["round"] for row in rounds})
 
 
+def name_model(row: RoundRow) -> str:
+    """What the model of a row is called."""
+    return row.get("label") or f"M{row['round']}"
+
+
+def name_rounds(rounds: Sequence[RoundRow]) -> list[str]:
+    """The models' names by round, in order."""
+    return [name for _, name in sorted({row["round"]: name_model(row) for row in rounds}.items())]
+
+
+def describe_round(row: RoundRow) -> str:
+    """`round 2`, or the model's name where it says more."""
+    name = name_model(row)
+    return f"round {row['round']}" if name == f"M{row['round']}" else name
+
+
 def arms_of(rounds: Sequence[RoundRow]) -> list[str]:
     """The arms present, in the order of the experiment; one arm where there are none."""
     return list(dict.fromkeys(row["arm"] for row in rounds))
@@ -93,7 +109,7 @@ def side_by_side(rounds: Sequence[RoundRow]) -> tuple[list[str], list[RoundRow]]
     or for each round where there is one arm. Columns stand in `round`."""
     arms = arms_of(rounds)
     if len(arms) < 2:
-        return [f"M{number}" for number in round_numbers(rounds)], list(rounds)
+        return name_rounds(rounds), list(rounds)
     first = [row for row in rounds if row["arm"] == arms[0] and row["round"] == 0]
     last = [row for row in latest_rounds(rounds) if row["round"] > 0]
     shown = {arm: place for place, arm in enumerate(arms_of(last), 1)}
@@ -129,7 +145,8 @@ def _make_cell(name: str, metrics: RoundResult) -> Cell:
     value = metrics["metrics"].get(name)
     change = metrics["deltas"].get("initial", {}).get(name)
     standing = metrics.get("standing", {}).get(name, "none")
-    side = direction(value, 0.5) if name.startswith(AGAINST_PAR) else direction(change)
+    par = without_set(name).startswith(AGAINST_PAR)
+    side = direction(value, 0.5) if par else direction(change)
     tone = tone_of(name, side) if standing == "claimed" else ""
     return Cell(value, change, tone, standing == "exploratory")
 
@@ -161,7 +178,7 @@ def alarm_items(rounds: Sequence[RoundRow], latest: bool) -> list[dict[str, Any]
         for alarm in row["metrics"].get("alarms", []):
             key = (row["round"], alarm["name"], alarm["metric"])
             item = found.setdefault(
-                key, {**alarm, "round": row["round"], "arms": [], "seeds": [], "values": []}
+                key, {**alarm, "at": describe_round(row), "arms": [], "seeds": [], "values": []}
             )
             for name in ("arm", "seed"):
                 if row[name] not in item[f"{name}s"]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlaif.metrics.diagnostics import change_sides
-from rlaif.metrics.figure_rules import rule_of
+from rlaif.metrics.figure_rules import rule_of, without_set
 from rlaif.metrics.intervals import MIN_PROMPTS, direction, prompts_of, show_interval, show_number
 from rlaif.metrics.words import ceiling_words, movement_words
 from rlaif.report.arms import mark_of
@@ -21,8 +21,8 @@ from rlaif.report.rows import (
     Row,
     alarm_items,
     arms_of,
+    describe_round,
     metric_rows,
-    round_numbers,
     seeds_of,
     side_by_side,
 )
@@ -55,7 +55,7 @@ def summary_table(
     table.add_column("metric", no_wrap=True)
     headings, columns = side_by_side(page.rounds)
     if len(arms_of(rounds)) < 2:
-        headings = [f"round {number}" for number in round_numbers(rounds)]
+        headings = list({row["round"]: describe_round(row) for row in rounds}.values())
     for heading in headings:
         table.add_column(heading, justify="right")
     group = None
@@ -139,7 +139,7 @@ def _describe_row(row: Row, latest: RoundRow, page: Page) -> str:
     value = cell.value
     if value is None:
         return f"{row.name}: not measured."
-    if row.name.startswith(AGAINST_PAR):
+    if without_set(row.name).startswith(AGAINST_PAR):
         side = direction(value, 0.5)
         standing = _describe_standing(row.name, side, latest, page, True)
         return f"{row.name}: {show_interval(value)}{standing}."

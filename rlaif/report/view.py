@@ -31,11 +31,15 @@ class RoundResult(RoundMetrics):
 
 
 class RoundRow(TypedDict):
-    """One round of one seed and arm. Round 0 is the initial model before any training."""
+    """One evaluation of one seed and arm. `round` is its place among them, and 0 the initial model
+    before any training; `label` is what the evaluated model is called, by default M and the
+    round."""
 
     arm: str
     seed: int
     round: int
+    label: NotRequired[str]
+    step: NotRequired[str]
     policy_in: str
     policy_out: str
     counts: dict[str, int]
@@ -152,3 +156,4 @@ class RunView:
     trained: Sequence[str] = ()
     arms: Mapping[str, ArmRow] = field(default_factory=dict)
     margin: float = 0.05
+    staged: bool = False

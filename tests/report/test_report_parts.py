@@ -62,5 +62,5 @@ def test_embedding_and_clipping() -> None:
 
 def test_a_curve_of_zeros_shows_no_negative_shares() -> None:
     zero: IntervalJson = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 9}
-    svg = plots.draw_curve("zero", "a share", {"": [(0, zero), (1, zero)]})
+    svg = plots.draw_curve("zero", "a share", {"": [(0, zero), (1, zero)]}, {0: "M0", 1: "M1"})
     assert ">0.0<" in svg.replace(" ", "") and "\u2212" not in svg
