@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
 from rlaif.config.base import StepId
 from rlaif.constitution.textstats import term_overlap
@@ -27,11 +27,11 @@ Pair = Sequence[Completion]
 class BaselineJudge(JudgeBase):
     """A judge without principles."""
 
-    @field_validator("principles")
+    @field_validator("principles", "constitution")
     @classmethod
-    def _judges_as_a_whole(cls, value: list[str] | None) -> None:
+    def _judges_as_a_whole(cls, value: list[str] | str | None, info: ValidationInfo) -> None:
         if value is not None:
-            raise ValueError("a baseline follows no principle; drop `principles`")
+            raise ValueError(f"a baseline follows no principle; drop `{info.field_name}`")
 
     def build_judge(self, inputs: JudgeInputs) -> Judge:
         """The judge of the spec."""

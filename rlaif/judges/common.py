@@ -295,9 +295,11 @@ class JudgeBase(Strict):
         return {}
 
     def refuse_principles(self, reason: str) -> None:
-        """Raises ConfigError where the spec names principles, by which this kind cannot judge."""
-        if self.principles is not None:
-            raise ConfigError(f"judge {self.id}: {reason}; drop `principles`")
+        """Raises ConfigError where the spec names principles or a constitution, by which this kind
+        cannot judge."""
+        for key in ("principles", "constitution"):
+            if getattr(self, key) is not None:
+                raise ConfigError(f"judge {self.id}: {reason}; drop `{key}`")
 
     def build_judge(self, inputs: JudgeInputs) -> Judge:
         """The judge that the spec describes. Raises ConfigError when the spec cannot work."""

@@ -479,7 +479,8 @@ class _Called(msgspec.Struct):
 def _round_row(record: Any) -> RoundRow:
     row = to_json(record)
     wanted = ("arm", "seed", "round", "step", "policy_in", "policy_out", "counts", "metrics")
-    return {**{key: row[key] for key in wanted}, "label": record.policy_out}  # type: ignore[return-value]
+    found = {key: row[key] for key in wanted}
+    return found | {"label": record.policy_out}  # type: ignore[return-value]
 
 
 def _is_own_answers(name: str) -> bool:

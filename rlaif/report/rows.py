@@ -178,7 +178,15 @@ def alarm_items(rounds: Sequence[RoundRow], latest: bool) -> list[dict[str, Any]
         for alarm in row["metrics"].get("alarms", []):
             key = (row["round"], alarm["name"], alarm["metric"])
             item = found.setdefault(
-                key, {**alarm, "at": describe_round(row), "arms": [], "seeds": [], "values": []}
+                key,
+                {
+                    **alarm,
+                    "round": row["round"],
+                    "at": describe_round(row),
+                    "arms": [],
+                    "seeds": [],
+                    "values": [],
+                },
             )
             for name in ("arm", "seed"):
                 if row[name] not in item[f"{name}s"]:

@@ -4,7 +4,7 @@ in every place."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +175,10 @@ def test_a_judge_sees_the_answers_of_all_inputs_to_the_prompts_of_its_step(
         {"by": WRITER},
         (FRUIT.prompt_id, BIRD.prompt_id),
         {"kin": "of the same"},
+        judges={"once": judge},  # type: ignore[dict-item]
     )
     records = {"completions/0": first, "completions/1": second}
     step = context(tmp_path, planned, {"writer": engine}, records)
-    step = replace(step, inputs=Judges({"once": judge}))  # type: ignore[arg-type]
     kept = judge.read(judge.calls(BIRD, [second[2]], 13)[0], given["e"], "writer:w7")
     step.folder.append("judgements", kept)
     judge.seen.clear()
@@ -206,10 +206,3 @@ def test_a_judge_sees_the_answers_of_all_inputs_to_the_prompts_of_its_step(
     assert summary["kin"] == "of the same"
     assert summary["statuses"] == {"ok": 3, "failed": 2}
     assert step.progress.said[0] == ("judgements", 5, 1)  # type: ignore[attr-defined]
-
-
-@dataclass
-class Judges:
-    """The inputs of a plan as far as a judge step reads them."""
-
-    judges: Mapping[str, Any]

@@ -21,7 +21,7 @@ from rlaif.data.sources import PromptSet
 from rlaif.engines.base import GenerateRequest, Model, Sampling
 from rlaif.judges.base import Call
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.forecast import _estimate_cost
+from rlaif.pipeline.forecast import _answer_tokens, _estimate_cost
 from rlaif.pipeline.manifest import read_manifest, write_manifest, write_rounds
 from rlaif.pipeline.plan.base import JudgeCalls, PlanInputs, Planned, Size
 from rlaif.pipeline.rollouts import rollout_rows
@@ -119,6 +119,8 @@ def test_the_rounds_of_every_seed_and_arm_are_read_from_their_own_steps(tmp_path
         "arms": ["two"],
         "seed": 5,
         "round": 1,
+        "stage": "main",
+        "number": 0,
         "inputs": {"labels/51two": "l51two"},
         "models": {"policy": ["M1 of 51two", "k51two"]},
     }
@@ -187,23 +189,29 @@ def test_costs_are_those_of_each_models_own_price(tmp_path: Path) -> None:
     cheap, dear = priced
     sample = Planned("h", "sample", "draw", 9, 1, SampleStep(), models={"by": dear})
     # A question has 11 bytes, which are 2.75 tokens: 8 calls read 22.
-    assert _estimate_cost(inputs, sample, Size(8, 8, 70)) == (22 * 5 + 70 * 7, True)
+    assert _estimate_cost(inputs, sample, Size(8, 8, 70), 1) == (22 * 5 + 70 * 7, True)
     # An answer has a token at least.
-    assert _estimate_cost(inputs, sample, Size(8, 8, 0)) == (22 * 5 + 8 * 7, True)
+    assert _estimate_cost(inputs, sample, Size(8, 8, 0), 1) == (22 * 5 + 8 * 7, True)
     judge: Any = Asking()
-    train = Planned("t", "train", "t", 9, 1, EvaluateStep(), models={})
+    read = {"completions/0": "one", "completions/1": "two", "preferences/0": "h"}
+    train = Planned("t", "train", "t", 9, 1, EvaluateStep(), inputs=read, models={})
+    known = {
+        name: Planned(name, "sample", name, 9, 1, SampleStep(max_new_tokens=tokens))
+        for name, tokens in (("one", 5), ("two", 3), ("else", 90))
+    }
+    longest = _answer_tokens(train, known)
     asks = (
         JudgeCalls(judge, {"by": cheap}, 4, 4, 10),
         JudgeCalls(judge, {"by": free}, 6, 6, 20),
         JudgeCalls(judge, {"by": dear}, 2, 2, 30),
     )
-    # Two answers of the 5 tokens that the step `draw` may write: 51 bytes, 12.75 tokens.
+    # Two answers of the 5 tokens that the step `one` may write: 51 bytes, 12.75 tokens.
     wanted = (51 * 2 + 10 * 3) + (round(25.5) * 5 + 30 * 7)
-    assert _estimate_cost(inputs, train, Size(12, 12, 60, asks)) == (wanted, True)
+    assert _estimate_cost(inputs, train, Size(12, 12, 60, asks), longest) == (wanted, True)
     assert judge.seen == [(9, [20, 20])] * 6
     mixed = JudgeCalls(judge, {"by": free, "critic": dear}, 2, 2, 30)
     size = Size(12, 12, 60, (asks[0], mixed))
-    assert _estimate_cost(inputs, train, size) == (51 * 2 + 10 * 3, False)
+    assert _estimate_cost(inputs, train, size, longest) == (51 * 2 + 10 * 3, False)
 
 
 def written(folder: Path, name: str, rows: Sequence[Any]) -> str:

@@ -531,7 +531,8 @@ def test_plots_are_given_their_own_points_pars_and_limits(drawn: dict[str, list[
     ]  # fmt: skip
     figures = dict(_draw_curves(rounds))["Judged scores"]
     assert [f.caption for f in figures] == ["score/j", "win_rate_vs_initial/j"]
-    (label, score, par, _), (_, wins, half, _) = drawn["draw_curve"]
+    (label, score, names, par, _), (_, wins, _, half, _) = drawn["draw_curve"]
+    assert names == {0: "M0", 1: "M1", 2: "M2"}
     assert label == "score/j over rounds: 0.100, 0.300, 0.200, 0.400"
     assert score == {
         "3": [(0, interval(0.1)), (2, interval(0.3))],
