@@ -151,7 +151,7 @@ def status(directory: Path, verify: bool, as_json: bool) -> None:
     done, total = state["steps_done"], state["steps_total"]
     click.echo(f"{state['name']}: {state['state']}, {done} of {total} steps, {state['seconds']} s")
     for step in state["steps"]:
-        if step["state"] != "done":
+        if step["state"] == "missing":
             arms = f"{', '.join(step['arms'])}, " if run.manifest["arms"] else ""
             where = f"{arms}seed {step['seed']} round {step['round']}"
             click.echo(f"  missing: {step['id']} ({where})")

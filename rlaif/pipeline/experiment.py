@@ -31,6 +31,7 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.steps import step_module
+from rlaif.pipeline.steps.choose import ROUND, find_stopped
 from rlaif.pipeline.steps.context import CheckedProgress, LiveSamples, Progress, StepContext
 
 
@@ -95,11 +96,15 @@ def run_experiment(
             reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
             refuse_stale(plan, store)
             for steps in overlap_groups(plan):
-                runner.run([p for p in steps if p.hash in missing], pool, progress)
+                # Known only now: whether the rounds before this one still rose.
+                idle = find_stopped(plan, store)
+                runner.run([p for p in steps if p.hash in missing - idle], pool, progress)
                 # Made anew, a step may have other records than those that finished steps have read.
                 if any(p.hash in missing & reused for p in steps):
                     refuse_stale(plan, store)
                 last = steps[-1]
+                if last.hash in idle:
+                    continue
                 if last.kind == "evaluate":
                     rounds = write_rounds(inputs, plan, store)
                     _check_gate(inputs.experiment, rounds, last)
@@ -113,7 +118,8 @@ def run_experiment(
         wanted = inputs.experiment.dataset
         with name_step("dataset", out / "dataset"):
             built = build_dataset(load_run(out), wanted, out / "dataset") if wanted else None
-    return RunResult(out, len(missing), len(plan) - len(missing), rounds, built)
+        idle = find_stopped(plan, store) & missing
+    return RunResult(out, len(missing - idle), len(plan) - len(missing | idle), rounds, built)
 
 
 def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
@@ -125,18 +131,19 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     that was removed.
     """
     fitted = {p.hash for p in plan if p.makes_model and not p.step.makes_masters}
-    missing = {p.hash for p in plan if store.step(p.hash).done() is None}
+    idle = find_stopped(plan, store)
+    missing = {p.hash for p in plan if store.step(p.hash).done() is None} - idle
     # From the end, so that a step that comes to be missing is itself looked at in its turn.
     for planned in reversed(plan):
         if planned.hash not in missing:
             continue
         used = {m.train_hash for m in planned.models.values() if m.train_hash is not None}
-        missing |= {name for name in used if not store.model_path(name).is_dir()}
+        missing |= {name for name in used if not store.model_path(name).is_dir()} - idle
         if not planned.makes_model:
             continue
-        for role in ("start", "reference", "last"):
-            model = planned.models.get(role)
-            if model is None or model.train_hash is None or model.train_hash in fitted:
+        for role, model in planned.models.items():
+            starts = role in ("start", "reference", "last") or role.startswith(ROUND)
+            if not starts or model.train_hash is None or model.train_hash in fitted | idle:
                 continue
             if not (store.model_path(model.train_hash) / "masters").is_dir():
                 missing.add(model.train_hash)
@@ -249,7 +256,7 @@ def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> No
     fp32 masters (4 bytes) of every seed and arm, those of one more round, and a checkpoint of
     weights and both Adam moments (3 x 4 bytes).
     """
-    trains = [p for p in plan if p.makes_model and p.hash in missing]
+    trains = [p for p in plan if "start" in p.models and p.makes_model and p.hash in missing]
     if not trains:
         return
     folder = whole(resolve(trains[0].models["start"].spec.path))
@@ -294,7 +301,7 @@ def _last_trains(plan: Sequence[Planned]) -> list[Planned]:
     """The last training of every seed and arm."""
     last: dict[tuple[int, str], Planned] = {}
     for planned in plan:
-        if planned.kind == "train":
+        if planned.kind in ("train", "choose"):
             last |= {(planned.seed, arm): planned for arm in planned.arms}
     return list(last.values())
 
@@ -308,7 +315,13 @@ def overlap_groups(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
 
     A judge step may need samples of its own group; no step needs anything else of it.
     """
-    for together, run in groupby(plan, key=lambda planned: planned.kind in OVERLAPPING):
+
+    def group_of(planned: Planned) -> tuple[bool, int]:
+        # Whether a round of a stage with `until` runs is known once the round before is judged.
+        judged = planned.number if ".until." in planned.id else 0
+        return planned.kind in OVERLAPPING, judged
+
+    for (together, _), run in groupby(plan, key=group_of):
         steps = list(run)
         yield from [steps] if together else ([planned] for planned in steps)
 

@@ -473,10 +473,10 @@ def resolved_yaml(experiment: Experiment) -> str:
     # With arms it is they that say who labels.
     apart = arms and all(arm.labels is not None for arm in arms)
     if experiment.stages is None:
-        data["steps"] = _resolved_steps(experiment.steps, bool(apart))
+        data["steps"] = _resolved_steps(experiment, experiment.steps, bool(apart))
     else:
         for stage, written in zip(experiment.stages, data["stages"], strict=True):
-            written["steps"] = _resolved_steps(stage.steps, bool(apart))
+            written["steps"] = _resolved_steps(experiment, stage.steps, bool(apart))
     data["arms"] = {
         name: arm.model_dump(mode="json", exclude_defaults=True)
         for name, arm in experiment.arms.items()
@@ -489,17 +489,20 @@ def resolved_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _resolved_steps(entries: Sequence[StepEntry], arms_label: bool) -> list[dict[str, Any]]:
-    apart = {"labels", "flip"} if arms_label else set[str]()
-    return [
-        {
-            e.kind: e.step.model_dump(
-                mode="json", by_alias=True, exclude=apart if e.kind == "label" else None
-            ),
-            **e.model_dump(mode="json", include={"when", "arms"}, exclude_none=True),
-        }
-        for e in entries
-    ]
+def _resolved_steps(
+    experiment: Experiment, entries: Sequence[StepEntry], arms_label: bool
+) -> list[dict[str, Any]]:
+    """The entries with all keys. A judge of `judges` stays named, so that a change of it there is a
+    change of the step."""
+    defined = {judge.id for judge in experiment.judges}
+    found = []
+    for e in entries:
+        wanted = {"id", "uses"} if e.kind == "judge" and e.step.id in defined else None
+        apart = {"labels", "flip"} if arms_label and e.kind == "label" else None
+        body = e.step.model_dump(mode="json", by_alias=True, include=wanted, exclude=apart)
+        beside = e.model_dump(mode="json", include={"when", "arms"}, exclude_none=True)
+        found.append({e.kind: body, **beside})
+    return found
 
 
 def experiment_schema() -> str:

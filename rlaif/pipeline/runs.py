@@ -223,6 +223,7 @@ class Run:
         """Where the run stands, and per round every metric with its interval, and the alarms."""
         steps = [self._step_row(step) for step in self.manifest["steps"]]
         done = sum(step["state"] == "done" for step in steps)
+        needed = sum(step["state"] != "stopped" for step in steps)
         rounds = [
             {
                 "arm": r.arm,
@@ -243,9 +244,9 @@ class Run:
         ]
         return {
             "name": self.manifest["name"],
-            "state": "done" if done == len(steps) else "unfinished",
+            "state": "done" if done == needed else "unfinished",
             "steps_done": done,
-            "steps_total": len(steps),
+            "steps_total": needed,
             "seconds": round(sum(step["seconds"] or 0.0 for step in steps), 1),
             "rounds": rounds,
             **_list_claims(self.page()),
@@ -274,6 +275,8 @@ class Run:
         marker = folder.done()
         found = {key: step[key] for key in ("seed", "arms", "round", "id", "kind", "hash")}
         found["state"] = "done" if marker else "missing"
+        if found["state"] == "missing" and self._is_stopped(step):
+            found["state"] = "stopped"
         found["seconds"] = marker["seconds"] if marker else None
         found["counts"] = marker["counts"] if marker else {}
         found["notes"] = marker.get("notes", []) if marker else stopped_notes(folder.path)
@@ -283,6 +286,23 @@ class Run:
         found["errors"] = marker.get("errors", {}) if marker else {}
         found["kernels"] = marker.get("kernels", {}) if marker else {}
         return found
+
+    def _is_stopped(self, step: Mapping[str, Any]) -> bool:
+        """Whether a step is of a round that was not needed, since its stage stopped rising."""
+        for (seed, stage, arms), last in self._stopped_after.items():
+            if (step["seed"], step.get("stage", MAIN)) == (seed, stage) and step["number"] > last:
+                return set(step["arms"]) <= set(arms)
+        return False
+
+    @cached_property
+    def _stopped_after(self) -> dict[tuple[int, str, tuple[str, ...]], int]:
+        """The last round that ran of each stage with `until`, by seed, stage and arms."""
+        steps = [step for step in self.manifest["steps"] if step["kind"] == "choose"]
+        return {
+            (step["seed"], step["stage"], tuple(step["arms"])): marker["stopped_after"]
+            for step in steps
+            if (marker := self.store.step(step["hash"]).done()) is not None
+        }
 
     def records_key(self) -> str:
         """The hash of what a dataset is made from: the config, and which steps have made which
@@ -372,14 +392,16 @@ class Run:
             for name, key in self.manifest["models"].items()
         ]
         for step in self.manifest["steps"]:
-            if step["kind"] in ("distill", "train"):
+            if "made" in step["models"]:
                 marker = self.store.step(step["hash"]).done() or {}
-                start = step["models"]["start"][0]
+                others = {r: m[0] for r, m in step["models"].items() if r != "made"}
                 made = step["models"]["made"][0]
                 arms = f", arm {' '.join(step['arms'])}" if self.manifest["arms"] else ""
                 name = f"{made} (seed {step['seed']}{arms})"
                 digest = marker.get("weights_hash", "not trained yet")
-                detail = f"trained from {start} by step {step['hash']}"
+                detail = f"trained from {others.get('start')} by step {step['hash']}"
+                if step["kind"] == "choose":
+                    detail = f"the best of {', '.join(others.values())} by step {step['hash']}"
                 rows.append({"kind": "model", "name": name, "hash": digest, "detail": detail})
         rows += [
             {

@@ -62,6 +62,11 @@ class Until(Strict):
     by: StepId = Field(description="The judge, by its id in `judges`.")
     stops_rising: PositiveInt = Field(1, description="After so many rounds without a new best.")
 
+    @property
+    def makes_masters(self) -> bool:
+        """The chosen model is kept with the fp32 masters of its training."""
+        return True
+
 
 def _texts_of_rounds(value: Any) -> Any:
     """Rounds as keys of YAML: `2` is read as a number."""

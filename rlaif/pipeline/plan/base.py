@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.arms import MAIN
-from rlaif.config.models import RESERVED_MODELS, ModelSpec
+from rlaif.config.models import INITIAL, RESERVED_MODELS, ModelSpec
 from rlaif.config.rounds import in_rounds
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Message, Prompt, content_hash
-from rlaif.core.yamlio import Lines, Loc, suggest
+from rlaif.core.yamlio import Lines, Loc, line_of, suggest
 from rlaif.data.sources import PromptSet
 from rlaif.engines.base import GenerateRequest, Model
 from rlaif.judges.base import Judge, most_calls, roles_of
@@ -115,6 +115,13 @@ class PlanInputs:
             for judge, own in sorted(self.constitutions.items())
             for principle in own.principles
         }
+
+    def fail_stage(self, stage: Stage, message: str) -> ConfigError:
+        """A ConfigError at a stage, with the line."""
+        ids = [one.id for one in self.experiment.all_stages]
+        line = line_of(("stages", ids.index(stage.id)), self.lines)
+        which = "" if self.arm is None else f"arm {self.arm}: "
+        return ConfigError(f"{which}stage {stage.id}: {message}", self.path, line)
 
     def loaded_hash(self, step: LoadStep) -> str:
         """The hash of the file or dataset that a load step reads."""
@@ -352,6 +359,24 @@ class Walk:
         """The models that a judge asks, by role, at this point of the plan."""
         names = self.names(step)
         return {role: self.model(index, name, key) for role, name in names.items()}
+
+    def frozen_models(self, judge: Any, judged_by: str = INITIAL) -> dict[str, Model]:
+        """The models of a judge that measures: reserved names mean one frozen model, M0 or another
+        that is made once. Raises ConfigError for a name of none."""
+        own = Walk(self.yardstick, self.seed)
+        found = {}
+        asks = judge.asks()
+        for role in roles_of(self.yardstick.judges[judge.id]):
+            name = asks[role]
+            if name in RESERVED_MODELS:
+                model = own.initial if judged_by == INITIAL else self.made_by(judged_by)
+            else:
+                model = self.made_by(name) or own.given(name)
+            if model is None:
+                fault = f"judge {judge.id}: {no_model(name, self.experiment)}"
+                raise ConfigError(fault, self.inputs.path)
+            found[role] = model
+        return found
 
     def names(self, step: Any) -> dict[str, str]:
         """The names of the models that a judge asks, by role."""

@@ -11,9 +11,11 @@ from dataclasses import replace
 from rlaif.config.models import INITIAL
 from rlaif.config.rounds import in_rounds
 from rlaif.core.errors import ConfigError
+from rlaif.engines.base import Model
 from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
 from rlaif.pipeline.stages import Stage, StepEntry, has_arm
 from rlaif.pipeline.steps import step_module
+from rlaif.pipeline.steps.choose import check_until, plan_choice, plan_round
 from rlaif.pipeline.steps.compare import plan_comparisons
 from rlaif.pipeline.steps.evaluate import check_evaluation, plan_start
 
@@ -54,6 +56,8 @@ def _walk_stages(walk: Walk) -> list[Planned]:
             walk.asked(index, entry.judge)
     index = 0
     for stage in stages:
+        # M0's figures belong to the stage of their evaluation.
+        walk.stage = stage
         for entry in stage.steps:
             if entry.evaluate is not None and _has(walk, stage, entry):
                 check_evaluation(walk, index, entry.evaluate)
@@ -62,6 +66,10 @@ def _walk_stages(walk: Walk) -> list[Planned]:
     before = 0
     for place, stage in enumerate(stages):
         walk.begin_stage(stage)
+        until = stage.until if has_arm(stage.arms, walk.arm) else None
+        judged: list[tuple[Model, Planned]] = []
+        if until is not None:
+            check_until(walk, stage, until)
         for number in range(1, stage.rounds + 1):
             if not has_arm(stage.arms, walk.arm):
                 walk.round += 1
@@ -70,8 +78,19 @@ def _walk_stages(walk: Walk) -> list[Planned]:
             for offset, entry in enumerate(walk.inputs.at.get((place, number), stage.steps)):
                 if _has(walk, stage, entry) and in_rounds(entry.when, number):
                     step_module(entry.kind).plan(walk, before + offset, entry.step)
+            if until is not None:
+                judged.append(plan_round(walk, stage, until))
+        if until is not None:
+            _refuse_untrained(walk, stage, judged)
+            plan_choice(walk, stage, until, judged)
         before += len(stage.steps)
     return walk.done
+
+
+def _refuse_untrained(walk: Walk, stage: Stage, judged: list[tuple[Model, Planned]]) -> None:
+    """Raise ConfigError where a round of a stage with `until` makes no policy of its own."""
+    if len({model.key for model, _ in judged} - {walk.initial.key}) < len(judged):
+        raise walk.inputs.fail_stage(stage, "until: every round has to train a policy")
 
 
 def _has(walk: Walk, stage: Stage, entry: StepEntry) -> bool:

@@ -24,9 +24,10 @@ STEPS: dict[str, str | None] = {
     "distill": "rlaif.config.methods:AnyDistill",
     "train": "rlaif.config.methods:AnyTrain",
     "evaluate": "rlaif.config.steps:EvaluateStep",
-    # No step of an experiment's file: evaluations have them planned.
+    # No steps of an experiment's file: evaluations and stages have them planned.
     "logprobs": None,
     "compare": None,
+    "choose": None,
 }
 """The spec of every kind, whose module here has its name."""
 

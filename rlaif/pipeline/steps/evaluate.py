@@ -16,7 +16,7 @@ from rlaif.config.base import hashed_keys
 from rlaif.config.models import INITIAL, RESERVED_MODELS
 from rlaif.config.steps import EvaluateStep, SampleStep
 from rlaif.constitution.own_rules import code_of
-from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.errors import RlaifError
 from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import content_hash
 from rlaif.core.yamlio import suggest
@@ -26,7 +26,7 @@ from rlaif.metrics import metrics
 from rlaif.metrics.agreement import reward_accuracy
 from rlaif.metrics.decompose import Decomposition, decompose_change, score_parts
 from rlaif.metrics.metrics import Measured, Values
-from rlaif.pipeline.plan.base import DRIFT_PROMPTS, Known, PlanInputs, Planned, Size, Walk, no_model
+from rlaif.pipeline.plan.base import DRIFT_PROMPTS, Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
 from rlaif.pipeline.steps.judge import judged
@@ -208,7 +208,7 @@ def _plan_measured(walk: Walk, step: EvaluateStep, model: Model, name: str) -> d
 
 def _judged(walk: Walk, step: EvaluateStep, judge: Any, pool: list[Planned], name: str) -> str:
     """The hash of an evaluation judge's verdicts: the judge is the same for every arm."""
-    models = _frozen_models(walk, step, judge)
+    models = walk.frozen_models(judge, step.judged_by)
     return judged(walk, judge, pool, models, name, judge=walk.yardstick.judges[judge.id]).hash
 
 
@@ -273,23 +273,6 @@ def _is_frozen(walk: Walk, step: EvaluateStep, name: str) -> bool:
     return staged and step.judges is not None and _is_made_once(walk, name)
 
 
-def _frozen_models(walk: Walk, step: EvaluateStep, judge: Any) -> dict[str, Model]:
-    """An evaluation never uses a moving judge: reserved names mean one frozen model, M0 or
-    another that is made once."""
-    own = Walk(walk.yardstick, walk.seed)
-    found = {}
-    for role, name in own.names(judge).items():
-        if name in RESERVED_MODELS:
-            model = own.initial if step.judged_by == INITIAL else walk.made_by(step.judged_by)
-        else:
-            model = walk.made_by(name) or own.given(name)
-        if model is None:
-            fault = f"judge {judge.id}: {no_model(name, walk.experiment)}"
-            raise ConfigError(fault, walk.inputs.path)
-        found[role] = model
-    return found
-
-
 def _plan_drift(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
     """Each moving judge's verdicts on M0's held-out answers, a fixed set of texts."""
     if step.prompts is not None and MAIN not in step.prompts:
@@ -303,7 +286,7 @@ def _plan_drift(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
         now = {role: model for role, name in asks.items() if name in ("policy", "current")}
         if now and not own.comparative:
             name = f"{step.id}.drift.{judge.id}"
-            models = _frozen_models(walk, step, judge) | now
+            models = walk.frozen_models(judge, step.judged_by) | now
             made = judged(walk, judge, [fixed], models, name, DRIFT_PROMPTS, own)
             found[f"drift/{judge.id}"] = made.hash
     return found

@@ -1,0 +1,182 @@
+"""choose: the policy of a stage's best round, by a judge's mean on validation prompts.
+
+A stage with `until` has its policies judged after each round, and no further round once the mean
+has not risen for some of them. All rounds are planned, so that every hash is known beforehand;
+those that are not needed never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from rlaif.config.steps import SampleStep
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Judgement
+from rlaif.core.store import Store
+from rlaif.core.yamlio import suggest
+from rlaif.engines.base import Model
+from rlaif.engines.model_folders import weights_hash
+from rlaif.metrics.metrics import judge_values, to_shares
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
+from rlaif.pipeline.stages import Stage, Until
+from rlaif.pipeline.steps import step_hash
+from rlaif.pipeline.steps.context import StepContext
+from rlaif.pipeline.steps.judge import judged
+from rlaif.pipeline.steps.sample import sampled
+
+VERSION = 1
+MAKES = "model"
+SECONDS_PER_UNIT = 0.0
+
+ROUND = "round/"
+"""What the names of a round's model and judgements begin with."""
+
+
+def check_until(walk: Walk, stage: Stage, until: Until) -> None:
+    """Raises ConfigError where the stage cannot be judged by `until`, or has one round alone."""
+    judges = walk.experiment.all_judges()
+    if until.by not in judges:
+        hint = suggest(until.by, sorted(judges))
+        raise walk.inputs.fail_stage(stage, f"until: by: {until.by!r} is no judge{hint}")
+    if walk.yardstick.judges[until.by].comparative:
+        raise walk.inputs.fail_stage(
+            stage, f"until: judge {until.by!r} compares answers; it takes one that scores each"
+        )
+    if not walk.inputs.set_named(stage.prompts).validation:
+        raise walk.inputs.fail_stage(
+            stage,
+            f"until: no prompts of the set {stage.prompts!r} are for validation: set `validation` "
+            "beside its `holdout`",
+        )
+    if stage.rounds < 2:
+        raise walk.inputs.fail_stage(stage, "until: give the stage `rounds`, the most that may run")
+
+
+def plan_round(walk: Walk, stage: Stage, until: Until) -> tuple[Model, Planned]:
+    """The round's policy and its verdicts on the validation prompts."""
+    ids = sorted(p.prompt_id for p in walk.inputs.set_named(stage.prompts).validation)
+    samples = (e.sample for e in walk.yardstick.experiment.entries)
+    template = next(filter(None, samples), SampleStep())
+    plain = dict.fromkeys(("pool", "principles", "system_prompt"))
+    step = template.model_copy(update={"n": 1, "id": f"{stage.id}.until.sample", **plain})
+    answers = sampled(walk, step, walk.policy, ids, f"validation/{walk.seed}", step.id)
+    judge = walk.yardstick.experiment.all_judges()[until.by]
+    models = walk.frozen_models(judge)
+    name = f"{stage.id}.until.{until.by}"
+    own = walk.yardstick.judges[until.by]
+    return walk.policy, judged(walk, judge, [answers], models, name, judge=own)
+
+
+def plan_choice(
+    walk: Walk, stage: Stage, until: Until, rounds: Sequence[tuple[Model, Planned]]
+) -> None:
+    """The step that makes the policy of the best round the stage's."""
+    identities = [[model.identity(), judged.hash] for model, judged in rounds]
+    digest = step_hash(
+        "choose", identities, until.stops_rising, walk.yardstick_weights(), walk.seed
+    )
+    name = f"{stage.id}.best"
+    made = Model(f"train:{digest}", name, walk.policy.spec, digest)
+    models = {f"{ROUND}{number}": model for number, (model, _) in enumerate(rounds, 1)}
+    judgements = {f"{ROUND}{number}": judged.hash for number, (_, judged) in enumerate(rounds, 1)}
+    walk.add(
+        Planned(
+            digest,
+            "choose",
+            name,
+            walk.seed,
+            walk.round,
+            until,
+            judgements,
+            models={**models, "made": made},
+            options={"principle_weights": walk.yardstick_weights()},
+        )
+    )
+    walk.policy = made
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """One model."""
+    return Size(1)
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Keep the model of the round whose mean is highest, of several the first. Raises RlaifError
+    where no round has a value."""
+    # Imported where it is needed, so that a plan needs no tensor library.
+    from rlaif.train.reward_model import keep
+
+    planned, store = context.planned, context.store
+    means = round_means(planned, store)
+    best = best_round(means)
+    if best is None:
+        raise RlaifError(
+            f"until: judge {planned.step.by} gave no value to any answer of the {len(means)} "
+            "rounds, so none of them is the best. Look at its verdicts"
+        )
+    model = planned.models[f"{ROUND}{best}"]
+    out = store.model_path(planned.hash)
+    assert model.train_hash is not None, "a stage with `until` trains"
+    keep(store.model_path(model.train_hash), out)
+    return {
+        "counts": {"rounds": len(means), "best_round": best},
+        "summary": {f"mean_of_round_{n}": mean for n, mean in means.items() if mean is not None},
+        "weights_hash": weights_hash(out),
+        "stopped_after": len(means),
+    }
+
+
+def round_means(planned: Planned, store: Store) -> dict[int, float | None]:
+    """By round the judge's mean over prompts, up to the last that is needed or done; None where the
+    judge gave no value."""
+    found: dict[int, float | None] = {}
+    for number in range(1, len(planned.inputs) + 1):
+        folder = store.step(planned.inputs[f"{ROUND}{number}"])
+        if folder.done() is None:
+            break
+        found[number] = _mean_of(planned, folder.records(Judgement))
+        if has_stopped(found, planned.step.stops_rising):
+            break
+    return found
+
+
+def _mean_of(planned: Planned, records: Iterable[Judgement]) -> float | None:
+    judgements, judge = list(records), planned.step.by
+    subjects = {judgement.subject for judgement in judgements}
+    weights = planned.options["principle_weights"]
+    values = judge_values(judge, judgements, weights, subjects).get(f"score/{judge}", {})
+    by_prompt = to_shares(values)
+    return fmean(by_prompt.values()) if by_prompt else None
+
+
+def best_round(means: Mapping[int, float | None]) -> int | None:
+    """The round of the highest mean, the first of several."""
+    known = {number: mean for number, mean in means.items() if mean is not None}
+    return max(known, key=lambda number: (known[number], -number), default=None)
+
+
+def has_stopped(means: Mapping[int, float | None], stops_rising: int) -> bool:
+    """Whether the last rounds brought no new best."""
+    return max(means) - (best_round(means) or 0) >= stops_rising
+
+
+def find_stopped(plan: Sequence[Planned], store: Store) -> set[str]:
+    """The hashes of steps in rounds that are not needed, since their stage stopped rising."""
+    found: set[str] = set()
+    for choice in plan:
+        if choice.kind != "choose":
+            continue
+        means = round_means(choice, store)
+        if not means or not has_stopped(means, choice.step.stops_rising):
+            continue
+        found |= {
+            step.hash
+            for step in plan
+            if (step.seed, step.stage) == (choice.seed, choice.stage)
+            and step.number > max(means)
+            and set(step.arms) <= set(choice.arms)
+            and step.hash != choice.hash
+        }
+    return found
