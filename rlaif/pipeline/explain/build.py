@@ -1,0 +1,371 @@
+"""From the steps of a plan or a run to a `Flow`: steps of the file, grouped over rounds, seeds and
+the arms that do the same in them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlaif.pipeline.explain.rows import Row
+from rlaif.pipeline.explain.words import count_words
+from rlaif.report.flow import Edge, Flow, Node, Stage, rounds_in_words
+
+SHOWN = {
+    "completions": ("answer", "answers"),
+    "judgements": ("judgement", "judgements"),
+    "with_value": ("with a value", "with a value"),
+    "preferences": ("pair", "pairs"),
+    "pairs": ("labelled pair", "labelled pairs"),
+    "records": ("record", "records"),
+    "examples": ("training example", "training examples"),
+    "steps": ("optimiser step", "optimiser steps"),
+    "refused": ("left out", "left out"),
+    "undecided": ("undecided", "undecided"),
+    "tied_prompts": ("prompt without a winner", "prompts without a winner"),
+    "failed": ("failed", "failed"),
+    "calls": ("model call", "model calls"),
+}
+"""Counts that a node has, in this order, and what they count."""
+BOUNDS = ("judge", "filter", "pair", "label", "load", "train", "distill")
+"""Kinds of which a plan knows only the most that they may make."""
+_MODELS = {"made", "policy", "initial"}
+"""Roles that are no input of the step: what it makes, and what an evaluation is of."""
+_NAMED = 3
+"""Of more models in a row the first and the last are named."""
+
+Key = tuple[str, str, str]
+"""Stage, kind and id of a step of the file."""
+
+
+@dataclass(eq=False)
+class _Group:
+    """The rows of one node, those that it has planned for itself in `helpers`."""
+
+    key: Key
+    arms: tuple[str, ...]
+    rows: list[Row] = field(default_factory=list)
+    helpers: list[Row] = field(default_factory=list)
+    name: str = ""
+
+    def runs(self) -> dict[tuple[int, int, tuple[str, ...]], list[Row]]:
+        """The rows by seed, round and arms: of one step of the file, which may be several."""
+        found: dict[tuple[int, int, tuple[str, ...]], list[Row]] = defaultdict(list)
+        for row in self.rows:
+            found[row.seed, row.round, row.arms].append(row)
+        return found
+
+
+def make_flow(
+    name: str,
+    rows: Sequence[Row],
+    facts: Mapping[str, tuple[str, ...]],
+    unused: Sequence[str] = (),
+    planned: bool = False,
+) -> Flow:
+    """The graph of `rows`. `facts` and `unused` are lines of what stands outside the steps;
+    `planned`: the counts are the most that there may be, not what was made."""
+    return _Builder(rows, planned).make(name, dict(facts), tuple(unused))
+
+
+class _Builder:
+    """The rows by hash, and the groups that they belong to."""
+
+    def __init__(self, rows: Sequence[Row], planned: bool):
+        self.planned = planned
+        self.rows = {row.hash: row for row in rows}
+        self.arms = tuple(dict.fromkeys(arm for row in rows for arm in row.arms))
+        self.keys = {row.hash: key for row in rows if (key := _key_of(row, rows)) is not None}
+        self.order = _find_order(rows, self.keys, self.arms)
+        self.groups = self._find_groups()
+        self.of: dict[str, list[_Group]] = defaultdict(list)
+        for group in self.groups:
+            for row in group.rows:
+                self.of[row.hash].append(group)
+
+    def make(self, name: str, facts: dict[str, tuple[str, ...]], unused: tuple[str, ...]) -> Flow:
+        """See `make_flow`."""
+        edges = self._find_edges()
+        read = self._find_read()
+        stages = []
+        for stage in dict.fromkeys(group.key[0] for group in self.groups):
+            own = [group for group in self.groups if group.key[0] == stage]
+            numbers = {row.number for group in own for row in group.rows if row.number > 0}
+            nodes = tuple(self._make_node(group, numbers, edges, read) for group in own)
+            stages.append(Stage(stage, len(numbers) or 1, nodes))
+        thrown = [
+            f"{node.title}{_in_parentheses(node.arm_words)}: {node.unused}"
+            for stage in stages
+            for node in stage.nodes
+            if node.unused
+        ]
+        return Flow(name, tuple(stages), tuple(edges), facts, (*unused, *thrown))
+
+    def _find_groups(self) -> list[_Group]:
+        """One group for each step of the file and the arms that do the same in it."""
+        own = [row for row in self.rows.values() if row.hash in self.keys and not row.helps]
+        found: dict[tuple[Key, Any], _Group] = {}
+        for key in sorted(dict.fromkeys(self.keys[row.hash] for row in own), key=self.order.get):  # type: ignore[arg-type]
+            mine = [row for row in own if self.keys[row.hash] == key]
+            alike: dict[Any, list[str]] = defaultdict(list)
+            for arm in self.arms:
+                if does := self._what_it_does([row for row in mine if arm in row.arms]):
+                    alike[does].append(arm)
+            for does, arms in alike.items():
+                rows = [row for row in mine if set(arms) & set(row.arms)]
+                found[key, does] = _Group(key, tuple(arms), rows)
+        for row in self.rows.values():
+            if row.helps and row.hash in self.keys:
+                for group in found.values():
+                    if group.key == self.keys[row.hash] and set(group.arms) & set(row.arms):
+                        group.helpers.append(row)
+        groups = list(found.values())
+        for number, group in enumerate(groups, 1):
+            group.name = f"n{number}"
+        return groups
+
+    def _what_it_does(self, rows: Sequence[Row]) -> Any:
+        """What tells an arm's rows of a step from those of another arm: what they do in each round,
+        and the names of the steps and models that they use. The same for all seeds."""
+        return tuple(
+            dict.fromkeys(
+                (
+                    row.number,
+                    row.id,
+                    row.does,
+                    row.settings,
+                    tuple(sorted((name, self._name_of(h)) for name, h in row.inputs.items())),
+                    tuple(sorted((role, self._model_of(row, role)) for role in row.models)),
+                )
+                for row in sorted(rows, key=lambda row: (row.seed, row.round))
+            )
+        )
+
+    def _name_of(self, digest: str | None) -> str:
+        row = self.rows.get(digest or "")
+        return f"{row.stage}/{row.id}@{row.number}" if row is not None else ""
+
+    def _model_of(self, row: Row, role: str) -> str:
+        return self._name_of(row.maker(role)) or row.models[role][0]
+
+    def _find_edges(self) -> list[Edge]:
+        found: dict[tuple[str, str, bool, bool], dict[str, None]] = defaultdict(dict)
+        for group in self.groups:
+            # What passes between rounds is drawn only where the same does not pass within one.
+            passes = [
+                (source, what, model, back)
+                for row in (*group.rows, *group.helpers)
+                for digest, what, model in self._sources(row)
+                for source in self.of.get(digest, ())
+                if set(source.arms) & set(group.arms) and source is not group
+                or (source is group and self.rows[digest].round < row.round)
+                for back in [self._is_back(source, group)]
+            ]
+            for source, what, model, back in passes:
+                found[source.name, group.name, model, back][what] = None
+        return [
+            Edge(source, target, ", ".join(whats), model, back)
+            for (source, target, model, back), whats in found.items()
+        ]
+
+    def _is_back(self, source: _Group, target: _Group) -> bool:
+        return self.order[source.key] >= self.order[target.key]
+
+    def _sources(self, row: Row) -> Iterable[tuple[str, str, bool]]:
+        """Hash, kind and whether it is a model, of what a row reads of other steps of the file."""
+        pairs = any(name.startswith("preferences/") for name in row.inputs)
+        for name, digest in row.inputs.items():
+            head = name.partition("/")[0]
+            source = self.rows.get(digest)
+            # An evaluation also looks at its round's records, and a filter of pairs carries on what
+            # they were made of: nothing of these is changed or learned from.
+            carried = row.kind == "filter" and pairs and head != "preferences"
+            if source is None or source.helps or row.kind in ("evaluate", "compare") or carried:
+                continue
+            yield digest, {"initial": "judgements"}.get(head, head), False
+        for role in row.models:
+            maker = row.maker(role)
+            if maker is None or role == "made" or ".drift." in row.id:
+                continue
+            if row.helps:
+                what = "evaluated" if row.kind == "sample" else "judge"
+                if row.kind == "logprobs":
+                    continue
+            else:
+                what = {"policy": "evaluated"}.get(role, role.replace("judge/", "judge "))
+            yield maker, what, True
+
+    def _find_read(self) -> set[str]:
+        """The hashes of what some step learns from, judges, or is measured on."""
+        return {digest for row in self.rows.values() for digest, _, _ in self._sources(row)}
+
+    def _make_node(
+        self, group: _Group, numbers: set[int], edges: Sequence[Edge], read: set[str]
+    ) -> Node:
+        stage, kind, name = group.key
+        own = {row.number for row in group.rows if row.number > 0}
+        some = set(group.arms) < set(self.arms)
+        shared = all(set(group.arms) <= set(row.arms) for row in group.rows)
+        titles = {g.name: g.key[2] for g in self.groups}
+        reads = [
+            f"{titles[e.source]}{' of the round before' if e.back else ''} ({e.what})"
+            for e in edges
+            if e.target == group.name and not e.model
+        ]
+        return Node(
+            name=group.name,
+            stage=stage,
+            kind=kind,
+            id=name,
+            lines=tuple(self._describe(group, own)),
+            settings=tuple(_by_round(group, own, lambda row: row.settings)),
+            reads=tuple(reads),
+            rounds=rounds_in_words(own) if own and own != numbers else "",
+            arms=group.arms,
+            some_arms=some,
+            apart=len(group.arms) > 1 and not shared,
+            unused=self._find_unused(group, own, read),
+        )
+
+    def _describe(self, group: _Group, own: set[int]) -> Iterable[str]:
+        """What the node says of itself."""
+        pool = {row.id for row in group.rows if "/" in row.id}
+        if pool:
+            yield f"a pool of {len(pool)} generators"
+        else:
+            yield from _by_round(group, own, lambda row: row.does)
+        yield from self._describe_models(group)
+        yield from _describe_counts(group, self.planned)
+        if any(row.kind == "compare" for row in group.helpers):
+            yield "the arms beside one another"
+
+    def _describe_models(self, group: _Group) -> Iterable[str]:
+        kind = group.key[1]
+        if kind == "evaluate":
+            yield from self._describe_evaluation(group)
+            return
+        by_role: dict[str, list[str]] = defaultdict(list)
+        for row in sorted(group.rows, key=lambda row: row.round):
+            for role, (label, _) in row.models.items():
+                by_role[role].append(label)
+        if kind == "judge" and not by_role:
+            yield "by a program"
+        for role, labels in by_role.items():
+            verb = {"start": "from", "by": "by", "made": "makes", "last": "or keeps"}.get(role)
+            words = verb or role.replace("judge/", "judge ")
+            yield f"{words} {_name_models(labels, 'and' if role == 'made' else 'then')}"
+
+    def _describe_evaluation(self, group: _Group) -> Iterable[str]:
+        """Which models are measured, against which others, and by which judges."""
+        against: dict[str, list[str]] = {}
+        for row in sorted(group.rows, key=lambda row: row.round):
+            others = against.setdefault(row.models["policy"][0], [])
+            for name, digest in row.inputs.items():
+                if name.count("/") == 1 and name.endswith("/completions") and digest in self.rows:
+                    others.append(self.rows[digest].models["by"][0])
+        for model, others in against.items():
+            rest = [label for label in dict.fromkeys(others) if label != model]
+            yield f"{model} against {' and '.join(rest)}" if rest else model
+        judges: dict[str, list[str]] = {}
+        for row in group.helpers:
+            name = row.id.partition(".")[2]
+            if row.kind == "judge" and "." not in name:
+                judges.setdefault(name, []).extend(label for label, _ in row.models.values())
+        if judges:
+            named = [f"{n}{_in_parentheses(_name_models(by, 'and'))}" for n, by in judges.items()]
+            yield f"judged by {', '.join(named)}"
+
+    def _find_unused(self, group: _Group, own: set[int], read: set[str]) -> str:
+        """What of the node no other step uses: an evaluation is there for itself."""
+        if group.key[1] == "evaluate":
+            return ""
+        used = {row.round for row in group.rows if row.hash in read}
+        idle = {row.number for row in group.rows if row.round not in used and row.number > 0}
+        if not idle:
+            return ""
+        where = "" if idle == own else f" in {rounds_in_words(idle)}"
+        return f"no step uses it{where}"
+
+
+def _key_of(row: Row, rows: Sequence[Row]) -> Key | None:
+    """The step of the file that a row belongs to."""
+    if not row.helps:
+        return row.stage, row.kind, row.owner
+    # A helper's own kind is another one than that of the step which has it planned.
+    owners = (r for r in rows if not r.helps and r.owner == row.owner)
+    owner = next(owners, None)
+    return None if owner is None else (owner.stage, owner.kind, owner.owner)
+
+
+def _find_order(
+    rows: Sequence[Row], keys: Mapping[str, Key], arms: Sequence[str]
+) -> dict[Key, tuple[int, int]]:
+    """The places of the file's steps: the first round of their stage, then where they come among an
+    arm's own steps. What arms have alone stands beside one another."""
+    stages: dict[str, int] = {}
+    for row in rows:
+        if row.number > 0:
+            stages[row.stage] = min(stages.get(row.stage, row.round), row.round)
+    found: dict[Key, tuple[int, int]] = {}
+    for arm in arms:
+        # M0 is evaluated before the first round.
+        mine = [r for r in rows if arm in r.arms and not r.helps and r.hash in keys]
+        mine.sort(key=lambda row: row.number == 0)
+        for place, key in enumerate(dict.fromkeys(keys[row.hash] for row in mine)):
+            here = (stages.get(key[0], 0), place)
+            found[key] = max(found.get(key, here), here)
+    return found
+
+
+def _by_round(
+    group: _Group, own: set[int], words: Callable[[Row], tuple[str, ...]]
+) -> Iterable[str]:
+    """Each phrase once, with its rounds where it does not hold in all of them."""
+    rounds: dict[str, set[int]] = defaultdict(set)
+    for row in group.rows:
+        for phrase in words(row):
+            rounds[phrase].add(row.number)
+    for phrase, numbers in rounds.items():
+        there = {number for number in numbers if number > 0}
+        yield f"{phrase} ({rounds_in_words(there)})" if there and there != own else phrase
+
+
+def _describe_counts(group: _Group, planned: bool) -> Iterable[str]:
+    """What one run of the step makes, or from the least to the most of several."""
+    asks = any(row.models for row in (*group.rows, *group.helpers))
+    totals: dict[str, list[int]] = defaultdict(list)
+    for rows in group.runs().values():
+        for name in dict.fromkeys(name for row in rows for name in row.counts):
+            totals[name].append(sum(row.counts.get(name, 0) for row in rows))
+    if group.key[1] == "evaluate":
+        totals = {"calls": [sum(row.counts.get("calls", 0) for row in _calling(group.helpers))]}  # type: ignore[assignment]
+    said = []
+    for name, (one, many) in SHOWN.items():
+        values = totals.get(name, [])
+        if not any(values) or (name == "calls" and not asks):
+            continue
+        span = count_words(max(values), one, many)
+        said.append(span if min(values) == max(values) else f"{min(values):,} to {span}")
+    if said:
+        most = "at most " if planned and group.key[1] in BOUNDS else ""
+        total = " in all" if group.key[1] == "evaluate" else ""
+        again = len({row.round for row in group.rows}) > 1 and not total
+        yield f"{most}{', '.join(said)}{' a round' if again else total}"
+
+
+def _calling(rows: Iterable[Row]) -> Iterable[Row]:
+    return (row for row in rows if row.models)
+
+
+def _name_models(labels: Iterable[str], joint: str) -> str:
+    """Different labels in their order: "M0, then M1"; of many the first and the last."""
+    names = list(dict.fromkeys(labels))
+    if len(names) > _NAMED:
+        names = [names[0], "...", names[-1]]
+        return " ".join(names)
+    return f", {joint} ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def _in_parentheses(text: str) -> str:
+    return f" ({text})" if text else ""
