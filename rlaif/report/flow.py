@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A step of the file. `lines` say what it does in few words, `settings` are its other keys,
-    each as text; `reads` names what it reads. `arms` are those that have it, `some_arms` whether
+    """A step of the file. `lines` say what it does in few words, `models` which models it uses and
+    makes, and `settings` are its other keys, each as text; `reads` names what it reads. `arms` are those that have it, `some_arms` whether
     they are not all, and `apart` whether each of them runs it for itself. `rounds` are those of its
     stage in which it runs, empty where it runs in all. `unused` says what of it nothing uses."""
 
@@ -18,12 +18,14 @@ class Node:
     kind: str
     id: str
     lines: tuple[str, ...]
+    models: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     rounds: str = ""
     arms: tuple[str, ...] = ()
     some_arms: bool = False
     apart: bool = False
+    makes_model: bool = False
     unused: str = ""
 
     @property

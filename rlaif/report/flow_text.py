@@ -29,8 +29,8 @@ def _describe(node: Node) -> list[str]:
     """What a node does, where and when, and its other keys."""
     where = [text for text in (node.arm_words, node.rounds) if text]
     reads = [f"reads {', '.join(node.reads)}"] if node.reads else []
-    said = ["; ".join([*where, *node.lines, *reads])]
-    return said + ([f"({', '.join(node.settings)})"] if node.settings else [])
+    said = ["; ".join([*where, *node.lines]), "; ".join([*reads, *node.models])]
+    return [*filter(None, said), *([f"({', '.join(node.settings)})"] if node.settings else [])]
 
 
 def _list_under(items: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
@@ -60,18 +60,15 @@ def render_mermaid(flow: Flow) -> str:
     for number, stage in enumerate(flow.stages, 1):
         lines.append(f'  subgraph stage{number}["{_escape(stage.heading)}"]')
         for node in stage.nodes:
-            words = [node.title, *node.lines, node.rounds, node.arm_words, node.unused]
+            words = [node.title, *node.lines, *node.models]
+            words += [node.rounds, node.arm_words, node.unused]
             text = "<br>".join(_escape(word) for word in words if word)
-            shape = ('(["', '"])') if _makes_model(node) else ('["', '"]')
+            shape = ('(["', '"])') if node.makes_model else ('["', '"]')
             lines.append(f"    {node.name}{shape[0]}{text}{shape[1]}{_class_of(node)}")
         lines.append("  end")
     lines += [_draw_edge(edge) for edge in flow.edges]
     lines.append("  classDef some stroke-width:3px")
     return "\n".join(lines) + "\n"
-
-
-def _makes_model(node: Node) -> bool:
-    return any(line.startswith("makes ") for line in node.lines)
 
 
 def _class_of(node: Node) -> str:

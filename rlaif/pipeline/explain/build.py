@@ -100,7 +100,20 @@ class _Builder:
             for node in stage.nodes
             if node.unused
         ]
+        facts |= self._describe_arms([node for stage in stages for node in stage.nodes])
         return Flow(name, tuple(stages), tuple(edges), facts, (*unused, *thrown))
+
+    def _describe_arms(self, nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
+        """What the arms share, and what each has for itself."""
+        if len(self.arms) < 2:
+            return {}
+        alone = {arm: [n.title for n in nodes if n.some_arms and arm in n.arms] for arm in self.arms}
+        shared = [node.title for node in nodes if not node.some_arms and not node.apart]
+        apart = [node.title for node in nodes if not node.some_arms and node.apart]
+        lines = [f"{arm}: {', '.join(titles) or 'nothing'} of its own" for arm, titles in alone.items()]
+        lines += [f"once for all: {', '.join(shared)}"] if shared else []
+        lines += [f"alike, once in each: {', '.join(apart)}"] if apart else []
+        return {"Arms": tuple(lines)}
 
     def _find_groups(self) -> list[_Group]:
         """One group for each step of the file and the arms that do the same in it."""
@@ -219,12 +232,14 @@ class _Builder:
             kind=kind,
             id=name,
             lines=tuple(self._describe(group, own)),
+            models=tuple(self._describe_models(group)),
             settings=tuple(_by_round(group, own, lambda row: row.settings)),
-            reads=tuple(reads),
+            reads=tuple(dict.fromkeys(reads)),
             rounds=rounds_in_words(own) if own and own != numbers else "",
             arms=group.arms,
             some_arms=some,
             apart=len(group.arms) > 1 and not shared,
+            makes_model=any("made" in row.models for row in group.rows),
             unused=self._find_unused(group, own, read),
         )
 
@@ -235,7 +250,6 @@ class _Builder:
             yield f"a pool of {len(pool)} generators"
         else:
             yield from _by_round(group, own, lambda row: row.does)
-        yield from self._describe_models(group)
         yield from _describe_counts(group, self.planned)
         if any(row.kind == "compare" for row in group.helpers):
             yield "the arms beside one another"
@@ -321,14 +335,18 @@ def _find_order(
 def _by_round(
     group: _Group, own: set[int], words: Callable[[Row], tuple[str, ...]]
 ) -> Iterable[str]:
-    """Each phrase once, with its rounds where it does not hold in all of them."""
+    """Each phrase once, with its rounds and members of a pool where it does not hold for all."""
     rounds: dict[str, set[int]] = defaultdict(set)
+    members: dict[str, set[str]] = defaultdict(set)
     for row in group.rows:
         for phrase in words(row):
             rounds[phrase].add(row.number)
+            members[phrase].add(row.id.partition("/")[2])
+    every = {row.id.partition("/")[2] for row in group.rows}
     for phrase, numbers in rounds.items():
         there = {number for number in numbers if number > 0}
-        yield f"{phrase} ({rounds_in_words(there)})" if there and there != own else phrase
+        of = "" if members[phrase] == every else f"generator {', '.join(sorted(members[phrase]))}: "
+        yield of + phrase + (f" ({rounds_in_words(there)})" if there and there != own else "")
 
 
 def _describe_counts(group: _Group, planned: bool) -> Iterable[str]:
@@ -362,9 +380,10 @@ def _name_models(labels: Iterable[str], joint: str) -> str:
     """Different labels in their order: "M0, then M1"; of many the first and the last."""
     names = list(dict.fromkeys(labels))
     if len(names) > _NAMED:
-        names = [names[0], "...", names[-1]]
-        return " ".join(names)
-    return f", {joint} ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+        return f"{names[0]} ... {names[-1]}"
+    head, last = ", ".join(names[:-1]), "".join(names[-1:])
+    comma = "," if joint == "then" else ""
+    return f"{head}{comma} {joint} {last}" if head else last
 
 
 def _in_parentheses(text: str) -> str:

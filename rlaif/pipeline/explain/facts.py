@@ -32,7 +32,7 @@ def list_facts(experiment: Experiment, train: int, heldout: int) -> dict[str, tu
 
 def _describe_model(name: str, spec: ModelSpec) -> str:
     about = [spec.path, *([spec.role] if spec.role else []), *(["M0"] if name == "policy" else [])]
-    if spec.system_prompt and spec.system_prompt != "drop":
+    if spec.system_prompt and spec.system_prompt not in ("keep", "drop"):
         about.append(f"told: {spec.system_prompt}")
     return f"{name}: {', '.join(about)}"
 

@@ -41,7 +41,7 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
                           f"{', '.join(known)}", inputs.path)
     plan = [planned for planned in plan if arm is None or arm in planned.arms]
     # A folder that is not there: what may be finished somewhere changes nothing in the plan.
-    counts = _planned_counts(forecast(inputs, Store(Path("runs") / "none")))
+    counts = _planned_counts(plan, forecast(inputs, Store(Path("runs") / "none")))
     rows = read_rows([manifest_row(planned) for planned in plan], counts)
     if arm is not None:
         rows = [replace(row, arms=(arm,)) for row in rows]
@@ -57,12 +57,25 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
     )
 
 
-def _planned_counts(sizes: Sequence[Forecast]) -> Mapping[str, Counts]:
-    """How much every step does at most, by hash."""
+def _planned_counts(plan: Sequence[Planned], sizes: Sequence[Forecast]) -> Mapping[str, Counts]:
+    """How much every step makes and asks at most, by hash. How many records a file has is known
+    when it is read: what is loaded, and what is trained on it, has no count here."""
+    unknown: set[str] = set()
+    for planned in plan:
+        reads = planned.kind in ("filter", "train", "distill")
+        if planned.kind == "load" or (reads and unknown & set(planned.inputs.values())):
+            pairs = planned.kind == "load" and planned.step.type == "pairs"
+            unknown |= set() if pairs else {planned.hash}
+    loads = {planned.hash for planned in plan if planned.kind == "load"}
     return {
-        size.hash: {_UNITS.get(size.records, size.records): size.units, "calls": size.calls}
+        size.hash: {"calls": size.calls}
+        | ({} if size.hash in unknown | loads else {_name_units(size): size.units})
         for size in sizes
     }
+
+
+def _name_units(size: Forecast) -> str:
+    return _UNITS.get(size.records, size.records)
 
 
 def _list_idle(inputs: PlanInputs, plan: Sequence[Planned]) -> list[str]:

@@ -35,11 +35,14 @@ def list_settings(planned: Planned) -> list[str]:
     `describe_step` nor its inputs and models say, as "key value"."""
     said = _NOT_SAID | _SAID.get(planned.kind, set())
     keys = planned.step.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return [f"{key} {show_value(value)}" for key, value in keys.items() if key not in said]
+    shown = {key: "" if value in ({}, True) else show_value(value) for key, value in keys.items()}
+    return [f"{key} {value}".rstrip() for key, value in shown.items() if key not in said]
 
 
 def show_value(value: Any) -> str:
-    """A value as YAML writes it, on one line."""
+    """A value as YAML writes it, on one line; texts without marks."""
+    if isinstance(value, str):
+        return " ".join(value.split())
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...").strip()
 
