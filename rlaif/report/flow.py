@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True, slots=True)
 class Node:
     """A step of the file. `lines` say what it does in few words, `models` which models it uses and
-    makes, and `settings` are its other keys, each as text; `reads` names what it reads. `arms` are those that have it, `some_arms` whether
-    they are not all, and `apart` whether each of them runs it for itself. `rounds` are those of its
-    stage in which it runs, empty where it runs in all. `unused` says what of it nothing uses."""
+    makes, `settings` its other keys, each as text, and `reads` what it reads. `arms` are those that
+    have it, `some_arms` whether they are not all, `apart` whether each of them runs it for itself.
+    `rounds` are those of its stage in which it runs, empty where it runs in all, and `unused` says
+    what of it nothing uses."""
 
     name: str
     stage: str
@@ -83,6 +84,29 @@ class Flow:
     def nodes(self) -> tuple[Node, ...]:
         """Those of all stages."""
         return tuple(node for stage in self.stages for node in stage.nodes)
+
+    @property
+    def forward(self) -> list[Edge]:
+        """The edges within a round, and from stage to stage."""
+        return [edge for edge in self.edges if not edge.back]
+
+    @property
+    def returning(self) -> list[Edge]:
+        """One edge for all that a node gives to the next round, to the first node that uses it."""
+        order = {node.name: place for place, node in enumerate(self.nodes)}
+        found: dict[str, list[Edge]] = {}
+        for edge in self.edges:
+            if edge.back:
+                found.setdefault(edge.source, []).append(edge)
+        joined = []
+        for source, edges in found.items():
+            first = min(edges, key=lambda edge: order[edge.target])
+            whats = ["the model" for edge in edges if edge.model][:1]
+            whats += [what for edge in edges if not edge.model for what in edge.what.split(", ")]
+            model = any(edge.model for edge in edges)
+            what = f"{', '.join(dict.fromkeys(whats))}, in the next round"
+            joined.append(Edge(source, first.target, what, model, True))
+        return joined
 
 
 def rounds_in_words(numbers: set[int]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from rlaif.report.flow import Edge, Flow, Node, Stage
-from rlaif.report.layout import Item, Layout, lay_out
+from rlaif.report.layout import Layout, lay_out
 from rlaif.report.textwidth import text_width, wrap_text
 
 TITLE, TEXT, SMALL = 13.0, 11.0, 10.0
@@ -21,20 +21,22 @@ LEADING, PAD = 15.0, 9.0
 NARROWEST, WIDEST_TEXT = 110.0, 214.0
 FRAME, HEAD = 16.0, 30.0
 """The space within a stage's frame, and for its heading."""
-STUB, BEND, TRACK = 18.0, 34.0, 8.0
+STUB, BEND, TRACK = 17.0, 28.0, 8.0
 """Between two layers: straight ends of lines, where they bend, and a line to the next round."""
 GUTTER, BESIDE = 12.0, 104.0
 """Between lines that go up to the next round, and for their words."""
 MARGIN = 12.0
 
 _RULES = """
-.flow text { font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: var(--ink); font-size: 11px; }
+.flow text { fill: var(--ink); font-size: 11px; }
+.flow text { font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 .flow .flow-name { font-size: 16px; font-weight: 600; }
 .flow .flow-title { font-size: 13px; font-weight: 600; }
 .flow .flow-soft { fill: var(--soft); }
 .flow .flow-arm { fill: var(--moved); font-weight: 600; }
 .flow .flow-unused { fill: var(--bad); }
-.flow .flow-small { font-size: 10px; fill: var(--soft); stroke: var(--paper); stroke-width: 3px; paint-order: stroke; stroke-linejoin: round; }
+.flow .flow-small { font-size: 10px; fill: var(--soft); }
+.flow .flow-small { stroke: var(--paper); stroke-width: 3px; paint-order: stroke; }
 .flow .flow-paper { fill: var(--paper); }
 .flow .flow-frame { fill: none; stroke: var(--rule); }
 .flow .flow-box { fill: var(--panel); stroke: var(--plot-ink); stroke-width: 1; }
@@ -91,9 +93,7 @@ class _Picture:
     def __init__(self, flow: Flow):
         self.flow = flow
         self.nodes = {node.name: node for node in flow.nodes}
-        self.forward = [edge for edge in flow.edges if not edge.back]
-        # One line for all that a box gives to the next round: to where it is first needed.
-        self.back = _join_back(flow)
+        self.forward, self.back = flow.forward, flow.returning
         lines = list(dict.fromkeys((edge.source, edge.target) for edge in self.forward))
         self.ports_out = _leaving(self.forward + self.back)
         boxes = {name: _make_box(node) for name, node in self.nodes.items()}
@@ -191,7 +191,7 @@ class _Picture:
         if standalone:
             parts.append('<rect class="flow-paper" width="100%" height="100%"/>')
         parts += self.head[0]
-        parts += [self._draw_frame(*both) for both in zip(self.flow.stages, self.frames, strict=True)]
+        parts += [self._draw_frame(ends) for ends in self.frames]
         parts += [self._draw_line(edge) for edge in self.forward]
         parts += [self._draw_back(edge) for edge in self.back]
         parts += [self._draw_heading(*b) for b in zip(self.flow.stages, self.frames, strict=True)]
@@ -208,17 +208,22 @@ class _Picture:
             for fact in self.flow.facts.get(heading, ()):
                 text = f"{heading}: {fact}"
                 lines += [("flow-soft", line, TEXT) for line in wrap_text(text, room, TEXT)]
+        for text in self.flow.unused:
+            text = f"Thrown away: {text}"
+            lines += [("flow-unused", line, TEXT) for line in wrap_text(text, room, TEXT)]
         name = wrap_text(self.flow.name, room, 16.0, bold=True)
         lines[:1] = [("flow-name", line, 16.0) for line in name]
         drawn, y = [], MARGIN
         for style, text, size in lines:
             y += size + 5
-            drawn.append(f'<text class="{style}" x="{MARGIN:.1f}" y="{y:.1f}">{escape(text)}</text>')
+            drawn.append(
+                f'<text class="{style}" x="{MARGIN:.1f}" y="{y:.1f}">{escape(text)}</text>'
+            )
         y += 20
         drawn.append(_draw_legend(y, bool(self.back), any(e.model for e in self.forward)))
         return drawn, y + 2, max(room, 420.0)
 
-    def _draw_frame(self, stage: Stage, ends: tuple[float, float]) -> str:
+    def _draw_frame(self, ends: tuple[float, float]) -> str:
         top, bottom = ends
         return (
             f'<rect class="flow-frame" x="{MARGIN:.1f}" y="{top:.1f}" rx="8" '
@@ -319,7 +324,7 @@ class _Picture:
         beside = self.left + self.inner + GUTTER * (1 + len(self.back))
         for edge in self.back:
             y = self._reaches(edge)[1] + 12
-            for line in wrap_text(f"next round: {edge.what}", BESIDE - GUTTER, SMALL):
+            for line in wrap_text(edge.what, BESIDE - GUTTER, SMALL):
                 while any(abs(y - other) < 12 for other in taken):
                     y += 12
                 taken.append(y)
@@ -377,21 +382,6 @@ def _leaving(edges: Sequence[Edge]) -> dict[str, dict[str, list[Edge]]]:
     for edge in edges:
         found[edge.source]["" if edge.model or edge.back else edge.what].append(edge)
     return found
-
-
-def _join_back(flow: Flow) -> list[Edge]:
-    """One edge for each node whose output the next round uses, to the first node that does."""
-    order = {node.name: place for place, node in enumerate(flow.nodes)}
-    found: dict[str, list[Edge]] = defaultdict(list)
-    for edge in flow.edges:
-        if edge.back:
-            found[edge.source].append(edge)
-    joined = []
-    for source, edges in found.items():
-        first = min(edges, key=lambda edge: order[edge.target])
-        whats = ", ".join(dict.fromkeys(w for e in edges for w in e.what.split(", ")))
-        joined.append(Edge(source, first.target, whats, any(e.model for e in edges), True))
-    return joined
 
 
 def _role(edge: Edge) -> str:

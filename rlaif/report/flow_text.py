@@ -66,7 +66,7 @@ def render_mermaid(flow: Flow) -> str:
             shape = ('(["', '"])') if node.makes_model else ('["', '"]')
             lines.append(f"    {node.name}{shape[0]}{text}{shape[1]}{_class_of(node)}")
         lines.append("  end")
-    lines += [_draw_edge(edge) for edge in flow.edges]
+    lines += [_draw_edge(edge) for edge in (*flow.forward, *flow.returning)]
     lines.append("  classDef some stroke-width:3px")
     return "\n".join(lines) + "\n"
 
@@ -76,12 +76,13 @@ def _class_of(node: Node) -> str:
 
 
 def _draw_edge(edge: Edge) -> str:
-    what = f"next round: {edge.what}" if edge.back else edge.what
     line = "-.->" if edge.back else "==>" if edge.model else "-->"
-    return f'  {edge.source} {line}|"{_escape(what)}"| {edge.target}'
+    return f'  {edge.source} {line}|"{_escape(edge.what)}"| {edge.target}'
 
 
 def _escape(text: str) -> str:
     """Text in quotes: all that Mermaid, Markdown or HTML might read as markup as an entity."""
     plain = " ".join(text.split())
-    return re.sub(r"[^\w ,.:()/+-]|^-", lambda found: f"#{ord(found[0])};", plain)
+    # At the beginning "1." and "-" would make a list.
+    marks = r"[^\w ,.:()/+-]|^[-+]|(?<=^\d)\."
+    return re.sub(marks, lambda found: f"#{ord(found[0])};", plain)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 GAP, LANE, WIDEST = 26.0, 16.0, 4
 """Between two boxes, and the width of a free column; how many boxes stand side by side."""
@@ -43,8 +44,8 @@ def lay_out(
     widths: Mapping[str, float],
     lines: Sequence[tuple[str, str]],
 ) -> Layout:
-    """Places of boxes of these `widths`: every group is below the one before. `lines` lead down, from
-    a box to a later one of its own or a later group."""
+    """Places of boxes of these `widths`: every group is below the one before. `lines` lead down,
+    from a box to a later one of its own or a later group."""
     layer_of = find_layers(groups, lines)
     layers: list[list[Item]] = [[] for _ in range(max(layer_of.values(), default=-1) + 1)]
     items = {}
@@ -58,7 +59,7 @@ def lay_out(
             chain.append(Item(f"{source}-{target}", LANE, box=False))
             layers[layer].append(chain[-1])
         chain.append(items[target])
-        for upper, lower in zip(chain, chain[1:], strict=False):
+        for upper, lower in pairwise(chain):
             upper.below.append(lower)
             lower.above.append(upper)
         chains[source, target] = chain
@@ -99,7 +100,7 @@ def find_layers(
 
 
 def _order(layers: Sequence[list[Item]]) -> None:
-    """Sort every layer by the mean places of neighbours, and keep the order with fewest crossings."""
+    """Sort every layer by the mean places of neighbours; the order with fewest crossings stays."""
     best, fewest = [list(layer) for layer in layers], _count_crossings(layers)
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
@@ -120,7 +121,7 @@ def _order(layers: Sequence[list[Item]]) -> None:
 
 def _count_crossings(layers: Sequence[list[Item]]) -> int:
     total = 0
-    for upper, lower in zip(layers, layers[1:], strict=False):
+    for upper, lower in pairwise(layers):
         places = {id(item): place for place, item in enumerate(lower)}
         ends = [[places[id(n)] for n in item.below] for item in upper]
         total += sum(

@@ -107,10 +107,17 @@ class _Builder:
         """What the arms share, and what each has for itself."""
         if len(self.arms) < 2:
             return {}
-        alone = {arm: [n.title for n in nodes if n.some_arms and arm in n.arms] for arm in self.arms}
+        alone: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for arm in self.arms:
+            titles = tuple(node.title for node in nodes if node.some_arms and arm in node.arms)
+            alone[titles].append(arm)
         shared = [node.title for node in nodes if not node.some_arms and not node.apart]
         apart = [node.title for node in nodes if not node.some_arms and node.apart]
-        lines = [f"{arm}: {', '.join(titles) or 'nothing'} of its own" for arm, titles in alone.items()]
+        lines = [
+            f"{', '.join(own)}: {', '.join(titles) or 'nothing'} of {who} own"
+            for titles, own in alone.items()
+            for who in ["its" if len(own) == 1 else "their"]
+        ]
         lines += [f"once for all: {', '.join(shared)}"] if shared else []
         lines += [f"alike, once in each: {', '.join(apart)}"] if apart else []
         return {"Arms": tuple(lines)}
@@ -165,25 +172,17 @@ class _Builder:
     def _find_edges(self) -> list[Edge]:
         found: dict[tuple[str, str, bool, bool], dict[str, None]] = defaultdict(dict)
         for group in self.groups:
-            # What passes between rounds is drawn only where the same does not pass within one.
-            passes = [
-                (source, what, model, back)
-                for row in (*group.rows, *group.helpers)
-                for digest, what, model in self._sources(row)
-                for source in self.of.get(digest, ())
-                if set(source.arms) & set(group.arms) and source is not group
-                or (source is group and self.rows[digest].round < row.round)
-                for back in [self._is_back(source, group)]
-            ]
-            for source, what, model, back in passes:
-                found[source.name, group.name, model, back][what] = None
+            for row in (*group.rows, *group.helpers):
+                for digest, what, model in self._sources(row):
+                    for source in self.of.get(digest, ()):
+                        # Of its own the group reads what it made in a round before.
+                        if set(source.arms) & set(group.arms) and digest != row.hash:
+                            back = self.order[source.key] >= self.order[group.key]
+                            found[source.name, group.name, model, back][what] = None
         return [
             Edge(source, target, ", ".join(whats), model, back)
             for (source, target, model, back), whats in found.items()
         ]
-
-    def _is_back(self, source: _Group, target: _Group) -> bool:
-        return self.order[source.key] >= self.order[target.key]
 
     def _sources(self, row: Row) -> Iterable[tuple[str, str, bool]]:
         """Hash, kind and whether it is a model, of what a row reads of other steps of the file."""
@@ -280,7 +279,7 @@ class _Builder:
                     others.append(self.rows[digest].models["by"][0])
         for model, others in against.items():
             rest = [label for label in dict.fromkeys(others) if label != model]
-            yield f"{model} against {' and '.join(rest)}" if rest else model
+            yield f"measures {model}" + (f" against {' and '.join(rest)}" if rest else "")
         judges: dict[str, list[str]] = {}
         for row in group.helpers:
             name = row.id.partition(".")[2]

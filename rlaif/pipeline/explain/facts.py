@@ -49,13 +49,13 @@ def _describe_judge(judge: JudgeBase) -> str:
         mode="json", exclude_defaults=True, exclude=_OF_JUDGES
     )
     others = "".join(f"; {key} {show_value(value)}" for key, value in keys.items())
-    return f"{judge.id}: {str(judge.kind).replace('_', ' ')}{by}. {about}{on}{others}"
+    return f"{judge.id}: {judge.kind}{by}. {about}{on}{others}"
 
 
 def _name_asked(asks: Mapping[str, str]) -> str:
     if set(asks) == {"by"}:
         name = asks["by"]
-        return f"the model called {name}" if name in RESERVED_MODELS else name
+        return f"`{name}`" if name in RESERVED_MODELS else name
     return ", ".join(f"{name} ({role})" for role, name in asks.items())
 
 

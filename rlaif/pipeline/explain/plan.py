@@ -37,8 +37,10 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
     plan = make_plan(inputs)
     known = list(dict.fromkeys(name for planned in plan for name in planned.arms))
     if arm is not None and arm not in known:
-        raise ConfigError(f"--arm: {arm!r} is no arm{suggest(arm, known)}; known here: "
-                          f"{', '.join(known)}", inputs.path)
+        raise ConfigError(
+            f"--arm: {arm!r} is no arm{suggest(arm, known)}; known here: {', '.join(known)}",
+            inputs.path,
+        )
     plan = [planned for planned in plan if arm is None or arm in planned.arms]
     # A folder that is not there: what may be finished somewhere changes nothing in the plan.
     counts = _planned_counts(plan, forecast(inputs, Store(Path("runs") / "none")))
@@ -48,13 +50,12 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
     train, heldout = len(inputs.prompts.train), len(inputs.prompts.heldout)
     facts = list_facts(inputs.experiment, train, heldout)
     total = sum(row.counts.get("calls", 0) for row in rows)
-    facts["In all"] = (f"{count_words(len(rows), 'planned step')}, at most "
-                       f"{count_words(total, 'model call')}",)
+    facts["In all"] = (
+        f"{count_words(len(rows), 'planned step')}, at most {count_words(total, 'model call')}",
+    )
     if inputs.provisional:
         facts["Provisional"] = inputs.provisional
-    return make_flow(
-        inputs.experiment.name, rows, facts, _list_idle(inputs, plan), planned=True
-    )
+    return make_flow(inputs.experiment.name, rows, facts, _list_idle(inputs, plan), planned=True)
 
 
 def _planned_counts(plan: Sequence[Planned], sizes: Sequence[Forecast]) -> Mapping[str, Counts]:

@@ -66,7 +66,7 @@ def _describe_sample(planned: Planned) -> list[str]:
 
 def _describe_load(planned: Planned) -> list[str]:
     step = planned.step
-    source = step.dataset or step.path or "the file of `data`"
+    source = step.dataset or step.path or "the experiment's data"
     of = f" of {_prompts(planned)}" if step.type == "pairs" else ""
     return [f"{'labelled pairs' if step.type == 'pairs' else step.type}{of} from {source}"]
 
@@ -80,7 +80,7 @@ def _describe_judge(planned: Planned) -> list[str]:
     step = planned.step
     principles = getattr(step, "principles", None)
     about = f" on {', '.join(principles)}" if principles else ""
-    return [f"{str(step.kind).replace('_', ' ')}{about}"]
+    return [f"{step.kind}{about}"]
 
 
 def _describe_pair(planned: Planned) -> list[str]:
@@ -96,7 +96,7 @@ def _describe_label(planned: Planned) -> list[str]:
 
 
 def _describe_distill(planned: Planned) -> list[str]:
-    return [f"a reward model ({planned.step.method.replace('_', ' ')})"]
+    return [f"a reward model ({planned.step.method})"]
 
 
 def _describe_train(planned: Planned) -> list[str]:
@@ -135,6 +135,7 @@ _SAID: dict[str, set[str]] = {
     "judge": {"principles"},
     "pair": {"strategy"},
     "label": {"labels", "flip"},
+    "train": {"rollouts", "n"},
     "evaluate": {"n", "judges"},
 }
 """By kind, the keys that its words say."""
