@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from markupsafe import Markup, escape
 
 from rlaif.report.flow import Edge, Flow, Node, Stage
-from rlaif.report.layout import Layout, lay_out
+from rlaif.report.layout import Layout, Line, lay_out
 from rlaif.report.textwidth import text_width, wrap_text
 
 TITLE, TEXT, SMALL = 13.0, 11.0, 10.0
@@ -94,7 +95,7 @@ class _Picture:
         self.flow = flow
         self.nodes = {node.name: node for node in flow.nodes}
         self.forward, self.back = flow.forward, flow.returning
-        lines = list(dict.fromkeys((edge.source, edge.target) for edge in self.forward))
+        lines = list(dict.fromkeys(map(_line_of, self.forward)))
         self.ports_out = _leaving(self.forward + self.back)
         boxes = {name: _make_box(node) for name, node in self.nodes.items()}
         self.boxes = {name: self._widened(box) for name, box in boxes.items()}
@@ -109,8 +110,8 @@ class _Picture:
     def _widened(self, box: _Box) -> _Box:
         """Wide enough for what stands beside the ends of its lines."""
         leaving = sum(_slot(what) for what in self.ports_out.get(box.node.name, {}))
-        reaching = [e for e in self.forward + self.back if e.target == box.node.name]
-        need = max(leaving, sum(_slot(_role(edge)) for edge in reaching)) + 4
+        reaching = _reaching(self.forward + self.back, box.node.name)
+        need = max(leaving, sum(_slot(_role(edges[0])) for edges in reaching)) + 4
         return _Box(box.node, box.lines, max(box.width, need), box.height)
 
     def _place_layers(self) -> None:
@@ -162,18 +163,19 @@ class _Picture:
                 at += _slot(what)
                 words[name, place] = what
                 leave |= dict.fromkeys(edges, place)
-            incoming = [e for e in self.forward + self.back if e.target == name]
-            incoming.sort(key=self._comes_from)
-            at = (box.width - sum(_slot(_role(edge)) for edge in incoming)) / 2
-            for edge in incoming:
-                reach[edge] = at + _slot(_role(edge)) / 2
-                at += _slot(_role(edge))
+            incoming = _reaching(self.forward + self.back, name)
+            incoming.sort(key=lambda edges: fmean(map(self._comes_from, edges)))
+            slots = [_slot(_role(edges[0])) for edges in incoming]
+            at = (box.width - sum(slots)) / 2
+            for edges, slot in zip(incoming, slots, strict=True):
+                reach |= dict.fromkeys(edges, at + slot / 2)
+                at += slot
         return _Ports(leave, reach, words)
 
     def _comes_from(self, edge: Edge) -> float:
         if edge.back:
             return float("inf")
-        return self.layout.chains[edge.source, edge.target][-2].x
+        return self.layout.chains[_line_of(edge)][-2].x
 
     def _corner(self, name: str) -> tuple[float, float]:
         box, item = self.boxes[name], self.items[name]
@@ -259,7 +261,7 @@ class _Picture:
         yield "</g>"
 
     def _draw_line(self, edge: Edge) -> str:
-        chain = self.layout.chains[edge.source, edge.target]
+        chain = self.layout.chains[_line_of(edge)]
         points = [self._leaves(edge)]
         first = self.layout.layer_of[edge.source]
         y = points[0][1]
@@ -382,6 +384,20 @@ def _leaving(edges: Sequence[Edge]) -> dict[str, dict[str, list[Edge]]]:
     for edge in edges:
         found[edge.source]["" if edge.model or edge.back else edge.what].append(edge)
     return found
+
+
+def _reaching(edges: Iterable[Edge], name: str) -> list[list[Edge]]:
+    """What reaches a box, by where it does: all records of a kind in one place."""
+    found: dict[tuple[str, bool, str], list[Edge]] = defaultdict(list)
+    for edge in edges:
+        if edge.target == name:
+            alone = edge.source if edge.model or edge.back else ""
+            found[edge.what, edge.model, alone].append(edge)
+    return list(found.values())
+
+
+def _line_of(edge: Edge) -> Line:
+    return edge.source, edge.target, "" if edge.model else edge.what
 
 
 def _role(edge: Edge) -> str:

@@ -2,7 +2,7 @@
 barycentres, places that are nearest to their neighbours'.
 
 A line runs straight down past the boxes of a layer, in a column that is kept free for it, and bends
-only between layers, so that no line crosses a box.
+only between layers, so that no line crosses a box. Lines of one kind from one box share a column.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ GAP, LANE, WIDEST = 26.0, 16.0, 4
 SWEEPS = 12
 
 
+Line = tuple[str, str, str]
+"""From a box to another one, by name, and of which kind."""
+
+
 @dataclass(eq=False, slots=True)
 class Item:
-    """A box, or the free column of a line in one layer; `x` is its middle."""
+    """A box, or the free column of lines in one layer; `x` is its middle."""
 
     name: str
     width: float
@@ -31,38 +35,42 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The items of every layer from left to right, the layer of each box, and by line (source,
-    target) its items from box to box."""
+    """The items of every layer from left to right, the layer of each box, and by line its items
+    from box to box."""
 
     layers: list[list[Item]]
     layer_of: Mapping[str, int]
-    chains: Mapping[tuple[str, str], list[Item]]
+    chains: Mapping[Line, list[Item]]
 
 
 def lay_out(
     groups: Sequence[Sequence[str]],
     widths: Mapping[str, float],
-    lines: Sequence[tuple[str, str]],
+    lines: Sequence[Line],
 ) -> Layout:
     """Places of boxes of these `widths`: every group is below the one before. `lines` lead down,
     from a box to a later one of its own or a later group."""
-    layer_of = find_layers(groups, lines)
+    layer_of = find_layers(groups, [(source, target) for source, target, _ in lines])
     layers: list[list[Item]] = [[] for _ in range(max(layer_of.values(), default=-1) + 1)]
     items = {}
     for name in (name for group in groups for name in group):
         items[name] = Item(name, widths[name])
         layers[layer_of[name]].append(items[name])
     chains = {}
-    for source, target in dict.fromkeys(lines):
+    columns: dict[tuple[str, str, int], Item] = {}
+    for source, target, kind in dict.fromkeys(lines):
         chain = [items[source]]
         for layer in range(layer_of[source] + 1, layer_of[target]):
-            chain.append(Item(f"{source}-{target}", LANE, box=False))
-            layers[layer].append(chain[-1])
+            if (source, kind, layer) not in columns:
+                columns[source, kind, layer] = Item(source, LANE, box=False)
+                layers[layer].append(columns[source, kind, layer])
+            chain.append(columns[source, kind, layer])
         chain.append(items[target])
         for upper, lower in pairwise(chain):
-            upper.below.append(lower)
-            lower.above.append(upper)
-        chains[source, target] = chain
+            if lower not in upper.below:
+                upper.below.append(lower)
+                lower.above.append(upper)
+        chains[source, target, kind] = chain
     _order(layers)
     _place(layers)
     return Layout(layers, layer_of, chains)

@@ -35,6 +35,8 @@ _MODELS = {"made", "policy", "initial"}
 _NAMED = 3
 """Of more models in a row the first and the last are named."""
 
+EARLIER = " of earlier rounds too"
+
 Key = tuple[str, str, str]
 """Stage, kind and id of a step of the file."""
 
@@ -178,9 +180,12 @@ class _Builder:
                         # Of its own the group reads what it made in a round before.
                         if set(source.arms) & set(group.arms) and digest != row.hash:
                             back = self.order[source.key] >= self.order[group.key]
-                            found[source.name, group.name, model, back][what] = None
+                            early = source.key[0] == group.key[0] and not (model or back)
+                            early = early and self.rows[digest].round < row.round
+                            said = f"{what}{EARLIER * early}"
+                            found[source.name, group.name, model, back][said] = None
         return [
-            Edge(source, target, ", ".join(whats), model, back)
+            Edge(source, target, _join_whats(whats), model, back)
             for (source, target, model, back), whats in found.items()
         ]
 
@@ -205,7 +210,7 @@ class _Builder:
                 if row.kind == "logprobs":
                     continue
             else:
-                what = {"policy": "evaluated"}.get(role, role.replace("judge/", "judge "))
+                what = {"policy": "evaluated"}.get(role, _name_role(role))
             yield maker, what, True
 
     def _find_read(self) -> set[str]:
@@ -261,12 +266,12 @@ class _Builder:
         by_role: dict[str, list[str]] = defaultdict(list)
         for row in sorted(group.rows, key=lambda row: row.round):
             for role, (label, _) in row.models.items():
-                by_role[role].append(label)
+                by_role[role if role.startswith("judge/") else _name_role(role)].append(label)
         if kind == "judge" and not by_role:
             yield "by a program"
         for role, labels in by_role.items():
             verb = {"start": "from", "by": "by", "made": "makes", "last": "or keeps"}.get(role)
-            words = verb or role.replace("judge/", "judge ")
+            words = verb or (f"{_name_role(role)} by" if role.startswith("judge/") else role)
             yield f"{words} {_name_models(labels, 'and' if role == 'made' else 'then')}"
 
     def _describe_evaluation(self, group: _Group) -> Iterable[str]:
@@ -375,6 +380,12 @@ def _calling(rows: Iterable[Row]) -> Iterable[Row]:
     return (row for row in rows if row.models)
 
 
+def _name_role(role: str) -> str:
+    """The role of a model: "judge/ID" is that of a reward's judge."""
+    name, _, rest = role.partition("/")
+    return name if rest.isdigit() else role.replace("/", " ")
+
+
 def _name_models(labels: Iterable[str], joint: str) -> str:
     """Different labels in their order: "M0, then M1"; of many the first and the last."""
     names = list(dict.fromkeys(labels))
@@ -383,6 +394,12 @@ def _name_models(labels: Iterable[str], joint: str) -> str:
     head, last = ", ".join(names[:-1]), "".join(names[-1:])
     comma = "," if joint == "then" else ""
     return f"{head}{comma} {joint} {last}" if head else last
+
+
+def _join_whats(whats: Iterable[str]) -> str:
+    """Each kind once, in its longer form."""
+    names = list(dict.fromkeys(whats))
+    return ", ".join(name for name in names if name + EARLIER not in names)
 
 
 def _in_parentheses(text: str) -> str:
