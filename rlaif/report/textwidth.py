@@ -6,18 +6,18 @@ import unicodedata
 
 # Shares of the size of type, of DejaVu Sans, which is wider than most.
 _WIDTHS = {
-    0.33: " ,.'ijlI|",
+    0.341: " ,.'ijlI|",
     0.36: "/:;\\J-f",
     0.42: "()[]t!r",
     0.53: '"*_`sz?',
-    0.61: "cLFkvxyPTYao",
+    0.63: "cLFkvxyPTYao",
     0.66: "eESbdghnpqu$0123456789{}K",
     0.76: "AVBRXZCUHN",
-    0.86: "DG&OQw#+<=>^~M",
+    0.87: "DG&OQw#+<=>^~M",
     1.0: "%mW@",
 }
 _BY_CHARACTER = {character: width for width, own in _WIDTHS.items() for character in own}
-_BOLD = 1.15
+_BOLD = 1.2
 
 
 def text_width(text: str, size: float, bold: bool = False) -> float:

@@ -4,7 +4,7 @@ the arms that do the same in them."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,14 @@ SHOWN = {
 """Counts that a node has, in this order, and what they count."""
 BOUNDS = ("judge", "filter", "pair", "label", "load", "train", "distill")
 """Kinds of which a plan knows only the most that they may make."""
-_MODELS = {"made", "policy", "initial"}
-"""Roles that are no input of the step: what it makes, and what an evaluation is of."""
+_MADE = {
+    "sample": ("completions",),
+    "judge": ("judgements", "with_value"),
+    "filter": ("completions", "preferences"),
+    "pair": ("preferences",),
+    "label": ("preferences",),
+}
+"""By kind the counts of which it matters that there are none."""
 _NAMED = 3
 """Of more models in a row the first and the last are named."""
 
@@ -64,21 +70,30 @@ def make_flow(
     rows: Sequence[Row],
     facts: Mapping[str, tuple[str, ...]],
     unused: Sequence[str] = (),
+    kept: Collection[str] = (),
     planned: bool = False,
 ) -> Flow:
-    """The graph of `rows`. `facts` and `unused` are lines of what stands outside the steps;
-    `planned`: the counts are the most that there may be, not what was made."""
-    return _Builder(rows, planned).make(name, dict(facts), tuple(unused))
+    """The graph of `rows`. `facts` and `unused` are lines of what stands outside the steps, and
+    `kept` names the kinds or ids of steps whose records are wanted for themselves; `planned`: the
+    counts are the most that there may be, not what was made."""
+    return _Builder(rows, kept, planned).make(name, dict(facts), tuple(unused))
 
 
 class _Builder:
     """The rows by hash, and the groups that they belong to."""
 
-    def __init__(self, rows: Sequence[Row], planned: bool):
-        self.planned = planned
+    def __init__(self, rows: Sequence[Row], kept: Collection[str], planned: bool):
+        self.kept, self.planned = frozenset(kept), planned
         self.rows = {row.hash: row for row in rows}
         self.arms = tuple(dict.fromkeys(arm for row in rows for arm in row.arms))
         self.keys = {row.hash: key for row in rows if (key := _key_of(row, rows)) is not None}
+        policies = {
+            (row.seed, arm): row.hash
+            for row in rows
+            for arm in row.arms
+            if row.kind in ("train", "average")
+        }
+        self.last = set(policies.values())
         self.order = _find_order(rows, self.keys, self.arms)
         self.groups = self._find_groups()
         self.of: dict[str, list[_Group]] = defaultdict(list)
@@ -225,6 +240,11 @@ class _Builder:
         some = set(group.arms) < set(self.arms)
         shared = all(set(group.arms) <= set(row.arms) for row in group.rows)
         titles = {g.name: g.key[2] for g in self.groups}
+        settings = list(_by_round(group, own, lambda row: row.settings))
+        # What tells arms apart is said with what they do.
+        others = [g for g in self.groups if g.key == group.key]
+        alike = set.intersection(*({s for r in g.rows for s in r.settings} for g in others))
+        apart = [text for text in settings if len(others) > 1 and text not in alike]
         reads = [
             f"{titles[e.source]}{' of the round before' if e.back else ''} ({e.what})"
             for e in edges
@@ -235,9 +255,9 @@ class _Builder:
             stage=stage,
             kind=kind,
             id=name,
-            lines=tuple(self._describe(group, own)),
+            lines=(*self._describe(group, own), *apart),
             models=tuple(self._describe_models(group)),
-            settings=tuple(_by_round(group, own, lambda row: row.settings)),
+            settings=tuple(text for text in settings if text not in apart),
             reads=tuple(dict.fromkeys(reads)),
             rounds=rounds_in_words(own) if own and own != numbers else "",
             arms=group.arms,
@@ -295,10 +315,12 @@ class _Builder:
             yield f"judged by {', '.join(named)}"
 
     def _find_unused(self, group: _Group, own: set[int], read: set[str]) -> str:
-        """What of the node no other step uses: an evaluation is there for itself."""
-        if group.key[1] == "evaluate":
+        """What of the node no other step uses. An evaluation is there for itself, and so is the
+        last policy."""
+        if {"evaluate", *self.kept} & set(group.key[1:]):
             return ""
-        used = {row.round for row in group.rows if row.hash in read}
+        wanted = read | self.last
+        used = {row.round for row in group.rows if row.hash in wanted}
         idle = {row.number for row in group.rows if row.round not in used and row.number > 0}
         if not idle:
             return ""
@@ -356,16 +378,21 @@ def _by_round(
 def _describe_counts(group: _Group, planned: bool) -> Iterable[str]:
     """What one run of the step makes, or from the least to the most of several."""
     asks = any(row.models for row in (*group.rows, *group.helpers))
-    totals: dict[str, list[int]] = defaultdict(list)
+    totals: dict[str, list[int]] = {}
     for rows in group.runs().values():
         for name in dict.fromkeys(name for row in rows for name in row.counts):
-            totals[name].append(sum(row.counts.get(name, 0) for row in rows))
+            totals.setdefault(name, []).append(sum(row.counts.get(name, 0) for row in rows))
     if group.key[1] == "evaluate":
-        totals = {"calls": [sum(row.counts.get("calls", 0) for row in _calling(group.helpers))]}  # type: ignore[assignment]
+        # Several rounds share some of what is asked: M0 is measured once.
+        seeds = {row.seed for row in group.helpers}
+        asked = [r for r in group.helpers if r.models]
+        calls = [sum(r.counts.get("calls", 0) for r in asked if r.seed == s) for s in seeds]
+        totals = {"calls": calls}
     said = []
     for name, (one, many) in SHOWN.items():
         values = totals.get(name, [])
-        if not any(values) or (name == "calls" and not asks):
+        none = not any(values) and not (values and name in _MADE.get(group.key[1], ()))
+        if none or (name == "calls" and not asks):
             continue
         span = count_words(max(values), one, many)
         said.append(span if min(values) == max(values) else f"{min(values):,} to {span}")
@@ -374,10 +401,6 @@ def _describe_counts(group: _Group, planned: bool) -> Iterable[str]:
         total = " in all" if group.key[1] == "evaluate" else ""
         again = len({row.round for row in group.rows}) > 1 and not total
         yield f"{most}{', '.join(said)}{' a round' if again else total}"
-
-
-def _calling(rows: Iterable[Row]) -> Iterable[Row]:
-    return (row for row in rows if row.models)
 
 
 def _name_role(role: str) -> str:

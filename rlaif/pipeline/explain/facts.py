@@ -59,6 +59,14 @@ def _name_asked(asks: Mapping[str, str]) -> str:
     return ", ".join(f"{name} ({role})" for role, name in asks.items())
 
 
+def list_kept(experiment: Experiment) -> tuple[str, ...]:
+    """The kinds or ids of steps whose records the experiment's dataset is made of."""
+    if experiment.dataset is None:
+        return ()
+    uses = experiment.dataset.uses
+    return ("pair", "label", "filter", "load") if uses is None else (uses,)
+
+
 def list_unasked(experiment: Experiment, asked: set[str], used: set[str]) -> list[str]:
     """Judges that no step asks (`asked` are those that some do) and models that none uses."""
     judges = (name for name in experiment.all_judges() if name not in asked)

@@ -10,7 +10,7 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.store import Store
 from rlaif.core.yamlio import suggest
 from rlaif.pipeline.explain.build import make_flow
-from rlaif.pipeline.explain.facts import list_facts, list_unasked, list_undrawn
+from rlaif.pipeline.explain.facts import list_facts, list_kept, list_unasked, list_undrawn
 from rlaif.pipeline.explain.rows import Counts, manifest_row, read_rows
 from rlaif.pipeline.explain.words import count_words
 from rlaif.pipeline.forecast import Forecast, forecast
@@ -55,7 +55,8 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
     )
     if inputs.provisional:
         facts["Provisional"] = inputs.provisional
-    return make_flow(inputs.experiment.name, rows, facts, _list_idle(inputs, plan), planned=True)
+    idle, kept = _list_idle(inputs, plan), list_kept(inputs.experiment)
+    return make_flow(inputs.experiment.name, rows, facts, idle, kept, planned=True)
 
 
 def _planned_counts(plan: Sequence[Planned], sizes: Sequence[Forecast]) -> Mapping[str, Counts]:

@@ -8,7 +8,7 @@ from typing import Any
 from rlaif.core.store import Store
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.explain.build import make_flow
-from rlaif.pipeline.explain.facts import list_facts
+from rlaif.pipeline.explain.facts import list_facts, list_kept
 from rlaif.pipeline.explain.rows import done_counts, read_rows
 from rlaif.pipeline.explain.words import count_words
 from rlaif.report.flow import Flow
@@ -23,4 +23,4 @@ def explain_run(manifest: Mapping[str, Any], experiment: Experiment, store: Stor
     done = len(markers)
     state = "" if done == len(rows) else f", of which {done:,} are done"
     facts["In all"] = (count_words(len(rows), "step") + state,)
-    return make_flow(manifest["name"], rows, facts)
+    return make_flow(manifest["name"], rows, facts, kept=list_kept(experiment))
