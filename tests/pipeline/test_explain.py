@@ -236,6 +236,60 @@ def test_many_steps_in_stages_with_arms() -> None:
     check_mermaid(render_mermaid(flow), flow)
 
 
+STAGED = """\
+name: staged
+seed: 3
+models: {policy: {path: builtin/smollm2-135m-instruct}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts/seeds/everyday.jsonl, holdout: 8}
+prompt_sets: {others: {path: prompts/seeds/answered.jsonl, holdout: 2}}
+judges:
+  - {id: checks, kind: rules}
+arms:
+  weak: {}
+  strong: {set: {steps.rl.beta: 0.5}}
+stages:
+  - id: warm
+    steps:
+      - sample: {id: drafts, n: 2, prompts: {set: others, count: 9}}
+      - judge: {id: first, kind: longer}
+      - pair: {id: long}
+      - train: {id: warm}
+  - id: align
+    rounds: 2
+    steps:
+      - sample: {id: answers, n: 2, prompts: 10}
+      - judge: checks
+      - pair: {id: prefs}
+      - train: {id: rl, reference: warm}
+      - evaluate: {against: [initial, warm], judges: [checks], judged_by: warm}
+"""
+
+
+def test_a_file_with_stages_and_arms(tmp_path: Path) -> None:
+    path = tmp_path / "staged.yaml"
+    path.write_text(STAGED, "utf-8")
+    flow = explain_file(path)
+    assert [stage.heading for stage in flow.stages] == ["warm: one round", "align: 2 rounds"]
+    assert node(flow, "drafts").lines[0] == "2 answers to each of 9 prompts of others"
+    assert any("others, prompts/seeds/answered.jsonl: " in line for line in flow.facts["Prompts"])
+    rl = [n for n in flow.nodes if n.id == "rl"]
+    assert [n.arms for n in rl] == [("weak",), ("strong",)]
+    assert "beta 0.5" in rl[1].lines and rl[0].models[0].startswith("from warm, then ")
+    assert "reference warm" in rl[0].models
+    assert node(flow, "warm").arm_words == "" and node(flow, "evaluate").apart
+    said = node(flow, "evaluate").models
+    assert said[0] == "measures M0" and said[1].endswith(" against M0 and warm")
+    pairs = {(e.source, e.target) for e in flow.edges if e.model and not e.back}
+    assert (node(flow, "warm").name, node(flow, "answers").name) in pairs
+    check_picture(flow, draw_flow(flow, standalone=True))
+    check_mermaid(render_mermaid(flow), flow)
+    text = render_text(flow)
+    assert "Align: 2 rounds" in text and "arm strong; " in text
+    path.write_text(STAGED.replace("reference: warm", "reference: initial"), "utf-8")
+    assert render_text(explain_file(path)) != text
+
+
 def test_what_differs_by_round_and_when_a_step_runs() -> None:
     made = Rows()
     for number in (1, 2, 3):

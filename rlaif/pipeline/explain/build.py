@@ -300,15 +300,17 @@ class _Builder:
         for row in sorted(group.rows, key=lambda row: row.round):
             others = against.setdefault(row.models["policy"][0], [])
             for name, digest in row.inputs.items():
-                if name.count("/") == 1 and name.endswith("/completions") and digest in self.rows:
+                head, _, what = name.partition("/")
+                of = what.rpartition(":")[2] == "completions"
+                if of and head != "train" and digest in self.rows:
                     others.append(self.rows[digest].models["by"][0])
         for model, others in against.items():
             rest = [label for label in dict.fromkeys(others) if label != model]
             yield f"measures {model}" + (f" against {' and '.join(rest)}" if rest else "")
         judges: dict[str, list[str]] = {}
         for row in group.helpers:
-            name = row.id.partition(".")[2]
-            if row.kind == "judge" and "." not in name:
+            name = row.id.split(".")[1]
+            if row.kind == "judge" and name not in ("drift", "pairs"):
                 judges.setdefault(name, []).extend(label for label, _ in row.models.values())
         if judges:
             named = [f"{n}{_in_parentheses(_name_models(by, 'and'))}" for n, by in judges.items()]

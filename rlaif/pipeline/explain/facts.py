@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.config.models import RESERVED_MODELS, ModelSpec
+from rlaif.config.arms import MAIN
+from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
 from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.explain.words import count_words, show_value
@@ -13,21 +14,28 @@ from rlaif.pipeline.explain.words import count_words, show_value
 _OF_JUDGES = {"id", "kind", "by", "principles", "uses", "reasoning"}
 
 
-def list_facts(experiment: Experiment, train: int, heldout: int) -> dict[str, tuple[str, ...]]:
-    """Lines by heading; `train` and `heldout` count the prompts."""
-    spec = experiment.prompts
-    source = spec.path or spec.dataset or "those of the loaded pairs"
-    split = f"{train:,} to train on, {heldout:,} held out"
+def list_facts(
+    experiment: Experiment, prompts: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[str, ...]]:
+    """Lines by heading; `prompts` counts those to train on and those held out, by set, as far as
+    that is known."""
     judges = experiment.all_judges().values()
     seeds = ", ".join(str(seed) for seed in experiment.all_seeds)
+    sets = experiment.set_specs
     found = {
-        "Prompts": (f"{source}: {split}",),
+        "Prompts": tuple(_describe_set(name, sets[name], prompts.get(name)) for name in sets),
         "Models": tuple(_describe_model(n, m) for n, m in experiment.models.items()),
         "Constitution": (experiment.constitution,) if experiment.constitution else (),
         "Judges": tuple(_describe_judge(judge) for judge in judges),
         "Seeds": (f"{seeds}: the whole for each",) if len(experiment.all_seeds) > 1 else (seeds,),
     }
     return {heading: lines for heading, lines in found.items() if lines}
+
+
+def _describe_set(name: str, spec: PromptsSpec, counts: tuple[int, int] | None) -> str:
+    source = spec.path or spec.dataset or "those of the loaded pairs"
+    split = "" if counts is None else f": {counts[0]:,} to train on, {counts[1]:,} held out"
+    return f"{'' if name == MAIN else f'{name}, '}{source}{split}"
 
 
 def _describe_model(name: str, spec: ModelSpec) -> str:

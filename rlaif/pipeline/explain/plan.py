@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rlaif.config.arms import MAIN
 from rlaif.core.errors import ConfigError
 from rlaif.core.store import Store
 from rlaif.core.yamlio import suggest
@@ -47,8 +48,9 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
     rows = read_rows([manifest_row(planned) for planned in plan], counts)
     if arm is not None:
         rows = [replace(row, arms=(arm,)) for row in rows]
-    train, heldout = len(inputs.prompts.train), len(inputs.prompts.heldout)
-    facts = list_facts(inputs.experiment, train, heldout)
+    sets = {MAIN: inputs.prompts, **inputs.sets}
+    prompts = {name: (len(one.train), len(one.heldout)) for name, one in sets.items()}
+    facts = list_facts(inputs.experiment, prompts)
     total = sum(row.counts.get("calls", 0) for row in rows)
     facts["In all"] = (
         f"{count_words(len(rows), 'planned step')}, at most {count_words(total, 'model call')}",
@@ -82,14 +84,17 @@ def _name_units(size: Forecast) -> str:
 
 def _list_idle(inputs: PlanInputs, plan: Sequence[Planned]) -> list[str]:
     """What is given and that no step of the plan uses."""
-    experiment, prompts = inputs.experiment, inputs.prompts
+    experiment = inputs.experiment
+    every = (inputs.prompts, *inputs.sets.values())
+    train = {prompt.prompt_id for one in every for prompt in one.train}
+    heldout = {prompt.prompt_id for one in every for prompt in one.heldout}
     judging = (p for p in plan if p.kind == "judge")
     asked = {p.step.id for p in judging}
     used = {m.key for p in plan for role, m in p.models.items() if role != "made"}
     for planned in plan:
         asked |= set(getattr(planned.step, "reward_judges", ()))
     models = {name for name in experiment.models if inputs.keys[name] in used}
-    drawn = {name for p in plan for name in p.prompts} & {p.prompt_id for p in prompts.train}
+    drawn = {name for p in plan for name in p.prompts} & train
     measured = any(p.kind == "evaluate" for p in plan)
-    counts = list_undrawn(len(prompts.train), len(drawn), len(prompts.heldout), measured)
+    counts = list_undrawn(len(train), len(drawn), len(heldout), measured)
     return counts + list_unasked(experiment, asked, models)

@@ -49,14 +49,8 @@ class Row:
         return digest if kind == "train" else None
 
 
-def place_of(planned: Planned) -> tuple[str, int]:
-    """The stage of a planned step and the round within it."""
-    return getattr(planned, "stage", "main"), getattr(planned, "number", planned.round)
-
-
 def manifest_row(planned: Planned) -> dict[str, Any]:
     """A planned step as the manifest has it."""
-    stage, number = place_of(planned)
     return {
         "hash": planned.hash,
         "kind": planned.kind,
@@ -64,8 +58,8 @@ def manifest_row(planned: Planned) -> dict[str, Any]:
         "arms": list(planned.arms),
         "seed": planned.seed,
         "round": planned.round,
-        "stage": stage,
-        "number": number,
+        "stage": planned.stage,
+        "number": planned.number,
         "inputs": planned.inputs,
         "models": {role: [m.label, m.key] for role, m in planned.models.items()},
         "does": describe_step(planned),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlaif.config.arms import MAIN
 from rlaif.core.store import Store
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.explain.build import make_flow
@@ -19,7 +20,8 @@ def explain_run(manifest: Mapping[str, Any], experiment: Experiment, store: Stor
     hashes = [step["hash"] for step in manifest["steps"]]
     markers = {digest: m for digest in hashes if (m := store.step(digest).done()) is not None}
     rows = read_rows(manifest["steps"], done_counts(markers))
-    facts = list_facts(experiment, manifest["prompts"]["train"], manifest["prompts"]["heldout"])
+    prompts = manifest["prompts"]
+    facts = list_facts(experiment, {MAIN: (prompts["train"], prompts["heldout"])})
     done = len(markers)
     state = "" if done == len(rows) else f", of which {done:,} are done"
     facts["In all"] = (count_words(len(rows), "step") + state,)

@@ -12,7 +12,7 @@ from rlaif.pipeline.plan.base import Planned
 
 # Edges and models say these, or they change nothing in what is made.
 _NOT_SAID = {"id", "uses", "from", "reference", "by", "kind", "method", "trackers"}
-_NOT_SAID |= {"checkpoint_every", "micro_batch_tokens", "against", "pool"}
+_NOT_SAID |= {"checkpoint_every", "micro_batch_tokens", "against", "pool", "model"}
 
 _STRATEGIES = {
     "best_vs_worst": "each prompt's best answer against its worst",
@@ -58,8 +58,10 @@ def _prompts(planned: Planned) -> str:
 
 def _describe_sample(planned: Planned) -> list[str]:
     step = planned.step
-    words = [f"{count_words(step.n, 'answer')} to each of {_prompts(planned)}"]
-    if getattr(step, "principles", None) is not None:
+    drawn = step.prompts if isinstance(step.prompts, str) else getattr(step.prompts, "set", None)
+    of = f" of {drawn}" if drawn else ""
+    words = [f"{count_words(step.n, 'answer')} to each of {_prompts(planned)}{of}"]
+    if step.principles is not None:
         words.append(f"each under one of {len(step.principles.texts)} principles")
     return words
 
@@ -92,7 +94,9 @@ def _describe_label(planned: Planned) -> list[str]:
     labels, flip = planned.options["labels"], planned.options["flip"]
     who = {"human": "people", "ai": "the judges", "random": "a coin"}.get(labels, f"judge {labels}")
     turned = f", {flip:.0%} turned round" if flip else ""
-    return [f"{_prompts(planned)}: labels of {who}{turned}"]
+    used = planned.options.get("labels_used")
+    some = f", {count_words(used, 'pair')} of them used" if used else ""
+    return [f"{_prompts(planned)}: labels of {who}{turned}{some}"]
 
 
 def _describe_distill(planned: Planned) -> list[str]:
@@ -134,7 +138,7 @@ _SAID: dict[str, set[str]] = {
     "filter": {"records"},
     "judge": {"principles"},
     "pair": {"strategy"},
-    "label": {"labels", "flip"},
+    "label": {"labels", "flip", "labels_used"},
     "train": {"rollouts", "n"},
     "evaluate": {"n", "judges"},
 }
