@@ -97,8 +97,7 @@ class _Picture:
         self.forward, self.back = flow.forward, flow.returning
         lines = list(dict.fromkeys(map(_line_of, self.forward)))
         self.ports_out = _leaving(self.forward + self.back)
-        boxes = {name: _make_box(node) for name, node in self.nodes.items()}
-        self.boxes = {name: self._widened(box) for name, box in boxes.items()}
+        self.boxes = {name: self._make_box(node) for name, node in self.nodes.items()}
         widths = {name: box.width for name, box in self.boxes.items()}
         groups = [[node.name for node in stage.nodes] for stage in flow.stages]
         self.layout: Layout = lay_out(groups, widths, lines)
@@ -107,12 +106,12 @@ class _Picture:
         self._place_layers()
         self.ports = self._find_ports()
 
-    def _widened(self, box: _Box) -> _Box:
-        """Wide enough for what stands beside the ends of its lines."""
-        leaving = sum(_slot(what) for what in self.ports_out.get(box.node.name, {}))
-        reaching = _reaching(self.forward + self.back, box.node.name)
+    def _make_box(self, node: Node) -> _Box:
+        """As wide as its text, or as what stands beside the ends of its lines."""
+        leaving = sum(_slot(what) for what in self.ports_out.get(node.name, {}))
+        reaching = _reaching(self.forward + self.back, node.name)
         need = max(leaving, sum(_slot(_role(edges[0])) for edges in reaching)) + 4
-        return _Box(box.node, box.lines, max(box.width, need), box.height)
+        return _make_box(node, need)
 
     def _place_layers(self) -> None:
         """The heights of layers, with frames around stages and room for lines between them."""
@@ -324,9 +323,10 @@ class _Picture:
                 yield _small(x + 5, y - 7, role)
         taken: list[float] = []
         beside = self.left + self.inner + GUTTER * (1 + len(self.back))
-        for edge in self.back:
-            y = self._reaches(edge)[1] + 12
-            for line in wrap_text(edge.what, BESIDE - GUTTER, SMALL):
+        said = dict.fromkeys((edge.target, edge.what) for edge in self.back)
+        for target, what in said:
+            y = self._corner(target)[1] + 12
+            for line in wrap_text(what, BESIDE - GUTTER, SMALL):
                 while any(abs(y - other) < 12 for other in taken):
                     y += 12
                 taken.append(y)
@@ -354,8 +354,8 @@ def _with_colours(colours: Mapping[str, str]) -> str:
     return re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]], _RULES)
 
 
-def _make_box(node: Node) -> _Box:
-    """A node's text, wrapped, and the box around it."""
+def _make_box(node: Node, least: float) -> _Box:
+    """A node's text, wrapped, and the box around it, which is at least so wide."""
     said = [("flow-title", node.title)]
     said += [("flow-arm", node.arm_words)] if node.arm_words else []
     said += [("flow-soft", node.rounds)] if node.rounds else []
@@ -366,10 +366,11 @@ def _make_box(node: Node) -> _Box:
     for style, text in said:
         title = style == "flow-title"
         bold = title or style == "flow-arm"
-        parts = wrap_text(text, WIDEST_TEXT, TITLE if title else TEXT, bold)
+        room = max(WIDEST_TEXT, least - 2 * PAD - 4)
+        parts = wrap_text(text, room, TITLE if title else TEXT, bold)
         lines += [(style, part) for part in parts]
     widths = [_line_width(style, text) for style, text in lines]
-    width = max([*widths, NARROWEST]) + 2 * PAD + 4
+    width = max(max([*widths, NARROWEST]) + 2 * PAD + 4, least)
     return _Box(node, tuple(lines), width, 2 * PAD + LEADING * len(lines))
 
 

@@ -35,7 +35,7 @@ def explain_file(
 
 def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
     """See `explain_file`."""
-    plan = make_plan(inputs)
+    whole = plan = make_plan(inputs)
     known = list(dict.fromkeys(name for planned in plan for name in planned.arms))
     if arm is not None and arm not in known:
         raise ConfigError(
@@ -44,7 +44,7 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
         )
     plan = [planned for planned in plan if arm is None or arm in planned.arms]
     # A folder that is not there: what may be finished somewhere changes nothing in the plan.
-    counts = _planned_counts(plan, forecast(inputs, Store(Path("runs") / "none")))
+    counts = _planned_counts(plan, forecast(inputs, Store(Path("runs") / "none"), whole))
     rows = read_rows([manifest_row(planned) for planned in plan], counts)
     if arm is not None:
         rows = [replace(row, arms=(arm,)) for row in rows]
