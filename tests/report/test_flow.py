@@ -11,7 +11,8 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 
 from rlaif.report.flow import Edge, Flow, Node, Stage
-from rlaif.report.flow_svg import draw_flow, read_theme
+from rlaif.report.flow_style import read_theme
+from rlaif.report.flow_svg import draw_flow
 from rlaif.report.layout import WIDEST, find_layers
 from rlaif.report.textwidth import text_width, wrap_text
 from tests.support.pictures import check_picture

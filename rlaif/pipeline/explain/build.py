@@ -4,65 +4,24 @@ the arms that do the same in them."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from rlaif.pipeline.explain.groups import (
+    Group,
+    Key,
+    by_round,
+    describe_counts,
+    describe_models,
+    in_parentheses,
+    name_models,
+    name_role,
+)
 from rlaif.pipeline.explain.rows import Row
-from rlaif.pipeline.explain.words import count_words
 from rlaif.report.flow import Edge, Flow, Node, Stage, rounds_in_words
 
-SHOWN = {
-    "completions": ("answer", "answers"),
-    "judgements": ("judgement", "judgements"),
-    "with_value": ("with a value", "with a value"),
-    "preferences": ("pair", "pairs"),
-    "pairs": ("labelled pair", "labelled pairs"),
-    "records": ("record", "records"),
-    "examples": ("training example", "training examples"),
-    "steps": ("optimiser step", "optimiser steps"),
-    "refused": ("left out", "left out"),
-    "undecided": ("undecided", "undecided"),
-    "tied_prompts": ("prompt without a winner", "prompts without a winner"),
-    "failed": ("failed", "failed"),
-    "calls": ("model call", "model calls"),
-}
-"""Counts that a node has, in this order, and what they count."""
-BOUNDS = ("judge", "filter", "pair", "label", "load", "train", "distill")
-"""Kinds of which a plan knows only the most that they may make."""
-_MADE = {
-    "sample": ("completions",),
-    "judge": ("judgements", "with_value"),
-    "filter": ("completions", "preferences"),
-    "pair": ("preferences",),
-    "label": ("preferences",),
-}
-"""By kind the counts of which it matters that there are none."""
-_NAMED = 3
-"""Of more models in a row the first and the last are named."""
-
 EARLIER = " of earlier rounds too"
-
-Key = tuple[str, str, str]
-"""Stage, kind and id of a step of the file."""
-
-
-@dataclass(eq=False)
-class _Group:
-    """The rows of one node, those that it has planned for itself in `helpers`."""
-
-    key: Key
-    arms: tuple[str, ...]
-    rows: list[Row] = field(default_factory=list)
-    helpers: list[Row] = field(default_factory=list)
-    name: str = ""
-
-    def runs(self) -> dict[tuple[int, int, tuple[str, ...]], list[Row]]:
-        """The rows by seed, round and arms: of one step of the file, which may be several."""
-        found: dict[tuple[int, int, tuple[str, ...]], list[Row]] = defaultdict(list)
-        for row in self.rows:
-            found[row.seed, row.round, row.arms].append(row)
-        return found
+"""Said of records that a step reads of rounds before its own besides those of its own."""
 
 
 def make_flow(
@@ -86,7 +45,8 @@ class _Builder:
         self.kept, self.planned = frozenset(kept), planned
         self.rows = {row.hash: row for row in rows}
         self.arms = tuple(dict.fromkeys(arm for row in rows for arm in row.arms))
-        self.keys = {row.hash: key for row in rows if (key := _key_of(row, rows)) is not None}
+        owners = {row.owner: row for row in reversed(rows) if not row.helps}
+        self.keys = {row.hash: _key_of(row, owners) for row in rows if row.owner in owners}
         policies = {
             (row.seed, arm): row.hash
             for row in rows
@@ -96,7 +56,7 @@ class _Builder:
         self.last = set(policies.values())
         self.order = _find_order(rows, self.keys, self.arms)
         self.groups = self._find_groups()
-        self.of: dict[str, list[_Group]] = defaultdict(list)
+        self.of: dict[str, list[Group]] = defaultdict(list)
         for group in self.groups:
             for row in group.rows:
                 self.of[row.hash].append(group)
@@ -112,7 +72,7 @@ class _Builder:
             nodes = tuple(self._make_node(group, numbers, edges, read) for group in own)
             stages.append(Stage(stage, len(numbers) or 1, nodes))
         thrown = [
-            f"{node.title}{_in_parentheses(node.arm_words)}: {node.unused}"
+            f"{node.title}{in_parentheses(node.arm_words)}: {node.unused}"
             for stage in stages
             for node in stage.nodes
             if node.unused
@@ -139,10 +99,10 @@ class _Builder:
         lines += [f"alike, once in each: {', '.join(apart)}"] if apart else []
         return {"Arms": tuple(lines)}
 
-    def _find_groups(self) -> list[_Group]:
+    def _find_groups(self) -> list[Group]:
         """One group for each step of the file and the arms that do the same in it."""
         own = [row for row in self.rows.values() if row.hash in self.keys and not row.helps]
-        found: dict[tuple[Key, Any], _Group] = {}
+        found: dict[tuple[Key, Any], Group] = {}
         for key in sorted(dict.fromkeys(self.keys[row.hash] for row in own), key=self.order.get):  # type: ignore[arg-type]
             mine = [row for row in own if self.keys[row.hash] == key]
             alike: dict[Any, list[str]] = defaultdict(list)
@@ -151,7 +111,7 @@ class _Builder:
                     alike[does].append(arm)
             for does, arms in alike.items():
                 rows = [row for row in mine if set(arms) & set(row.arms)]
-                found[key, does] = _Group(key, tuple(arms), rows)
+                found[key, does] = Group(key, tuple(arms), rows)
         for row in self.rows.values():
             if row.helps and row.hash in self.keys:
                 for group in found.values():
@@ -225,7 +185,7 @@ class _Builder:
                 if row.kind == "logprobs":
                     continue
             else:
-                what = {"policy": "evaluated"}.get(role, _name_role(role))
+                what = {"policy": "evaluated"}.get(role, name_role(role))
             yield maker, what, True
 
     def _find_read(self) -> set[str]:
@@ -233,14 +193,14 @@ class _Builder:
         return {digest for row in self.rows.values() for digest, _, _ in self._sources(row)}
 
     def _make_node(
-        self, group: _Group, numbers: set[int], edges: Sequence[Edge], read: set[str]
+        self, group: Group, numbers: set[int], edges: Sequence[Edge], read: set[str]
     ) -> Node:
         stage, kind, name = group.key
         own = {row.number for row in group.rows if row.number > 0}
         some = set(group.arms) < set(self.arms)
         shared = all(set(group.arms) <= set(row.arms) for row in group.rows)
         titles = {g.name: g.key[2] for g in self.groups}
-        settings = list(_by_round(group, own, lambda row: row.settings))
+        settings = list(by_round(group, own, lambda row: row.settings))
         # What tells arms apart is said with what they do.
         others = [g for g in self.groups if g.key == group.key]
         alike = set.intersection(*({s for r in g.rows for s in r.settings} for g in others))
@@ -267,34 +227,25 @@ class _Builder:
             unused=self._find_unused(group, own, read),
         )
 
-    def _describe(self, group: _Group, own: set[int]) -> Iterable[str]:
+    def _describe(self, group: Group, own: set[int]) -> Iterable[str]:
         """What the node says of itself."""
         pool = {row.id for row in group.rows if "/" in row.id}
         if pool:
             yield f"a pool of {len(pool)} generators"
         else:
-            yield from _by_round(group, own, lambda row: row.does)
-        yield from _describe_counts(group, self.planned)
+            yield from by_round(group, own, lambda row: row.does)
+        yield from describe_counts(group, self.planned)
         if any(row.kind == "compare" for row in group.helpers):
             yield "the arms beside one another"
 
-    def _describe_models(self, group: _Group) -> Iterable[str]:
+    def _describe_models(self, group: Group) -> Iterable[str]:
         kind = group.key[1]
         if kind == "evaluate":
             yield from self._describe_evaluation(group)
             return
-        by_role: dict[str, list[str]] = defaultdict(list)
-        for row in sorted(group.rows, key=lambda row: row.round):
-            for role, (label, _) in row.models.items():
-                by_role[role if role.startswith("judge/") else _name_role(role)].append(label)
-        if kind == "judge" and not by_role:
-            yield "by a program"
-        for role, labels in by_role.items():
-            verb = {"start": "from", "by": "by", "made": "makes", "last": "or keeps"}.get(role)
-            words = verb or (f"{_name_role(role)} by" if role.startswith("judge/") else role)
-            yield f"{words} {_name_models(labels, 'and' if role == 'made' else 'then')}"
+        yield from describe_models(group)
 
-    def _describe_evaluation(self, group: _Group) -> Iterable[str]:
+    def _describe_evaluation(self, group: Group) -> Iterable[str]:
         """Which models are measured, against which others, and by which judges."""
         against: dict[str, list[str]] = {}
         for row in sorted(group.rows, key=lambda row: row.round):
@@ -313,10 +264,10 @@ class _Builder:
             if row.kind == "judge" and name not in ("drift", "pairs"):
                 judges.setdefault(name, []).extend(label for label, _ in row.models.values())
         if judges:
-            named = [f"{n}{_in_parentheses(_name_models(by, 'and'))}" for n, by in judges.items()]
+            named = [f"{n}{in_parentheses(name_models(by, 'and'))}" for n, by in judges.items()]
             yield f"judged by {', '.join(named)}"
 
-    def _find_unused(self, group: _Group, own: set[int], read: set[str]) -> str:
+    def _find_unused(self, group: Group, own: set[int], read: set[str]) -> str:
         """What of the node no other step uses. An evaluation is there for itself, and so is the
         last policy."""
         if {"evaluate", *self.kept} & set(group.key[1:]):
@@ -330,14 +281,10 @@ class _Builder:
         return f"no step uses it{where}"
 
 
-def _key_of(row: Row, rows: Sequence[Row]) -> Key | None:
-    """The step of the file that a row belongs to."""
-    if not row.helps:
-        return row.stage, row.kind, row.owner
-    # A helper's own kind is another one than that of the step which has it planned.
-    owners = (r for r in rows if not r.helps and r.owner == row.owner)
-    owner = next(owners, None)
-    return None if owner is None else (owner.stage, owner.kind, owner.owner)
+def _key_of(row: Row, owners: Mapping[str, Row]) -> Key:
+    """The step of the file that a row belongs to: what an evaluation has planned is of its kind."""
+    of = owners[row.owner] if row.helps else row
+    return of.stage, of.kind, of.owner
 
 
 def _find_order(
@@ -360,72 +307,7 @@ def _find_order(
     return found
 
 
-def _by_round(
-    group: _Group, own: set[int], words: Callable[[Row], tuple[str, ...]]
-) -> Iterable[str]:
-    """Each phrase once, with its rounds and members of a pool where it does not hold for all."""
-    rounds: dict[str, set[int]] = defaultdict(set)
-    members: dict[str, set[str]] = defaultdict(set)
-    for row in group.rows:
-        for phrase in words(row):
-            rounds[phrase].add(row.number)
-            members[phrase].add(row.id.partition("/")[2])
-    every = {row.id.partition("/")[2] for row in group.rows}
-    for phrase, numbers in rounds.items():
-        there = {number for number in numbers if number > 0}
-        of = "" if members[phrase] == every else f"generator {', '.join(sorted(members[phrase]))}: "
-        yield of + phrase + (f" ({rounds_in_words(there)})" if there and there != own else "")
-
-
-def _describe_counts(group: _Group, planned: bool) -> Iterable[str]:
-    """What one run of the step makes, or from the least to the most of several."""
-    asks = any(row.models for row in (*group.rows, *group.helpers))
-    totals: dict[str, list[int]] = {}
-    for rows in group.runs().values():
-        for name in dict.fromkeys(name for row in rows for name in row.counts):
-            totals.setdefault(name, []).append(sum(row.counts.get(name, 0) for row in rows))
-    if group.key[1] == "evaluate":
-        # Several rounds share some of what is asked: M0 is measured once.
-        seeds = {row.seed for row in group.helpers}
-        asked = [r for r in group.helpers if r.models]
-        calls = [sum(r.counts.get("calls", 0) for r in asked if r.seed == s) for s in seeds]
-        totals = {"calls": calls}
-    said = []
-    for name, (one, many) in SHOWN.items():
-        values = totals.get(name, [])
-        none = not any(values) and not (values and name in _MADE.get(group.key[1], ()))
-        if none or (name == "calls" and not asks):
-            continue
-        span = count_words(max(values), one, many)
-        said.append(span if min(values) == max(values) else f"{min(values):,} to {span}")
-    if said:
-        most = "at most " if planned and group.key[1] in BOUNDS else ""
-        total = " in all" if group.key[1] == "evaluate" else ""
-        again = len({row.round for row in group.rows}) > 1 and not total
-        yield f"{most}{', '.join(said)}{' a round' if again else total}"
-
-
-def _name_role(role: str) -> str:
-    """The role of a model: "judge/ID" is that of a reward's judge."""
-    name, _, rest = role.partition("/")
-    return name if rest.isdigit() else role.replace("/", " ")
-
-
-def _name_models(labels: Iterable[str], joint: str) -> str:
-    """Different labels in their order: "M0, then M1"; of many the first and the last."""
-    names = list(dict.fromkeys(labels))
-    if len(names) > _NAMED:
-        return f"{names[0]} ... {names[-1]}"
-    head, last = ", ".join(names[:-1]), "".join(names[-1:])
-    comma = "," if joint == "then" else ""
-    return f"{head}{comma} {joint} {last}" if head else last
-
-
 def _join_whats(whats: Iterable[str]) -> str:
     """Each kind once, in its longer form."""
     names = list(dict.fromkeys(whats))
     return ", ".join(name for name in names if name + EARLIER not in names)
-
-
-def _in_parentheses(text: str) -> str:
-    return f" ({text})" if text else ""
