@@ -22,6 +22,7 @@ from rlaif.cli import (
     constitution,
     data,
     dataset,
+    explain,
     principles,
     runs,
     serve,
@@ -33,7 +34,7 @@ from rlaif.cli import (
 from rlaif.core.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
-    *(runs.run, runs.status, runs.report, runs.export),
+    *(runs.run, explain.explain, runs.status, runs.report, runs.export),
     *(texts.init, texts.schema, texts.prompt, constitution.constitution),
     *(dataset.build, dataset.prompts, dataset.data, data.convert),
     *(bench.judge_bench, bench.reward_bench, winrate.winrate),

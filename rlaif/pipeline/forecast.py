@@ -53,9 +53,12 @@ class Forecast:
     cost_known: bool
 
 
-def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
-    """Every step with its size, and whether its output is there already."""
-    plan = make_plan(inputs)
+def forecast(
+    inputs: PlanInputs, store: Store, plan: Sequence[Planned] | None = None
+) -> list[Forecast]:
+    """Every step with its size, and whether its output is there already; `plan` is that of the
+    inputs, where it is made already."""
+    plan = make_plan(inputs) if plan is None else plan
     missing = unfinished(plan, store)
     known = Known()
     rates = _measured_rates(store)

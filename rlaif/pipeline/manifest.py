@@ -27,6 +27,7 @@ from rlaif.metrics.decompose import change_sentences
 from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.metrics.words import self_judge_words
 from rlaif.pipeline.experiment_file import resolved_yaml
+from rlaif.pipeline.explain.rows import manifest_row
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 
 MANIFEST, CONFIG, PROMPTS = "manifest.json", "config.yaml", "prompts.jsonl"
@@ -66,21 +67,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
             "heldout": len(inputs.prompts.heldout),
             "hash": content_hash(sorted(p.prompt_id for p in inputs.prompts.train)),
         },
-        "steps": [
-            {
-                "hash": p.hash,
-                "kind": p.kind,
-                "id": p.id,
-                "arms": list(p.arms),
-                "seed": p.seed,
-                "round": p.round,
-                "stage": p.stage,
-                "number": p.number,
-                "inputs": p.inputs,
-                "models": {role: [m.label, m.key] for role, m in p.models.items()},
-            }
-            for p in plan
-        ],
+        "steps": [manifest_row(p) for p in plan],
     }
     # Last, since it has the checksums of the others.
     manifest["files"] = {name: file_digest(store.root / name) for name in (CONFIG, PROMPTS)}

@@ -20,6 +20,7 @@ from rlaif.core.records import Prompt, content_hash, from_json, to_json
 from rlaif.core.store import Store
 from rlaif.engines.remote.meter import Meter, meters_of
 from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.explain.run import explain_run
 from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
 from rlaif.pipeline.reading import load_experiment
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
@@ -356,6 +357,7 @@ class Run:
             arms=self.arms(),
             margin=experiment.margin,
             staged=len(experiment.all_stages) > 1,
+            flow=explain_run(self.manifest, experiment, self.store),
         )
 
     def _read_pairs(self) -> Iterator[dict[str, Any]]:

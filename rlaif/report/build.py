@@ -22,6 +22,7 @@ from rlaif.metrics.intervals import show_ends, show_interval, show_number, show_
 from rlaif.report import plots
 from rlaif.report.arms import answer_sentences, difference_tables, label_rows, mark_judges, mark_of
 from rlaif.report.browser import embed_json
+from rlaif.report.flow_svg import draw_flow
 from rlaif.report.glossary import GLOSSARY
 from rlaif.report.merged import Page, claim_words, make_page
 from rlaif.report.rows import (
@@ -161,6 +162,7 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
         "curves": _draw_curves(run.rounds),
         "trained": _draw_trainings(run.rollouts, len(names) > 1),
         "distributions": _draw_distributions(run),
+        "flow": draw_flow(run.flow) if run.flow is not None else None,
         "totals": _sum_steps(run.steps),
         "failures": [(s, *failed) for s in run.steps for failed in s.get("errors", {}).items()],
         "notes": [(step, note) for step in run.steps for note in step.get("notes", ())],

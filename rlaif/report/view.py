@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
 from rlaif.metrics.diagnostics import RoundMetrics
+from rlaif.report.flow import Flow
 
 Values = Mapping[str, Mapping[str, float]]
 """Metric to prompt id to value."""
@@ -135,6 +136,7 @@ class RunView:
     `primary` are the experiment's primary metrics, and `trained` the judges that labelled what was
     trained on, whose score and win rate are primary where it names none. `arms` says who labelled
     each arm, and `margin` which difference between them is too small to matter.
+    `flow` are its steps and what passes between them.
     """
 
     name: str
@@ -157,3 +159,4 @@ class RunView:
     arms: Mapping[str, ArmRow] = field(default_factory=dict)
     margin: float = 0.05
     staged: bool = False
+    flow: Flow | None = None

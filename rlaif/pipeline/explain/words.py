@@ -1,0 +1,145 @@
+"""What one planned step does, in words, and its other keys as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.pipeline.plan.base import Planned
+
+# Edges and models say these, or they change nothing in what is made.
+_NOT_SAID = {"id", "uses", "from", "reference", "by", "kind", "method", "trackers"}
+_NOT_SAID |= {"checkpoint_every", "micro_batch_tokens", "against", "pool", "model"}
+
+_STRATEGIES = {
+    "best_vs_worst": "each prompt's best answer against its worst",
+    "best_vs_random": "each prompt's best answer against another",
+    "margin": "every two answers that are far enough apart",
+    "all": "every two answers of a prompt with different scores",
+    "length_tiered": "the shortest of the best against the longest of the worst",
+    "reference": "each prompt's reference answer against every answer",
+}
+
+
+def describe_step(planned: Planned) -> list[str]:
+    """What a planned step does, without its models: phrases with the numbers that hold for it."""
+    say = _WORDS.get(planned.kind)
+    return say(planned) if say is not None else []
+
+
+def list_settings(planned: Planned) -> list[str]:
+    """The keys of a planned step that have another value than their default and that neither
+    `describe_step` nor its inputs and models say, as "key value"."""
+    said = _NOT_SAID | _SAID.get(planned.kind, set())
+    keys = planned.step.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    shown = {key: "" if value in ({}, True) else show_value(value) for key, value in keys.items()}
+    return [f"{key} {value}".rstrip() for key, value in shown.items() if key not in said]
+
+
+def show_value(value: Any) -> str:
+    """A value as YAML writes it, on one line; texts without marks."""
+    if isinstance(value, str):
+        return " ".join(value.split())
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def count_words(count: int, one: str, many: str = "") -> str:
+    """A count with its noun: "1 prompt", "1,200 prompts"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _prompts(planned: Planned) -> str:
+    return count_words(len(planned.prompts), "prompt")
+
+
+def _describe_sample(planned: Planned) -> list[str]:
+    step = planned.step
+    drawn = step.prompts if isinstance(step.prompts, str) else getattr(step.prompts, "set", None)
+    of = f" of {drawn}" if drawn else ""
+    words = [f"{count_words(step.n, 'answer')} to each of {_prompts(planned)}{of}"]
+    if step.principles is not None:
+        words.append(f"each under one of {len(step.principles.texts)} principles")
+    return words
+
+
+def _describe_load(planned: Planned) -> list[str]:
+    step = planned.step
+    source = step.dataset or step.path or "the experiment's data"
+    of = f" of {_prompts(planned)}" if step.type == "pairs" else ""
+    return [f"{'labelled pairs' if step.type == 'pairs' else step.type}{of} from {source}"]
+
+
+def _describe_filter(planned: Planned) -> list[str]:
+    filters = [one.kind.replace("_", " ") for one in planned.step.filters]
+    return [f"{planned.step.records} that pass: {', '.join(filters)}"]
+
+
+def _describe_judge(planned: Planned) -> list[str]:
+    step = planned.step
+    principles = getattr(step, "principles", None)
+    about = f" on {', '.join(principles)}" if principles else ""
+    return [f"{step.kind}{about}"]
+
+
+def _describe_pair(planned: Planned) -> list[str]:
+    step = planned.step
+    return [_STRATEGIES.get(step.strategy, step.strategy)]
+
+
+def _describe_label(planned: Planned) -> list[str]:
+    labels, flip = planned.options["labels"], planned.options["flip"]
+    who = {"human": "people", "ai": "the judges", "random": "a coin"}.get(labels, f"judge {labels}")
+    turned = f", {flip:.0%} turned round" if flip else ""
+    used = planned.options.get("labels_used")
+    some = f", {count_words(used, 'pair')} of them used" if used else ""
+    return [f"{_prompts(planned)}: labels of {who}{turned}{some}"]
+
+
+def _describe_distill(planned: Planned) -> list[str]:
+    return [f"a reward model ({planned.step.method})"]
+
+
+def _describe_train(planned: Planned) -> list[str]:
+    step = planned.step
+    if not isinstance(step, OnPolicyTrain):
+        return [step.method]
+    prompts = count_words(step.batch_size * step.sync_every, "prompt")
+    terms = [f"{t.weight:g} x {t.judge}" if len(step.terms) > 1 else t.judge for t in step.terms]
+    return [
+        f"{step.method}, rewarded by {', '.join(terms)}",
+        f"{count_words(step.rollouts, 'rollout')} of {prompts}, {count_words(step.n, 'answer')} "
+        "to each",
+    ]
+
+
+def _describe_evaluate(planned: Planned) -> list[str]:
+    prompts = count_words(len(planned.prompts), "held-out prompt")
+    return [f"{prompts}, {count_words(planned.step.n, 'answer')} to each"]
+
+
+_WORDS: dict[str, Callable[[Planned], list[str]]] = {
+    "sample": _describe_sample,
+    "load": _describe_load,
+    "filter": _describe_filter,
+    "judge": _describe_judge,
+    "pair": _describe_pair,
+    "label": _describe_label,
+    "distill": _describe_distill,
+    "train": _describe_train,
+    "evaluate": _describe_evaluate,
+}
+_SAID: dict[str, set[str]] = {
+    "sample": {"n", "prompts"},
+    "load": {"type", "dataset", "path"},
+    "filter": {"records"},
+    "judge": {"principles"},
+    "pair": {"strategy"},
+    "label": {"labels", "flip", "labels_used"},
+    "train": {"rollouts", "n"},
+    "evaluate": {"n", "judges"},
+}
+"""By kind, the keys that its words say."""
