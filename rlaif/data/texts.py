@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from rlaif.core.errors import ConfigError
+from rlaif.data.readers.base import value_at
 from rlaif.data.rows import OnFault, Row, Source, open_bytes, raise_fault, source_rows
 from rlaif.data.turns import brief, whole_text
 
@@ -55,12 +56,12 @@ def read_texts(source: Source, column: str | None = None, skip: bool = False) ->
 
 
 def _read_row(row: Row, column: str, place: str) -> str:
-    if column not in row:
+    text = value_at(row, column)
+    if text is None and column not in row:
         raise ConfigError(
             f"{place}: no column {column!r}; the row has {sorted(map(str, row))}. `columns: "
             "{text: COLUMN}` names another one, and conversations are `type: demonstrations`."
         )
-    text = row[column]
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{place}: {column} is {brief(text)}; a text was expected")
     whole_text([text], place)

@@ -87,5 +87,6 @@ RESPONSES = Format(
     columns=("prompt", "response"),
     optional=("system", "source"),
     read=read_completion,
-    fits=lambda row: not any(key in row for key in ("chosen", "rejected", "label")),
+    # Rated or labelled answers are not all good ones.
+    fits=lambda row: not row.keys() & {"chosen", "rejected", "label", "score", "rating"},
 )
