@@ -321,3 +321,49 @@ def test_sampled_answers_are_learned_from_without_those_that_failed(
     write_rows(tmp_path / "kept.jsonl", [r for r in rows if r["finish_reason"] == "failed"])
     with pytest.raises(RlaifError, match="nothing to train on: all 1 answers failed"):
         run_experiment(path, tmp_path / "none")
+
+
+def lessons(folder: Path, steps: Steps, **more: Any) -> set[tuple[str, str]]:
+    """(training, source) of what the last round's evaluation knows its model to be trained on."""
+    last = [p for p in plan(folder, [*steps, {"evaluate": {}}], **more) if p.kind == "evaluate"][-1]
+    return {(one.training, one.source) for one in last.options["lessons"]}
+
+
+@pytest.mark.parametrize(
+    ("keys", "known"),
+    [
+        ({}, True),
+        ({"from": "initial", "reference": "current"}, True),
+        ({"from": "initial", "reference": "initial"}, False),
+    ],
+)
+def test_the_lineage_goes_through_starts_and_references(
+    tmp_path: Path, keys: dict[str, str], known: bool
+) -> None:
+    first = [DEMOS | {"when": 1}, sft("demos", id="sft") | {"when": 1}]
+    second = [GIVEN | {"when": 2}, {"train": {"id": "dpo", "beta": 0.1, **keys}, "when": 2}]
+    found = lessons(tmp_path, [*first, *second], rounds=2)
+    assert found == {("dpo", "given")} | ({("sft", "demos")} if known else set())
+
+
+def test_the_lineage_goes_through_reward_models(tmp_path: Path) -> None:
+    judges = [{"id": "reward", "kind": "reward_model", "by": "distill"}]
+    rloo = {"method": "rloo", "rewards": {"reward": 1}, "batch_size": 2}
+    steps: Steps = [GIVEN, {"distill": {}}, {"train": rloo}]
+    assert lessons(tmp_path, steps, judges=judges, rounds=1) == {("distill", "given")}
+
+
+def test_loaded_answers_to_held_out_prompts_are_found(
+    tmp_path: Path, tiny_model: Path, write_experiment: Writer
+) -> None:
+    held = make_prompt([{"role": "user", "content": heldout_question()}])
+    row = to_json(Completion("k", held.prompt_id, 0, ANSWER, "elsewhere", "", {}, "stop"))
+    steps = [
+        {"load": {"id": "kept", "type": "completions", "path": "kept.jsonl"}},
+        sft(id="copy", **FAST),
+        {"evaluate": {"judges": [], "max_new_tokens": 4}},
+    ]
+    path = write_experiment(tmp_path, tiny_model, steps=steps, rounds=1)
+    write_rows(tmp_path / "kept.jsonl", [row])
+    with pytest.raises(RlaifError, match=r"is held out and was trained on: 'copy'.*'kept' gave"):
+        run_experiment(path, tmp_path / "run")
