@@ -326,7 +326,7 @@ def test_sampled_answers_are_learned_from_without_those_that_failed(
 def lessons(folder: Path, steps: Steps, **more: Any) -> set[tuple[str, str]]:
     """(training, source) of what the last round's evaluation knows its model to be trained on."""
     last = [p for p in plan(folder, [*steps, {"evaluate": {}}], **more) if p.kind == "evaluate"][-1]
-    return {(one.training, one.source) for one in last.options["lessons"]}
+    return {(one.training, one.source) for one in last.lessons}
 
 
 @pytest.mark.parametrize(

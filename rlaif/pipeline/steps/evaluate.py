@@ -144,7 +144,8 @@ def evaluated(walk: Walk, index: int, step: EvaluateStep, model: Model) -> None:
             inputs,
             models={"policy": model, "initial": walk.initial},
             prompts=ids,
-            options={"principle_weights": weights, "lessons": list_lessons(walk, model)},
+            options={"principle_weights": weights},
+            lessons=list_lessons(walk, model),
         )
     )
     walk.by_id[step.id, walk.round] = planned
@@ -319,7 +320,7 @@ def run(context: StepContext) -> dict[str, Any]:
     """One row: {metrics, deltas, made_of}; deltas are paired differences over the same prompts, and
     `made_of` says by judge what the change of its score since M0 is made of (`Decomposition`).
     Beside it the values by prompt, a row for each metric."""
-    refuse_trained_on(context, context.planned.options["lessons"])
+    refuse_trained_on(context)
     with ExitStack() as stack:
         # Before anything is computed: a tracker may be missing.
         logs = [stack.enter_context(open_trackers(*tracked)) for tracked in _list_trackers(context)]

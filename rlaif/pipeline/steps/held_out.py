@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Message, Prompt
 from rlaif.engines.base import Model
-from rlaif.pipeline.plan.base import Planned, Walk
+from rlaif.pipeline.plan.base import Lesson, Planned, Walk
 from rlaif.pipeline.steps.context import StepContext
 
 RECORDS = {
@@ -18,18 +17,6 @@ RECORDS = {
     "answers": "completions",
 }
 """The file of records by what a training calls its input; raw texts have no prompts."""
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """Records that a training learned from: the training's id and round, the step that gave them,
-    the folder's hash and the file in it."""
-
-    training: str
-    round: int
-    source: str
-    digest: str
-    records: str
 
 
 def list_lessons(walk: Walk, model: Model) -> tuple[Lesson, ...]:
@@ -59,10 +46,10 @@ def _inputs_with_prompts(training: Planned) -> Iterator[tuple[str, str]]:
             yield role, digest
 
 
-def refuse_trained_on(context: StepContext, lessons: Iterable[Lesson]) -> None:
-    """Raise RlaifError where a prompt of this step is among the lessons'."""
+def refuse_trained_on(context: StepContext) -> None:
+    """Raise RlaifError where a prompt of this evaluation is among its model's lessons."""
     heldout = {_conversation(p.messages): p for p in context.chosen_prompts()}
-    for lesson in lessons:
+    for lesson in context.planned.lessons:
         for row in context.store.step(lesson.digest).rows(lesson.records):
             prompt = _find_prompt(row, context.prompts, heldout)
             if prompt is not None and prompt.prompt_id in context.planned.prompts:

@@ -312,7 +312,8 @@ def run(context: StepContext) -> dict[str, Any]:
         for stale in (out, work):
             shutil.rmtree(stale)
     with open_trackers(step.trackers, _describe_training(context, len(preferences))) as trackers:
-        job = _make_job(context, replace(data, preferences=preferences), trackers)
+        job = _make_job(context, preferences, _report_steps(context, trackers))
+        job = replace(job, texts=data.texts, unfinished=data.unfinished)
         if step.SAMPLES:
             from rlaif.pipeline.steps.on_policy import train_on_rollouts
 
@@ -341,7 +342,11 @@ def run(context: StepContext) -> dict[str, Any]:
     return summary if refresh is None else _with_accuracy(context, summary, measured)
 
 
-def _make_job(context: StepContext, data: TrainingData, trackers: Sequence[Log]) -> TrainJob[Any]:
+def _make_job(
+    context: StepContext,
+    preferences: list[Preference],
+    report: Callable[[TrainProgress], None],
+) -> TrainJob[Any]:
     """The step as a training: everything that it reads, and where it writes."""
     import torch
 
@@ -368,14 +373,12 @@ def _make_job(context: StepContext, data: TrainingData, trackers: Sequence[Log])
         work=context.folder.path / "work",
         seed=planned.seed,
         device=torch.device(pick_device(start.spec.device)),
-        preferences=data.preferences,
-        texts=data.texts,
-        unfinished=data.unfinished,
+        preferences=preferences,
         token_ids=token_ids,
         judgements=judgements,
         chat=start.spec.chat,
         fingerprint=planned.hash,
-        progress=_report_steps(context, trackers),
+        progress=report,
     )
 
 
