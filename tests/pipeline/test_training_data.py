@@ -212,9 +212,9 @@ def instructgpt(folder: Path, write: Writer, model: Path, shown: Steps = SHOWN) 
         {
             "train": FAST
             | ROLLED
-            | {"id": "ppo", "method": "ppo", "ptx_weight": 2.0, "uses": ["web"]}
+            | {"id": "ppo", "method": "ppo", "ptx_weight": 2.0, "uses": ["web"], "reference": "sft"}
         },
-        {"evaluate": {"judges": [], "max_new_tokens": 6}},
+        {"evaluate": {"judges": [], "max_new_tokens": 6, "against": ["initial", "sft"]}},
     ]
     judges = [{"id": "checks", "kind": "rules"}]
     path = write(folder, model, steps=steps, rounds=1, judges=judges)
@@ -249,6 +249,7 @@ def test_demonstrations_then_ppo_with_pretraining_text(
     assert "with SFT on 2 demonstrations: 2 of a file" in card
     card = (run.store.model_path(last["hash"]) / "README.md").read_text()
     assert "rewarded by checks (rule), and on 2 raw texts." in card
+    assert "| reference | sft |" in card
     # Neither is a pair of the run.
     assert not len(run.preferences)
 
@@ -344,6 +345,33 @@ def test_the_lineage_goes_through_starts_and_references(
     second = [GIVEN | {"when": 2}, {"train": {"id": "dpo", "beta": 0.1, **keys}, "when": 2}]
     found = lessons(tmp_path, [*first, *second], rounds=2)
     assert found == {("dpo", "given")} | ({("sft", "demos")} if known else set())
+
+
+def test_demonstrations_of_an_earlier_stage_are_its_last_and_stay_in_the_lineage(
+    tmp_path: Path,
+) -> None:
+    last = [SAMPLE, sft("answers", "demos", id="more"), {"evaluate": {}}]
+    stages = [
+        {"id": "seed", "steps": [DEMOS, sft("demos", id="sft")]},
+        {"id": "align", "rounds": 2, "steps": last},
+    ]
+
+    def staged(data: dict[str, Any], _: Any) -> None:
+        del data["steps"], data["rounds"]
+        data["stages"] = stages
+
+    made = planned(tmp_path, staged)
+    more = [p for p in made if p.id == "more"]
+    assert [sorted(p.inputs) for p in more] == [["answers/0", "demonstrations/1"]] * 2
+    found = [p for p in made if p.kind == "evaluate"][-1].lessons
+    assert {(one.training, one.source, one.round) for one in found} == {
+        ("sft", "demos", 1),
+        *(("more", source, number) for source in ("answers", "demos") for number in (2, 3)),
+    }
+    # Without `uses` a stage has only what it has made itself.
+    del last[1]["train"]["uses"]
+    more = [p for p in planned(tmp_path, staged) if p.id == "more"]
+    assert [list(p.inputs) for p in more] == [["answers/0"]] * 2
 
 
 def test_the_lineage_goes_through_reward_models(tmp_path: Path) -> None:

@@ -158,3 +158,17 @@ def test_texts_need_no_chat_template_and_mix_with_answers(
         encode_data(mixed)
     both = encode_data(replace(mixed, start=make_model(0)))
     assert [len(e.prompt_ids) > 1 for e in both.examples] == [True, True, False, False, False]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_texts_and_cut_answers_as_one(
+    tmp_path, make_model, make_preferences
+):
+    given = job(tmp_path, make_model(0), TEXTS, batch_size=5, processes=1)
+    given = replace(given, preferences=make_preferences(2), unfinished=frozenset({"c0"}))
+    one = train_on_preferences(given)
+    out, work = tmp_path / "two", tmp_path / "work2"
+    both = replace(given, options=options(batch_size=5, processes=2, learning_rate=1e-3))
+    two = train_on_preferences(replace(both, out=out, work=work))
+    assert two.metrics["first_loss"] == pytest.approx(one.metrics["first_loss"], rel=1e-5)
+    assert (two.tokens, two.skipped) == (one.tokens, one.skipped)
