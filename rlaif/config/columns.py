@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlaif.config.base import Strict
+from rlaif.config.base import LATE, Strict, told
 
 Cell = str | int | float | bool
 
@@ -66,11 +66,12 @@ class RankedAnswers(Strict):
 
 
 class LabelColumns(Strict):
-    """Which column of a table of labelled pairs holds what. `info.post` and `answers.0.text` are
-    places inside a column.
+    """Which column of a table holds what. `info.post` and `answers.0.text` are places inside a
+    column.
 
-    Give `chosen` and `rejected`; or `first` and `second`, and who is better: `label`, `winners`,
-    `strength`, or both scores; or `ranked`. Without `prompt` the answers are whole conversations.
+    Of pairs, give `chosen` and `rejected`; or `first` and `second`, and who is better: `label`,
+    `winners`, `strength`, or both scores; or `ranked`. Of demonstrations, give `answer`; of raw
+    texts, `text` alone. Without `prompt` the answers are whole conversations.
     """
 
     prompt: str | None = Field(
@@ -99,24 +100,40 @@ class LabelColumns(Strict):
     second_author: str | None = None
     annotator: str | None = None
     annotator_kind: Literal["human", "ai", "model", "rule"] = "human"
+    answer: Annotated[str | None, LATE] = Field(
+        None, description="The one answer of a demonstration."
+    )
+    text: Annotated[str | None, LATE] = Field(None, description="A raw text.")
+
+    @property
+    def form(self) -> Literal["pairs", "answers", "texts"]:
+        """What a row of the table holds."""
+        return "texts" if self.text is not None else "answers" if self.answer else "pairs"
 
     @model_validator(mode="after")
     def _one_form(self) -> LabelColumns:
+        if self.form != "pairs":
+            own = ("text",) if self.form == "texts" else ("answer", "prompt", "system")
+            beside = set(type(self).model_fields).difference(own)
+            if strange := told(self, *beside):
+                raise ValueError(f"{', '.join(strange)}: not beside `{own[0]}`")
+            return self
         scored = self.first_score is not None and self.second_score is not None
-        told = [self.label, self.winners, self.strength]
+        said = [self.label, self.winners, self.strength]
         forms = {
-            "won": self.chosen and self.rejected and not any((self.first, self.second, *told)),
+            "won": self.chosen and self.rejected and not any((self.first, self.second, *said)),
             "compared": self.first
             and self.second
             and not (self.chosen or self.rejected)
-            and (len([t for t in told if t]) == 1 or (scored and not any(told))),
-            "ranked": not any((self.chosen, self.rejected, self.first, self.second, *told, scored)),
+            and (len([t for t in said if t]) == 1 or (scored and not any(said))),
+            "ranked": not any((self.chosen, self.rejected, self.first, self.second, *said, scored)),
         }
         form = "ranked" if self.ranked else "won" if self.chosen else "compared"
         if not forms[form]:
             raise ValueError(
                 "give `chosen` and `rejected`; or `first`, `second` and one of `label`, `winners`, "
-                "`strength` (or both scores); or `ranked` alone"
+                "`strength` (or both scores); or `ranked` alone; of demonstrations `answer`, of "
+                "raw texts `text`"
             )
         if self.ranked and self.prompt is None:
             raise ValueError("`ranked` needs `prompt`")

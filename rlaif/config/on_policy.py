@@ -130,8 +130,8 @@ class OnPolicyTrain(ReferenceTrain):
         return None
 
     @property
-    def mixes_preferences(self) -> bool:
-        """Whether chosen answers of preferences are learned from too."""
+    def mixes_data(self) -> bool:
+        """Whether given answers or texts are learned from too."""
         return False
 
     @property
@@ -185,7 +185,7 @@ class OnPolicyTrain(ReferenceTrain):
                 f"max_length ({self.max_length}) counts prompt and answer, and max_new_tokens "
                 f"({self.max_new_tokens}) leaves no room for a prompt: raise max_length"
             )
-        mixes = self.mixes_preferences
+        mixes = self.mixes_data
         if not mixes and not self.train_on_eos:
             raise ValueError(
                 "train_on_eos: answers are learned from as they were sampled, with the end token "
@@ -198,7 +198,8 @@ class OnPolicyTrain(ReferenceTrain):
             )
         if not mixes and self.uses is not None:
             raise ValueError(
-                "uses names preferences, and only ppo with ptx_weight mixes some in; leave it out"
+                "uses names given answers or texts, and only ppo with ptx_weight mixes some in; "
+                "leave it out"
             )
         fields = OnPolicyTrain.model_fields
         bounds = ("importance_cap", "importance_floor")

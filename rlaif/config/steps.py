@@ -139,15 +139,26 @@ class SampleStep(SamplingKeys):
         ]
 
 
+COLUMNS_OF = {
+    "preferences": ("pairs", "answers"),
+    "pairs": ("pairs",),
+    "demonstrations": ("answers",),
+    "text": ("texts",),
+}
+"""What a column map may be of, by what is loaded."""
+
+
 class LoadStep(Strict):
-    """Bring in records from a file: preferences, completions or judgements of a run, or labelled
-    pairs: two given answers each, and what people said of them.
+    """Bring in records from a file: preferences, completions or judgements of a run; labelled
+    pairs: two given answers each, and what people said of them; demonstrations: conversations that
+    end with a good answer; or raw text.
 
     Preferences are records of a run, or are made of rows in any format that is read.
+    Demonstrations bring their own prompts, and a text has none.
     """
 
     id: StepId = "load"
-    type: Literal["preferences", "completions", "judgements", "pairs"]
+    type: Literal["preferences", "completions", "judgements", "pairs", "demonstrations", "text"]
     path: str | None = Field(None, description="Default: the experiment's `data`.")
     dataset: str | None = Field(
         None, description="Instead of a file: a dataset on the hub, or one that `datasets` loads."
@@ -156,7 +167,7 @@ class LoadStep(Strict):
     dataset_config: str | None = Field(None, description="The dataset's configuration (subset).")
     format: str | None = Field(
         None,
-        description="A format of labelled pairs; see docs/data.md. Default: detected.",
+        description="A format of rows; see docs/data.md. Default: detected.",
     )
     columns: LabelColumns | None = Field(None, description="Or a map of the columns.")
     on_error: Literal["fail", "skip"] = Field(
@@ -164,17 +175,30 @@ class LoadStep(Strict):
     )
     prompts: Literal["all", "other"] = Field(
         "all",
-        description="Of preferences; other: only conversations that begin with another user turn "
-        "than every prompt of the experiment does.",
+        description="Of preferences and demonstrations; other: only conversations that begin with "
+        "another user turn than every prompt of the experiment does.",
     )
 
     @model_validator(mode="after")
     def _check_reading(self) -> LoadStep:
-        if self.prompts != "all" and self.type != "preferences":
-            raise ValueError("prompts: only for `type: preferences`")
+        if self.prompts != "all" and self.type not in ("preferences", "demonstrations"):
+            raise ValueError("prompts: only for `type: preferences` or `type: demonstrations`")
         given = told(self, "dataset", "format", "columns", "on_error")
-        if given and self.type not in ("preferences", "pairs"):
-            raise ValueError(f"{', '.join(given)}: only for `type: preferences` or `type: pairs`")
+        if given and self.type in ("completions", "judgements"):
+            raise ValueError(
+                f"{', '.join(given)}: only for `type: preferences`, `pairs`, `demonstrations` or "
+                "`text`"
+            )
+        if self.type == "text" and self.format is not None:
+            raise ValueError(
+                "format: raw texts have none; `columns: {text: COLUMN}` names their column"
+            )
+        held = COLUMNS_OF.get(self.type, ())
+        if self.columns is not None and self.columns.form not in held:
+            raise ValueError(
+                f"columns: these are columns of {self.columns.form}, and `type: {self.type}` reads "
+                f"{' or '.join(held)}"
+            )
         if self.format is not None and self.columns is not None:
             raise ValueError("give `format` or `columns`, not both")
         of_dataset = told(self, "dataset_config", "dataset_split")

@@ -30,7 +30,7 @@ from rlaif.pipeline.manifest import NOT_INSTALLED
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.context import ByPrompt
 from rlaif.pipeline.steps.pair import why_no_pairs
-from rlaif.pipeline.steps.train import PREFERENCES
+from rlaif.pipeline.steps.training_data import PREFERENCES
 from rlaif.preferences.aggregate import compared_scores
 
 MARKER = "rlaif.json"

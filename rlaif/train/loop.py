@@ -345,10 +345,12 @@ class TrainJob(Generic[S]):
     """What a training is given, from the step to the loop.
 
     `start` and `reference` (None: the start itself) are checkpoint folders; fp32 weights in their
-    `masters/` are preferred to the bf16 ones. `token_ids` maps completion ids to the tokens the
-    policy sampled, and `judgements` rate completions. On-policy methods have their answers from
-    `collect`, and `fingerprint` covers all that decides what it gives. `work` holds what a rerun
-    continues from; `out` is complete or absent, and of a `member` of an ensemble the adapter alone.
+    `masters/` are preferred to the bf16 ones. `texts` are learned from as they are, without a chat
+    template. `token_ids` maps completion ids to the tokens the policy sampled, `unfinished` are
+    those without an end, and `judgements` rate completions. On-policy methods have their answers
+    from `collect`, and `fingerprint` covers all that decides what it gives. `work` holds what a
+    rerun continues from; `out` is complete or absent, and of a `member` of an ensemble the adapter
+    alone.
     """
 
     options: S
@@ -360,6 +362,8 @@ class TrainJob(Generic[S]):
     preferences: Sequence[Preference] = ()
     token_ids: Mapping[str, list[int]] = field(default_factory=dict)
     judgements: Sequence[Judgement] = ()
+    texts: Sequence[str] = ()
+    unfinished: frozenset[str] = frozenset()
     reference: Path | None = None
     chat: ChatSettings = KEEP
     collect: Collect | None = None

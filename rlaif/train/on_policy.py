@@ -39,7 +39,7 @@ from rlaif.train.rewards import (
     updated,
 )
 from rlaif.train.rollout import Critic, Group, Rollout, add_advantages, measure
-from rlaif.train.run import encode_preferences, load_frozen, load_trainable
+from rlaif.train.run import encode_data, load_frozen, load_trainable
 from rlaif.train.tokenise import Example, refuse_other_tokens
 
 log = logging.getLogger(__name__)
@@ -47,20 +47,20 @@ log = logging.getLogger(__name__)
 
 def train_on_policy(job: TrainJob[OnPolicyTrain]) -> TrainOutcome:
     """Train the job's start on answers that its `collect` samples from it. The job's preferences
-    are those that chosen answers are mixed in from."""
+    and texts are mixed in."""
     options, work = job.options, job.work
     work.mkdir(parents=True, exist_ok=True)
     if job.reference is not None and options.compares:
         refuse_other_tokens(job.start, job.reference)
     torch.manual_seed(job.seed)
     ptx: list[Example] = []
-    if options.mixes_preferences:
-        if not job.preferences:
+    if options.mixes_data:
+        if not (job.preferences or job.texts):
             raise RlaifError(
-                "ptx_weight mixes in chosen answers, and there are no preferences: run ppo in an "
+                "ptx_weight mixes in given answers or texts, and there are none: run ppo in an "
                 "experiment after a pair or load step, or set `ptx_weight: 0`"
             )
-        ptx = encode_preferences(job).examples
+        ptx = encode_data(job).examples
     critic = None
     with memory_advice(options):
         model = load_trainable(job)

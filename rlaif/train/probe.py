@@ -41,7 +41,7 @@ from rlaif.train.loop import TrainJob, TrainOutcome, TrainProgress, memory_advic
 from rlaif.train.methods.heads import GatedDistill, LinearDistill, OrdinalDistill
 from rlaif.train.model import TrainModel, prepare
 from rlaif.train.reward_model import by_prompt
-from rlaif.train.run import encode_preferences
+from rlaif.train.run import encode_data
 from rlaif.train.tokenise import Example
 
 VERBOSITY = "length"
@@ -79,7 +79,7 @@ def fit_reward_model(job: TrainJob[FitStep]) -> TrainOutcome:
     """
     options = job.options
     began = perf_counter()
-    encoded = encode_preferences(job)
+    encoded = encode_data(job)
     examples = by_prompt(encoded.examples)
     with memory_advice(options):
         features = read_depths(

@@ -31,10 +31,12 @@ from rlaif.train.loop import (
 from rlaif.train.model import TrainModel, prepare
 from rlaif.train.preference import Reference, compute_reference, read_reference
 from rlaif.train.reward_model import prepared, region_of
+from rlaif.train.texts import add_texts
 from rlaif.train.tokenise import (
     Encoded,
     Example,
     encode,
+    load_any_tokenizer,
     load_tokenizer,
     model_limits,
     refuse_empty,
@@ -87,9 +89,9 @@ def find_trainer(job: TrainJob[Any]) -> Trainer:
 
 
 def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
-    """Train on the job's preferences, in this process or in several that it starts."""
+    """Train on the job's preferences and texts, in this process or in several that it starts."""
     options, work = job.options, job.work
-    if not job.preferences:
+    if not (job.preferences or job.texts):
         raise RlaifError(
             "there are no preferences to train on. Every pair was dropped: lower `min_margin` in "
             "`pair`, sample more answers per prompt, or look at the judges' scores."
@@ -98,7 +100,7 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
     # The ranks that are launched come here too, with a world above 1.
     if processes > 1 and parallel.world() == 1:
         return _launch_training(job, processes)
-    encoded = encode_preferences(job)
+    encoded = encode_data(job)
     work.mkdir(parents=True, exist_ok=True)
     stored: Reference = {}
     if options.compares and job.reference is not None and not job.starts_from_reference:
@@ -135,30 +137,38 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
     return outcome
 
 
-def encode_preferences(job: TrainJob[Any]) -> Encoded:
-    """The job's preferences as the examples that its method learns from. Raises RlaifError where
-    none is left, or some are such as the method cannot learn from."""
+def encode_data(job: TrainJob[Any]) -> Encoded:
+    """The job's preferences and texts as the examples that its method learns from. Raises
+    RlaifError where none is left, or some are such as the method cannot learn from."""
     options, preferences, counts = job.options, job.preferences, {}
     refuse_single(options, preferences)
     if options.MAKES_REWARD_MODEL:
         preferences, repeated = prepared(preferences, options)
         counts = {"repeated": repeated}
     limits = model_limits(job.start)
-    encoded = encode(
-        preferences,
-        load_tokenizer(job.start),
-        job.token_ids,
-        both=options.LEARNS_FROM != "good answers",
-        max_length=options.max_length,
-        overlong=options.overlong,
-        train_on_eos=options.MAKES_REWARD_MODEL or options.train_on_eos,
-        chat=job.chat,
-        always_end=options.MAKES_REWARD_MODEL,
-        reasoning=options.reasoning,
-        limits=limits,
-        on_error=options.on_error,
+    encoded = Encoded()
+    # Texts alone need no chat template.
+    if preferences or not job.texts:
+        encoded = encode(
+            preferences,
+            load_tokenizer(job.start),
+            job.token_ids,
+            both=options.LEARNS_FROM != "good answers",
+            max_length=options.max_length,
+            overlong=options.overlong,
+            train_on_eos=options.MAKES_REWARD_MODEL or options.train_on_eos,
+            chat=job.chat,
+            always_end=options.MAKES_REWARD_MODEL,
+            reasoning=options.reasoning,
+            limits=limits,
+            on_error=options.on_error,
+            unfinished=job.unfinished,
+        )
+    if job.texts:
+        add_texts(encoded, job.texts, load_any_tokenizer(job.start), options, limits)
+    refuse_empty(
+        encoded, len(preferences) + len(job.texts), options.max_length, options.overlong, limits
     )
-    refuse_empty(encoded, len(preferences), options.max_length, options.overlong, limits)
     encoded.examples = options.arrange_examples(encoded.examples)
     encoded.counts |= counts
     return encoded
@@ -235,6 +245,8 @@ def _launch_training(job: TrainJob[TrainStep], processes: int) -> TrainOutcome:
         "options": job.options.model_dump(mode="json", by_alias=True),
         "preferences": [to_json(p) for p in job.preferences],
         "token_ids": dict(job.token_ids),
+        "texts": list(job.texts),
+        "unfinished": sorted(job.unfinished),
         "start": str(job.start),
         "reference": str(job.reference) if job.reference else None,
         "seed": job.seed,

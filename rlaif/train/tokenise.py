@@ -108,7 +108,7 @@ class Encoded:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint. Raises EngineError when it has no chat template."""
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_any_tokenizer(folder)
     if not getattr(tokenizer, "chat_template", None):
         raise EngineError(
             f"{folder}: its tokenizer has no chat template, so answers cannot be told from "
@@ -117,7 +117,8 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_any_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint, with or without a chat template. Raises EngineError."""
     from transformers import AutoTokenizer
 
     with explain_library(f"{folder}: its tokenizer cannot be loaded", EngineError):
@@ -130,7 +131,7 @@ def refuse_other_tokens(
     """Raise RlaifError unless every token id of `examples` (None: of the start's vocabulary) means
     the same token to both models: else their log-probs would be of different texts."""
     own, other = (
-        {number: token for token, number in _load_tokenizer(folder).get_vocab().items()}
+        {number: token for token, number in load_any_tokenizer(folder).get_vocab().items()}
         for folder in (start, reference)
     )
     # Without examples any token may come to be sampled.
@@ -170,6 +171,7 @@ def encode(
     reasoning: Reasoning = "keep",
     limits: Limits = NO_LIMITS,
     on_error: OnError = "fail",
+    unfinished: frozenset[str] = frozenset(),
 ) -> Encoded:
     """Examples of the chosen answers, or of `both` answers, in the order given; where one side is
     empty, of the other alone.
@@ -177,7 +179,8 @@ def encode(
     With `always_end` each is the whole conversation as the template renders it, to its last token:
     a reward model reads it there.
 
-    `token_ids` maps completion ids to sampled tokens, the end token included if it was sampled.
+    `token_ids` maps completion ids to sampled tokens, the end token included if it was sampled;
+    `unfinished` are the completions without an end, which get none.
     `chat` is the policy's, as it was when it sampled; `limits` are the model's. Raises RlaifError,
     which names the row, where the template refuses one and `on_error` is not skip.
     """
@@ -186,8 +189,10 @@ def encode(
     for row, preference in enumerate(preferences, start=1):
         turn = AnswerTurn(tokenizer, preference.prompt, chat, whole=always_end)
         try:
-            example, counts = _make_example(preference, turn, token_ids, both, end, reasoning)
-            _refuse_unknown(example, tokenizer, limits)
+            example, counts = _make_example(
+                preference, turn, token_ids, both, end, reasoning, unfinished
+            )
+            refuse_unknown(example, tokenizer, limits)
         except (EngineError, UnfitAnswer) as error:
             if on_error == "skip":
                 result.add({"refused": 1})
@@ -197,7 +202,7 @@ def encode(
             raise type(error)(f"{place}: {error}") from None
         result.add(counts)
         _admit_example(example, result, max_length, overlong, limits)
-    _warn_beyond(result, limits)
+    result.add({"beyond_positions": count_beyond(result.examples, limits)})
     return result
 
 
@@ -212,6 +217,7 @@ def _make_example(
     both: bool,
     end: End,
     reasoning: Reasoning,
+    unfinished: frozenset[str],
 ) -> tuple[Example, dict[str, int]]:
     """One preference as an example, and counts of how its answers were tokenised."""
     sides = [(preference.chosen, preference.chosen_id, preference.score_chosen, True)]
@@ -225,7 +231,8 @@ def _make_example(
     retokenised = 0
     for messages, completion_id, _, _ in answers:
         known = token_ids.get(completion_id)
-        branches.append(turn.tokens(_require_single_turn(messages), end, reasoning, known))
+        own: End = "none" if completion_id in unfinished else end
+        branches.append(turn.tokens(_require_single_turn(messages), own, reasoning, known))
         retokenised += bool(known) and not branches[-1].sampled
     example = Example(
         preference.preference_id,
@@ -252,7 +259,8 @@ def _require_single_turn(messages: Sequence[Message]) -> Message:
     return messages[0]
 
 
-def _refuse_unknown(example: Example, tokenizer: Any, limits: Limits) -> None:
+def refuse_unknown(example: Example, tokenizer: Any, limits: Limits) -> None:
+    """Raise EngineError for a token that the model has no embedding of."""
     for ids in (example.prompt_ids, *example.completions):
         token = limits.unknown(ids)
         if token is not None:
@@ -269,8 +277,7 @@ def _admit_example(
     if len(example.completions) == 2 and example.completions[0] == example.completions[1]:
         result.add({"equal": 1})
         return
-    # A table of positions has an end; RoPE computes on beyond what the model was trained on.
-    most = min(max_length, limits.positions or max_length) if limits.table else max_length
+    most = most_tokens(max_length, limits)
     over = example.length - most
     if over <= 0:
         result.examples.append(example)
@@ -292,26 +299,34 @@ def _admit_example(
     result.examples.append(replace(example, prompt_ids=example.prompt_ids[over:]))
 
 
-def _warn_beyond(result: Encoded, limits: Limits) -> None:
+def most_tokens(max_length: int, limits: Limits) -> int:
+    """How long an example may be."""
+    # A table of positions has an end; RoPE computes on beyond what the model was trained on.
+    return min(max_length, limits.positions or max_length) if limits.table else max_length
+
+
+def count_beyond(examples: Sequence[Example], limits: Limits) -> int:
+    """How many examples are longer than the positions that the model was made for, which is said in
+    a warning."""
     if limits.positions is None:
-        return
-    beyond = sum(example.length > limits.positions for example in result.examples)
+        return 0
+    beyond = sum(example.length > limits.positions for example in examples)
     if beyond:
-        result.add({"beyond_positions": beyond})
         log.warning(
             "%d of %d examples are longer than the %d positions that the model was made for; it "
             "computes on with RoPE, where it was hardly trained. Lower `max_length` to leave them "
             "out.",
             beyond,
-            len(result.examples),
+            len(examples),
             limits.positions,
         )
+    return beyond
 
 
 def refuse_empty(
     encoded: Encoded, count: int, max_length: int, overlong: Overlong, limits: Limits
 ) -> None:
-    """Raise RlaifError, with what is to be done, where none of `count` preferences is left."""
+    """Raise RlaifError, with what is to be done, where none of `count` rows is left."""
     if encoded.examples:
         return
     counts = {name: n for name, n in encoded.counts.items() if n}
@@ -331,6 +346,5 @@ def refuse_empty(
     if counts.get("refused"):
         advice.append("without `on_error: skip` the first row that is refused says why")
     said = ", ".join(f"{name} {n}" for name, n in counts.items())
-    raise RlaifError(
-        f"none of the {count} preferences can be trained on ({said}): {'; '.join(advice)}."
-    )
+    what = "rows" if "texts" in encoded.counts else "preferences"
+    raise RlaifError(f"none of the {count} {what} can be trained on ({said}): {'; '.join(advice)}.")

@@ -54,6 +54,8 @@ def main(path: Path) -> int:
                 device=torch.device(f"cuda:{local}" if cuda else "cpu"),
                 preferences=[from_json(Preference, row) for row in request["preferences"]],
                 token_ids=request["token_ids"],
+                texts=request["texts"],
+                unfinished=frozenset(request["unfinished"]),
                 chat=ChatSettings(**request["chat"]),
                 member=request["member"],
                 progress=print_progress,

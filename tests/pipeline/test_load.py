@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,14 @@ from pydantic import ValidationError
 
 from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
-from rlaif.core.records import Completion, Judgement, Preference, from_json, to_json
+from rlaif.core.records import (
+    Completion,
+    Judgement,
+    Preference,
+    from_json,
+    make_prompt,
+    to_json,
+)
 from rlaif.core.store import StepFolder
 from rlaif.pipeline.steps.load import load_preferences, run
 
@@ -118,17 +126,24 @@ COLUMNS = {
 }
 
 
+OWN_PROMPT = make_prompt([{"role": "user", "content": "Name a fruit."}])
+
+
 def loaded(folder: Path, **keys: Any) -> tuple[dict[str, int], list[Preference]]:
+    counts, store = loaded_folder(folder, **keys)
+    return counts, [from_json(Preference, row) for row in store.read("preferences")]
+
+
+def loaded_folder(folder: Path, **keys: Any) -> tuple[dict[str, int], StepFolder]:
     step = LoadStep.model_validate({"type": "preferences"} | keys)
-    planned = SimpleNamespace(step=step, round=2)
+    planned = SimpleNamespace(step=step, round=2, prompts=("p_0",))
     experiment = SimpleNamespace(loaded_name=lambda step: step.path)
     inputs = SimpleNamespace(path=folder / "experiment.yaml", experiment=experiment)
     store = StepFolder(folder / "step")
     context: Any = SimpleNamespace(
-        planned=planned, inputs=inputs, folder=store, prompts={"p_0": None, "p_1": None}
+        planned=planned, inputs=inputs, folder=store, prompts={"p_0": OWN_PROMPT, "p_1": None}
     )
-    counts = run(context)["counts"]
-    return counts, [from_json(Preference, row) for row in store.read("preferences")]
+    return run(context)["counts"], store
 
 
 def test_peoples_labels_become_preferences_that_say_so(tmp_path: Path) -> None:
@@ -186,6 +201,13 @@ def test_a_format_is_named_for_transcripts(tmp_path: Path) -> None:
     [
         ({"type": "judgements", "format": "hh"}, "format: only for `type: preferences`"),
         ({"type": "pairs", "prompts": "other"}, "prompts: only for `type: preferences`"),
+        ({"type": "text", "prompts": "other"}, "prompts: only for .* `type: demonstrations`"),
+        ({"type": "text", "format": "hh"}, "format: raw texts have none"),
+        ({"type": "text", "columns": COLUMNS}, "columns of pairs, and `type: text` reads texts"),
+        ({"columns": {"text": "t"}}, "columns of texts, and .* reads pairs or answers"),
+        ({"type": "demonstrations", "columns": COLUMNS}, "`type: demonstrations` reads answers"),
+        ({"columns": {"answer": "a", "chosen": "b"}}, "chosen: not beside `answer`"),
+        ({"type": "text", "columns": {"text": "a", "prompt": "b"}}, "prompt: not beside `text`"),
         ({"format": "hh", "columns": COLUMNS}, "give `format` or `columns`, not both"),
         ({"dataset_split": "test"}, "dataset_split: only with `dataset`"),
         ({"dataset": "a/b"}, "give one of `path` and `dataset`"),
@@ -310,3 +332,148 @@ def test_a_share_of_votes_is_a_margin(tmp_path: Path) -> None:
     columns = {"prompt": "q", "first": "a", "second": "b", "label": "p"}
     _, (made,) = loaded(tmp_path, path=str(path), columns=columns)
     assert (made.chosen[0]["content"], made.score_chosen, made.margin) == ("c", None, 0.5)
+
+
+EARLIER = [
+    {"role": "system", "content": "Be kind."},
+    *USER,
+    {"role": "assistant", "content": "No."},
+    {"role": "user", "content": "Please."},
+]
+
+
+def demonstrations(folder: Path, rows: list[dict[str, Any]], **keys: Any) -> Any:
+    path = written(folder, rows, keys.pop("ending", "jsonl"))
+    counts, store = loaded_folder(folder, type="demonstrations", path=str(path), **keys)
+    # They are for training alone, and no pairs of the run.
+    assert store.read("preferences") == []
+    return counts, [from_json(Preference, row) for row in store.read("demonstrations")]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("row", "keys"),
+    [
+        ({"messages": [*EARLIER, *GOOD]}, {}),
+        (
+            {
+                "system": "Be kind.",
+                "conversations": [
+                    {"from": {"user": "human"}.get(t["role"], "gpt"), "value": t["content"]}
+                    for t in [*EARLIER[1:], *GOOD]
+                ],
+            },
+            {},
+        ),
+        ({"prompt": EARLIER, "completion": GOOD}, {}),
+        ({"prompt": EARLIER, "completion": "A plum."}, {"format": "sft"}),
+        ({"prompt": EARLIER, "response": "A plum."}, {}),
+        (
+            {"who": "Be kind.", "q": EARLIER[1:], "a": "A plum."},
+            {"columns": {"prompt": "q", "answer": "a", "system": "who"}},
+        ),
+        ({"talk": [*EARLIER, *GOOD]}, {"columns": {"answer": "talk"}}),
+    ],
+)
+def test_demonstrations_are_conversations_and_their_last_answers(
+    tmp_path: Path, row: dict[str, Any], keys: dict[str, Any], ending: str
+) -> None:
+    counts, (made,) = demonstrations(tmp_path, [row], ending=ending, **keys)
+    assert counts == {"demonstrations": 1}
+    assert (made.prompt, made.chosen, made.rejected) == (EARLIER, GOOD, [])
+    assert (made.prompt_id, made.round) == (make_prompt(made.prompt).prompt_id, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (PAIR, "two answers to one prompt, and a demonstration.*`type: preferences` reads pairs"),
+        (
+            {"prompt": "q", "completion": "a", "label": False},
+            "an answer that is labelled bad.*for kto",
+        ),
+        ({"messages": EARLIER}, "ends with 'user'; a conversation that ends with an assistant"),
+        ({"messages": [*USER, {"role": "assistant", "content": None}]}, "a text was expected"),
+        ({"prompt": "", "completion": "a"}, "prompt missing or empty"),
+        ({"messages": [*USER, {"role": "assistant", "content": "\ud800"}]}, "half a surrogate"),
+    ],
+)
+def test_what_is_no_demonstration_is_named_with_its_line_or_skipped(
+    tmp_path: Path, row: dict[str, Any], words: str
+) -> None:
+    good = {key: USER[0]["content"] if key == "prompt" else "A plum." for key in row}
+    good = {"messages": [*USER, *GOOD]} if "messages" in row else good
+    good = {**good, "label": True} if "label" in row else good
+    if row is PAIR:
+        good = {"prompt": "q", "completion": "a"}
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl:2: .*{words}"):
+        demonstrations(tmp_path, [good, row])
+    counts, made = demonstrations(tmp_path, [good, row], on_error="skip")
+    assert (counts, len(made)) == ({"demonstrations": 1, "skipped": 1}, 1)
+
+
+def test_demonstrations_of_own_prompts_can_be_left_out(tmp_path: Path) -> None:
+    rows = [{"prompt": "Name a fruit.", "completion": "a"}, {"prompt": "Else?", "completion": "b"}]
+    counts, (made,) = demonstrations(tmp_path, rows, prompts="other")
+    assert (counts, made.chosen[0]["content"]) == ({"demonstrations": 1, "of_own_prompts": 1}, "b")
+    with pytest.raises(ConfigError, match="all of its 1 demonstrations are of the experiment's"):
+        demonstrations(tmp_path, rows[:1], prompts="other")
+
+
+def texts(folder: Path, path: Path, **keys: Any) -> tuple[dict[str, int], list[str]]:
+    counts, store = loaded_folder(folder, type="text", path=str(path), **keys)
+    return counts, [row["text"] for row in store.read("texts")]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_raw_texts_are_kept_as_they_are(tmp_path: Path, ending: str) -> None:
+    own = [" One.\n\nTwo. ", "<s>Three</s>"]
+    path = written(tmp_path, [{"text": t, "url": "u"} for t in own], ending)
+    assert texts(tmp_path, path) == ({"texts": 2}, own)
+    other = tmp_path / "other"
+    other.mkdir()
+    named = written(other, [{"doc": {"body": t}, "page": t} for t in own], ending)
+    assert texts(other, named, columns={"text": "page"})[1] == own
+    assert texts(tmp_path / "inside", named, columns={"text": "doc.body"})[1] == own
+    with pytest.raises(ConfigError, match=r"no column 'text'; the row has \['doc', 'page'\]"):
+        texts(tmp_path / "third", named)
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.txt.gz"])
+def test_a_plain_text_has_a_document_in_each_block_of_lines(tmp_path: Path, name: str) -> None:
+    said = b"\xef\xbb\xbfOne,\r\n  still one.\r\n\r\n \t\n\nTwo.\n\n\nThree"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(said) if name.endswith("gz") else said)
+    assert texts(tmp_path, path) == ({"texts": 3}, ["One,\n  still one.", "Two.", "Three"])
+    with pytest.raises(ConfigError, match="a plain text has no columns"):
+        texts(tmp_path / "other", path, columns={"text": "page"})
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"text": 3}, "text is 3; a text was expected"),
+        ({"text": " \n"}, "a text was expected"),
+        ({"text": None}, "text is None; a text was expected"),
+        ({"text": "\ud800"}, "half a surrogate"),
+        ({"messages": USER}, "no column 'text'.*conversations are `type: demonstrations`"),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_line_or_skipped(
+    tmp_path: Path, row: dict[str, Any], words: str
+) -> None:
+    path = written(tmp_path, [{"text": "One."}, row], "jsonl")
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl:2: .*{words}"):
+        texts(tmp_path, path)
+    assert texts(tmp_path, path, on_error="skip") == ({"texts": 1, "skipped": 1}, ["One."])
+    alone = written(tmp_path, [row], "jsonl")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl.*no text in it that could be used\n  "):
+        texts(tmp_path / "none", alone, on_error="skip")
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"One.\n\nTw\xff.\n")
+    with pytest.raises(ConfigError, match=r"book\.txt:3: not UTF-8"):
+        texts(tmp_path, path)
+    assert texts(tmp_path, path, on_error="skip") == ({"texts": 1, "skipped": 1}, ["One."])

@@ -65,7 +65,7 @@ def planned(
     judges = {n: build_judge(s, constitution, path) for n, s in experiment.all_judges().items()}
     keys = {name: f"weights:{spec.path}" for name, spec in experiment.models.items()}
     found = prompts or PromptSet(PROMPTS[3:], PROMPTS[:3], 0)
-    files = {e.load.path: f"hash of {e.load.path}" for e in experiment.steps if e.load}
+    files = {e.load.path: f"hash of {e.load.path}" for e in experiment.entries if e.load}
     return make_plan(PlanInputs(experiment, path, lines, constitution, found, judges, keys, files))
 
 

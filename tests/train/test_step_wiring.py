@@ -172,7 +172,7 @@ def test_on_policy_training_gets_its_critic_reference_and_chosen_answers(
     monkeypatch.setattr(on_policy, "add_critic", lambda *given: said.append(given) or head)
     monkeypatch.setattr(on_policy, "drop_critic", lambda model: said.append(("drop", model)))
     monkeypatch.setattr(on_policy, "run_on_policy", lambda *given: said.append(given) or outcome)
-    monkeypatch.setattr(on_policy, "encode_preferences", lambda job: Encoded(mixed))
+    monkeypatch.setattr(on_policy, "encode_data", lambda job: Encoded(mixed))
     monkeypatch.setattr(on_policy, "write_outcome", lambda *given: said.append(given))
     monkeypatch.setattr(on_policy, "export", lambda *given: said.append(given))
     monkeypatch.setattr(on_policy, "refuse_other_tokens", lambda *given: said.append(given))

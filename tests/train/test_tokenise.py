@@ -45,6 +45,16 @@ def test_sampled_ids_are_used_when_they_spell_the_answer(tokenizer, make_prefere
     assert cut.completions[0] == sampled
 
 
+def test_an_answer_that_was_cut_is_not_taught_an_end(tokenizer, make_preferences):
+    [preference] = make_preferences(1)
+    cut = _encode([preference], tokenizer, unfinished=frozenset({"c0"})).examples[0]
+    assert [tokenizer.decode(c) for c in cut.completions] == ["yes 0", "no<|im_end|>"]
+    # Ids that do not spell the answer are made anew, and that gives it no end either.
+    odd = _encode([preference], tokenizer, {"c0": [5, 6]}, unfinished=frozenset({"c0"}))
+    assert odd.counts["retokenised"] == 1
+    assert odd.examples[0].completions == cut.completions
+
+
 def test_trimming_template(tokenizer, make_preferences):
     [preference] = make_preferences(1)
     trimmed = replace(preference, chosen=[{"role": "assistant", "content": "  yes  "}])

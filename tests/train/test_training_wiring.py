@@ -186,7 +186,7 @@ def test_answers_are_encoded_as_the_step_and_the_model_say(
         chat=CHAT,
         reference=tmp_path / "other",
     )
-    found = run_module.encode_preferences(job)
+    found = run_module.encode_data(job)
     (preferences, tokenizer, token_ids, keys), refused = asked
     assert preferences == pairs
     assert (tokenizer, token_ids) == (("tokenizer of", start), {"gp": [4]})

@@ -67,6 +67,7 @@ FORMATS: dict[str, Format] = {
     "trl": trl.FORMAT,
     "kto": trl.KTO,
     "sft": trl.SFT,
+    "responses": singles.RESPONSES,
     "messages": singles.MESSAGES,
 }
 """By name. The first that fits a file's first row reads it, so the narrower ones come first."""
@@ -131,6 +132,18 @@ def read_answers(
     """As `read_labelled`, with the answers that stand alone: all that a model is trained on."""
     reading = Reading("", FORMATS["trl"], iter(()))
     return _start_reading(reading, source, from_, columns, on_error, lambda found: found)
+
+
+def read_demonstrations(
+    source: Source,
+    from_: str | None = None,
+    columns: LabelColumns | None = None,
+    on_error: OnError = "fail",
+) -> Reading:
+    """As `read_answers`, of good answers that stand alone. A pair, or an answer that is labelled
+    bad, raises ConfigError with file and row, or is skipped and reported."""
+    reading = Reading("", FORMATS["messages"], iter(()))
+    return _start_reading(reading, source, from_, columns, on_error, _good_alone)
 
 
 R = TypeVar("R", bound=Reading)
@@ -217,6 +230,24 @@ def _pair_alone(found: Found | ConfigError) -> Found | ConfigError:
     return ConfigError(
         f"{found.place}: an answer that stands alone, and two to one prompt were expected. "
         f"`rlaif train {method} FILE` reads such rows."
+    )
+
+
+def _good_alone(found: Found | ConfigError) -> Found | ConfigError:
+    if isinstance(found, ConfigError) or (isinstance(found, SingleAnswer) and found.good):
+        return found
+    if isinstance(found, SingleAnswer):
+        what = "an answer that is labelled bad"
+        advice = "leaves such rows out, and `type: preferences` reads them for kto"
+    else:
+        what = "two answers to one prompt"
+        advice = (
+            "leaves such rows out, and `type: preferences` reads pairs, whose chosen answers sft "
+            "learns from"
+        )
+    return ConfigError(
+        f"{found.place}: {what}, and a demonstration, one good answer, was expected. `on_error: "
+        f"skip` {advice}."
     )
 
 

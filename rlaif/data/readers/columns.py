@@ -10,7 +10,7 @@ from typing import Any
 
 from rlaif.config.columns import LabelColumns, RankedAnswers
 from rlaif.core.errors import ConfigError
-from rlaif.core.labelled import LabelledPair
+from rlaif.core.labelled import LabelledPair, SingleAnswer
 from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
@@ -30,6 +30,7 @@ from rlaif.data.readers.base import (
     turns,
     value_at,
 )
+from rlaif.data.readers.singles import make_single, read_turn_alone, split_last_turn
 from rlaif.data.readers.trl import asked_and_answered, part_conversations, split_conversations
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief, read_asked, with_system
@@ -45,7 +46,13 @@ def format_of_map(
     fits: Callable[[Row], bool] = lambda _row: True,
 ) -> Format:
     """The format that a column map describes. `needed` are the columns that a file is known by,
-    where they are more than those of the map."""
+    where they are more than those of the map. Raises ConfigError for a map of raw texts."""
+    if columns.form == "texts":
+        raise ConfigError(
+            "columns: `text` names raw texts, which only a step `load: {type: text}` reads"
+        )
+    if columns.answer is not None:
+        return _format_of_answers(columns, columns.answer, about)
     ranked = columns.ranked
     answers = [] if ranked else list(columns.answers)
     own = [name for name in (*_prompt_places(columns.prompt), *answers) if name]
@@ -62,6 +69,32 @@ def format_of_map(
         fits=fits,
         group=None if ranked is None else ranked.group,
     )
+
+
+def _format_of_answers(columns: LabelColumns, answer: str, about: str) -> Format:
+    """The format of demonstrations, each row one answer or a whole conversation."""
+    own = (*_prompt_places(columns.prompt), answer)
+    others = [name for name in (*own, columns.system) if name]
+    return Format(
+        about,
+        tuple(dict.fromkeys(map(_column_of, own))),
+        partial(_read_answer, columns, answer),
+        optional=tuple(c for name in others for c in (name, _column_of(name))),
+    )
+
+
+def _read_answer(
+    columns: LabelColumns, answer: str, row: Row, place: str
+) -> Iterator[SingleAnswer]:
+    needed = (*_prompt_places(columns.prompt), answer)
+    refuse_missing([name for name in needed if is_missing(value_at(row, name))], row, place)
+    system = name_of(row, columns.system, place)
+    if columns.prompt is None:
+        prompt, found = split_last_turn(turns(row, answer, "user", place), answer, place)
+    else:
+        prompt = _read_prompt(columns.prompt, row, place)
+        found = read_turn_alone(row, answer, place)
+    yield make_single(row, with_system(prompt, system), found, True, place)
 
 
 def _other_columns(columns: LabelColumns) -> list[str]:

@@ -36,10 +36,23 @@ UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates", "policy", "pr
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """Records that a training learned from: the training's id and round, the step that gave them,
+    its hash and the name of their file."""
+
+    training: str
+    round: int
+    source: str
+    digest: str
+    records: str
+
+
+@dataclass(frozen=True)
 class Planned:
     """One step to run. `inputs` names the hashes of the steps whose output it reads, `judges` are
     those that it asks, and `arms` those that have it in common. `round` counts over all stages, and
-    `number` within its own, whose id is `stage`."""
+    `number` within its own, whose id is `stage`. `lessons` are what an evaluated model was trained
+    on, which no hash of its own covers: that of the model does."""
 
     hash: str
     kind: str
@@ -55,6 +68,7 @@ class Planned:
     judges: Mapping[str, Judge] = field(default_factory=dict)
     stage: str = MAIN
     number: int = 0
+    lessons: tuple[Lesson, ...] = ()
 
     @property
     def makes_model(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rlaif.config.distill import DistillStep, FitStep
 from rlaif.pipeline.plan.base import Walk
-from rlaif.pipeline.steps.train import plan_training, run, size, used_preferences
+from rlaif.pipeline.steps.train import plan_training, run, size
+from rlaif.pipeline.steps.training_data import choose_data
 
 __all__ = ["MAKES", "SECONDS_PER_UNIT", "VERSION", "plan", "run", "size"]
 
@@ -17,7 +18,7 @@ def plan(walk: Walk, index: int, step: DistillStep | FitStep) -> None:
     """A reward model from preferences, known to judges by the step's id. From its own id it goes on
     from the last round's, and in the first round from M0. With `refresh` the last round's may be
     kept."""
-    used = used_preferences(walk, index, step)
+    used = choose_data(walk, index, step)
     last = walk.made_by(step.id)
     kept = {"last": last} if step.refresh is not None and last is not None else {}
     alone = len(walk.yardstick.experiment.all_stages) == 1

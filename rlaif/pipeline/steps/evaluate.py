@@ -16,7 +16,6 @@ from rlaif.config.base import hashed_keys
 from rlaif.config.models import INITIAL, RESERVED_MODELS
 from rlaif.config.steps import EvaluateStep, SampleStep
 from rlaif.constitution.own_rules import code_of
-from rlaif.core.errors import RlaifError
 from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import content_hash
 from rlaif.core.yamlio import suggest
@@ -29,6 +28,7 @@ from rlaif.metrics.metrics import Measured, Values
 from rlaif.pipeline.plan.base import DRIFT_PROMPTS, Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
+from rlaif.pipeline.steps.held_out import list_lessons, refuse_trained_on
 from rlaif.pipeline.steps.judge import judged
 from rlaif.pipeline.steps.label import given_pairs
 from rlaif.pipeline.steps.load import loaded_pairs
@@ -144,6 +144,7 @@ def evaluated(walk: Walk, index: int, step: EvaluateStep, model: Model) -> None:
             models={"policy": model, "initial": walk.initial},
             prompts=ids,
             options={"principle_weights": weights},
+            lessons=list_lessons(walk, model),
         )
     )
     walk.by_id[step.id, walk.round] = planned
@@ -301,7 +302,7 @@ def run(context: StepContext) -> dict[str, Any]:
     """One row: {metrics, deltas, made_of}; deltas are paired differences over the same prompts, and
     `made_of` says by judge what the change of its score since M0 is made of (`Decomposition`).
     Beside it the values by prompt, a row for each metric."""
-    assert_held_out(context)
+    refuse_trained_on(context)
     with ExitStack() as stack:
         # Before anything is computed: a tracker may be missing.
         logs = [stack.enter_context(open_trackers(*tracked)) for tracked in _list_trackers(context)]
@@ -380,17 +381,6 @@ def figures(row: Mapping[str, Any]) -> dict[str, float]:
         for key, end in ends.items()
         if (value := interval.get(key)) is not None
     }
-
-
-def assert_held_out(context: StepContext) -> None:
-    """Refuse to evaluate on a prompt that was trained on."""
-    trained = {p.prompt_id for p in context.preferences("train/preferences")}
-    overlap = trained & set(context.planned.prompts)
-    if overlap:
-        raise RlaifError(
-            f"prompt {min(overlap)} is held out and was trained on: the loaded preferences hold it."
-            " Remove it from the file, or from the held-out split."
-        )
 
 
 def answer_values(context: StepContext, prefix: str) -> dict[str, Measured]:

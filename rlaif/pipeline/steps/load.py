@@ -24,10 +24,17 @@ from rlaif.core.records import (
     make_prompt,
 )
 from rlaif.data.loaded import record_of
-from rlaif.data.readers import LabelledReading, Reading, read_answers, read_labelled
+from rlaif.data.readers import (
+    LabelledReading,
+    Reading,
+    read_answers,
+    read_demonstrations,
+    read_labelled,
+)
 from rlaif.data.readers.base import answer_id, better_scores, chosen_first
 from rlaif.data.rows import Source, source_rows
 from rlaif.data.sources import loaded_source
+from rlaif.data.texts import read_texts
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk, round_prompts
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
@@ -37,6 +44,8 @@ VERSION = 2
 MAKES = "records"
 SECONDS_PER_UNIT = 0.0
 
+OF_NO_ROUND = ("demonstrations", "text")
+"""What is loaded for training alone: nothing is judged or paired of it."""
 BATCH = 1000
 log = logging.getLogger(__name__)
 KINDS: dict[str, tuple[Any, str]] = {
@@ -65,7 +74,9 @@ def plan(walk: Walk, index: int, step: LoadStep) -> None:
     if step.prompts == "other":
         own = tuple(sorted(p.prompt_id for p in walk.inputs.every_prompt()))
     read = [part for part in (labels, own) if part]
-    digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), walk.round, *read)
+    # What is of no round is loaded once for all of them.
+    number = [] if step.type in OF_NO_ROUND else [walk.round]
+    digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), *number, *read)
     planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step, prompts=own))
     walk.by_id[step.id, walk.round] = planned
     if step.type == "completions":
@@ -73,7 +84,7 @@ def plan(walk: Walk, index: int, step: LoadStep) -> None:
         walk.judgements = {}
     elif step.type == "judgements":
         walk.judgements[step.id] = planned
-    else:
+    elif step.type == "preferences":
         walk.preferences.append(planned)
 
 
@@ -106,19 +117,47 @@ def run(context: StepContext) -> dict[str, Any]:
     source = loaded_source(step, name, context.inputs.path)
     if step.type == "pairs":
         return _run_pairs(context, _read_watched(step, source), source)
-    left_out: dict[str, int] = {}
-    if step.type == "preferences":
-        records, left_out = _read_preferences(step, source, context.planned.round)
-        if step.prompts == "other":
-            records, left_out = _of_others(records, left_out, context, source)
-    else:
-        records = _read_records(step.type, source, context.prompts)
+    records, left_out = _read_source(context, step, source)
     if not records:
         raise ConfigError("no rows in this file that could be used", str(source))
-    done = len(context.folder.read(step.type))
+    name = "texts" if step.type == "text" else step.type
+    done = len(context.folder.read(name))
     for start in range(done, len(records), BATCH):
-        context.folder.append(step.type, records[start : start + BATCH])
-    return {"counts": {step.type: len(records), **left_out}}
+        context.folder.append(name, records[start : start + BATCH])
+    return {"counts": {name: len(records), **left_out}}
+
+
+def _read_source(
+    context: StepContext, step: LoadStep, source: Source
+) -> tuple[list[Any], dict[str, int]]:
+    """All records of a file, and how many rows gave none, by why."""
+    if step.type == "text":
+        return _read_texts(step, source)
+    if step.type not in ("preferences", "demonstrations"):
+        return _read_records(step.type, source, context.prompts), {}
+    if step.type == "preferences":
+        records, left_out = _read_preferences(step, source, context.planned.round)
+    else:
+        records, left_out = _read_demonstrations(step, source)
+    if step.prompts == "other":
+        return _of_others(records, left_out, context, source)
+    return records, left_out
+
+
+def _read_texts(step: LoadStep, source: Source) -> tuple[list[dict[str, str]], dict[str, int]]:
+    column = None if step.columns is None else step.columns.text
+    found = read_texts(source, column, step.on_error == "skip")
+    rows = [{"text_id": "t_" + content_hash(text), "text": text} for text in found.texts]
+    return rows, {"skipped": len(found.skipped)} if found.skipped else {}
+
+
+def _read_demonstrations(step: LoadStep, source: Source) -> tuple[list[Preference], dict[str, int]]:
+    """Good answers to prompts of their own, each a preference whose other side is empty."""
+    reading = read_demonstrations(source, step.format, step.columns, step.on_error)
+    _refuse_second_file(reading, source)
+    found = [single_preference(one) for one in reading if isinstance(one, SingleAnswer)]
+    counts = {f"without_{name}": count for name, count in reading.lost.items()}
+    return found, counts | ({"skipped": len(reading.skipped)} if reading.skipped else {})
 
 
 def _read_records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> list[Any]:
@@ -198,9 +237,10 @@ def _of_others(
     own = {_first_turn(context.prompts[p].messages) for p in context.planned.prompts}
     others = [p for p in preferences if _first_turn(p.prompt) not in own]
     if not others:
+        what = "demonstrations" if context.planned.step.type == "demonstrations" else "pairs"
         raise ConfigError(
-            f"`prompts: other`: all of its {len(preferences)} pairs are of the experiment's own "
-            "prompts. Lower `prompts.limit`, or load another file.",
+            f"`prompts: other`: all of its {len(preferences)} {what} are of the experiment's "
+            "own prompts. Lower `prompts.limit`, or load another file.",
             str(source),
         )
     count = len(preferences) - len(others)

@@ -18,6 +18,7 @@ from rlaif.core.records import Preference
 from rlaif.engines.model_folders import ADAPTER, adapter_config, adapter_rank
 from rlaif.judges.base import Judge, roles_of
 from rlaif.pipeline.steps.context import StepContext
+from rlaif.pipeline.steps.training_data import SAMPLED
 from rlaif.preferences.labels import TURNED
 from rlaif.train.methods.heads import LinearDistill
 
@@ -30,8 +31,8 @@ _SAID = {
 }
 
 
-def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
-    """The card as Markdown after YAML front matter."""
+def model_card(context: StepContext, preferences: Sequence[Preference], texts: int = 0) -> str:
+    """The card as Markdown after YAML front matter. `texts` is how many raw texts there were."""
     planned, step = context.planned, context.planned.step
     experiment = context.inputs.experiment
     constitution = context.inputs.constitution
@@ -47,7 +48,7 @@ def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
         f"# {experiment.name}: {planned.models['made'].label} (seed {planned.seed})",
         "",
         f"Trained by `rlaif` in round {planned.round} with {step.method.upper()} on "
-        f"{_describe_data(context, preferences)}.",
+        f"{_describe_data(context, preferences, texts)}.",
         "",
         "| | |",
         "|---|---|",
@@ -72,10 +73,11 @@ def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
     return "\n".join(lines)
 
 
-def _describe_data(context: StepContext, preferences: Sequence[Preference]) -> str:
+def _describe_data(context: StepContext, preferences: Sequence[Preference], texts: int) -> str:
     step = context.planned.step
     judges = _judge_kinds(context, {p.source.removesuffix(TURNED) for p in preferences})
-    given = trained_on(preferences, judges, step.method == "sft") if preferences else ""
+    found = [trained_on(preferences, judges, step.method == "sft")] if preferences else []
+    given = "; ".join(found + ([_say_count(texts, "raw text")] if texts else []))
     if not step.SAMPLES:
         return given
     by = ", ".join(f"{name} ({judges.get(name, 'ai')})" for name in step.reward_judges)
@@ -93,11 +95,12 @@ def trained_on(
     paired: Counter[str] = Counter()
     good: Counter[str] = Counter()
     bad: Counter[str] = Counter()
+    drawn: Counter[str] = Counter()
     turned = 0
     for preference in preferences:
         source = preference.source.removesuffix(TURNED)
         turned += source != preference.source
-        single = bad if preference.rejected else good
+        single = bad if preference.rejected else drawn if preference.reason == SAMPLED else good
         kept = paired if preference.paired else single
         kept[_SAID.get(source) or judges.get(source, source)] += 1
     # A good answer beside bad ones is one label of two; without any it is to be imitated.
@@ -106,6 +109,7 @@ def trained_on(
         ("the chosen answers of " if chosen_only else "", "preference", "", paired),
         ("", *alone, good),
         ("", "answer", " labelled bad", bad),
+        ("", "sampled answer", "", drawn),
     )
     parts = [
         f"{before}{_say_count(counts.total(), what)}{after}: {_list_counts(counts)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,13 @@ from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, lost_notes
 from rlaif.pipeline.steps.model_card import model_card
 from rlaif.pipeline.steps.pair import why_no_pairs
+from rlaif.pipeline.steps.training_data import (
+    TrainingData,
+    choose_data,
+    find_sources,
+    name_inputs,
+    read_data,
+)
 from rlaif.train.trackers import Log, Tracked, open_trackers
 
 if TYPE_CHECKING:
@@ -48,17 +56,15 @@ ON_POLICY_VERSION = 1
 MAKES = "model"
 SECONDS_PER_UNIT = 1.2
 
-PREFERENCES = ("pair", "label", "filter", "load")
-"""Kinds of steps that give preferences."""
 CARD = "README.md"
 
 
 def plan(walk: Walk, index: int, step: TrainStep) -> None:
-    """The next policy, from preferences or from its own answers."""
+    """The next policy, from preferences and other given data, or from its own answers."""
     if isinstance(step, OnPolicyTrain):
         plan_on_policy(walk, index, step)
         return
-    used = used_preferences(walk, index, step)
+    used = choose_data(walk, index, step)
     made = plan_training(walk, index, "train", step, used, walk.label_made(step.id))
     walk.policy = made if step.policy else walk.policy
 
@@ -66,11 +72,7 @@ def plan(walk: Walk, index: int, step: TrainStep) -> None:
 def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
     """The rewards' judges and the prompts stand where other methods have preferences."""
     asked = _reward_models(walk, index, step)
-    latest = {p.id: p for p in walk.preferences}
-    mixes = getattr(step, "ptx_weight", 0.0) > 0
-    used = walk.used(index, step.uses, latest, PREFERENCES) if mixes else []
-    if mixes and not used:
-        raise walk.inputs.fail(index, "ptx_weight needs preferences before it", "ptx_weight")
+    used = choose_data(walk, index, step) if step.mixes_data else []
     names = step.prompts or [walk.stage.prompts]
     train = [p for name in names for p in walk.inputs.set_named(name).train]
     ids = tuple(round_prompts(train, None, walk.seed, walk.round))
@@ -141,16 +143,6 @@ def terms_fault(
     return None
 
 
-def used_preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:
-    """The steps whose preferences a training reads. Raises ConfigError where there are none."""
-    latest = {p.id: p for p in walk.preferences}
-    used = walk.used(index, step.uses, latest, PREFERENCES)
-    if not used:
-        kind = walk.experiment.entries[index].kind
-        raise walk.inputs.fail(index, f"{kind} has no preferences: add a pair, label or load step")
-    return used
-
-
 def plan_training(
     walk: Walk,
     index: int,
@@ -190,12 +182,12 @@ def plan_training(
             walk.seed,
             walk.round,
             step,
-            inputs={f"preferences/{i}": p.hash for i, p in enumerate(used)},
+            inputs=name_inputs(used),
             models={**models, **(judges or {}), "made": made},
             prompts=prompts,
             options={
-                "completions": [h for p in used for h in _inputs_of_kind(p, "completions")],
-                "judgements": [h for p in used for h in _inputs_of_kind(p, "judgements")],
+                "completions": find_sources(used, "completions"),
+                "judgements": find_sources(used, "judgements"),
                 "principle_weights": walk.principle_weights(),
             },
             judges={name: walk.inputs.judges[name] for name in getattr(step, "reward_judges", ())},
@@ -250,15 +242,11 @@ def _refuse_unstackable(walk: Walk, index: int, step: TextStep, before: Any) -> 
         raise walk.inputs.fail(index, DORA, "lora")
 
 
-def _inputs_of_kind(planned: Planned, kind: str) -> list[str]:
-    return [h for name, h in planned.inputs.items() if name.startswith(f"{kind}/")]
-
-
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
     """Optimiser examples, and on-policy the rollouts with their verdicts."""
     step = planned.step
     if not isinstance(step, OnPolicyTrain):
-        return Size(known.records_read(planned, "preferences") * getattr(step, "epochs", 1))
+        return Size(known.records_read(planned, "") * getattr(step, "epochs", 1))
     judges = [
         count_judge_calls(
             inputs,
@@ -305,9 +293,10 @@ def run(context: StepContext) -> dict[str, Any]:
     from rlaif.train.run import find_trainer
 
     planned, step = context.planned, context.planned.step
-    preferences = context.preferences()
-    if not preferences and not step.SAMPLES:
-        raise _nothing_to_train_on(context)
+    data = read_data(context)
+    preferences = data.preferences
+    if not (preferences or data.texts or step.SAMPLES):
+        raise _nothing_to_train_on(context, data)
     refresh = step.refresh if planned.kind == "distill" else None
     measured: list[Preference] = []
     if refresh is not None:
@@ -324,16 +313,22 @@ def run(context: StepContext) -> dict[str, Any]:
             shutil.rmtree(stale)
     with open_trackers(step.trackers, _describe_training(context, len(preferences))) as trackers:
         job = _make_job(context, preferences, _report_steps(context, trackers))
+        job = replace(job, texts=data.texts, unfinished=data.unfinished)
         if step.SAMPLES:
             from rlaif.pipeline.steps.on_policy import train_on_rollouts
 
             outcome = train_on_rollouts(context, job)
         else:
             outcome = find_trainer(job)(job)
-    write_atomic(out / CARD, model_card(context, preferences))
+    write_atomic(out / CARD, model_card(context, preferences, len(data.texts)))
     add_file(out, CARD)
     summary = {
-        "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
+        "counts": {
+            "preferences": len(preferences),
+            "steps": outcome.steps,
+            **data.counts,
+            **outcome.skipped,
+        },
         "tokens": outcome.tokens,
         "summary": outcome.metrics,
         "kernels": outcome.kernels,
@@ -472,7 +467,12 @@ def _keep_fresh(
     }
 
 
-def _nothing_to_train_on(context: StepContext) -> RlaifError:
+def _nothing_to_train_on(context: StepContext, data: TrainingData) -> RlaifError:
+    if failed := data.counts.get("failed"):
+        return RlaifError(
+            f"there is nothing to train on: all {failed} answers failed. Look at their errors in "
+            "the step that sampled them."
+        )
     why = why_no_pairs(context.store, context.planned.inputs.values())
     return RlaifError(
         f"there are no preferences to train on{why}. Lower `min_margin` in `pair`, sample more "

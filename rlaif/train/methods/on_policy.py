@@ -112,7 +112,9 @@ class PpoTrain(OnPolicyTrain):
         "head", description="A value head on the policy, or a separate model."
     )
     ptx_weight: NonNegativeFloat = Field(
-        0.0, description="InstructGPT: adds the NLL of the preferences' chosen answers."
+        0.0,
+        description="InstructGPT: adds the NLL of raw texts, demonstrations or the preferences' "
+        "chosen answers.",
     )
 
     @model_validator(mode="after")
@@ -132,7 +134,7 @@ class PpoTrain(OnPolicyTrain):
         return self.critic
 
     @property
-    def mixes_preferences(self) -> bool:
+    def mixes_data(self) -> bool:
         """See `ptx_weight`."""
         return self.ptx_weight > 0
 

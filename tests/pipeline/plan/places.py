@@ -135,6 +135,20 @@ MORE: dict[str, dict[str, Any]] = {
         (("steps", 2, "distill", "refresh"), {"drop": 0.1, "held_out": 0.4}),
         (("rounds",), 2),
     ),
+    "load of demonstrations": altered(
+        "load",
+        (
+            LOADED,
+            {
+                "type": "demonstrations",
+                "path": "table.jsonl",
+                "columns": {"prompt": "prompt", "answer": "chosen"},
+            },
+        ),
+    ),
+    "load of texts": altered(
+        "load", (LOADED, {"type": "text", "path": "table.jsonl", "columns": {"text": "chosen"}})
+    ),
     "load of data": altered("load", (LOADED, {"type": "preferences"}), (("data",), "table.jsonl")),
     "arms trained": BASES["label"]
     | {

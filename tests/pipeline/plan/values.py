@@ -10,7 +10,7 @@ from rlaif.config.dataset import DatasetSpec
 from rlaif.config.gates import Gate, Gates
 from rlaif.config.models import ApiLimits, Price
 from tests.pipeline.plan.bases import CLASSES, JURORS
-from tests.pipeline.plan.places import JUDGE
+from tests.pipeline.plan.places import JUDGE, LOADED
 
 
 @dataclass(frozen=True)
@@ -574,6 +574,8 @@ VALUES |= {
         "second_author": Case("who", base=OF_PAIRS),
         "annotator": Case("who", base=OF_PAIRS),
         "annotator_kind": Case("ai", base=OF_PAIRS),
+        "answer": Case("one", base=("load of demonstrations", (*LOADED, "columns"))),
+        "text": Case("one", base=("load of texts", (*LOADED, "columns"))),
     },
     "LabelValues": {
         "first": Case("two", also={"second": "one"}),
