@@ -38,7 +38,7 @@ _PUBLIC = {
     "combine": "rlaif.preferences.aggregate:combine",
     "load_constitution": "rlaif.constitution.model:load_constitution",
     "load_engine": "rlaif.engines.build:load_engine",
-    "load_experiment": "rlaif.pipeline.experiment_file:load_experiment",
+    "load_experiment": "rlaif.pipeline.reading:load_experiment",
     "load_run": "rlaif.pipeline.runs:load_run",
     "make_prompt": "rlaif.core.records:make_prompt",
     "prompt_pairs": "rlaif.preferences.pairing:prompt_pairs",

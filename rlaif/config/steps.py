@@ -27,7 +27,7 @@ from rlaif.config.base import (
     told,
 )
 from rlaif.config.columns import LabelColumns
-from rlaif.config.models import INITIAL, POLICY
+from rlaif.config.models import INITIAL, POLICY, RESERVED_MODELS
 from rlaif.constitution.rules import validate_check
 
 
@@ -322,6 +322,12 @@ class EvaluateStep(Strict):
     max_new_tokens: PositiveInt | None = None
     judges: list[str] | None = Field(None, description="Judge ids; default: every judge.")
     checks: list[CheckSpec] = []
+
+    @property
+    def compared(self) -> list[str]:
+        """What the model is compared with: with M0 in any case where another one is named."""
+        named = set(self.against) - RESERVED_MODELS
+        return list(dict.fromkeys([*([INITIAL] if named else []), *self.against]))
 
     @model_validator(mode="before")
     @classmethod

@@ -49,7 +49,7 @@ MOST_LEVELS = 26
 
 
 class AdditiveJudge(WritingJudge):
-    """Self-rewarding additive 0-5 score (METHODS: 2401.10020); several samples are averaged."""
+    """Self-rewarding additive 0-5 score (arXiv 2401.10020); several samples are averaged."""
 
     kind: Literal["additive"]
     id: StepId = "additive"
@@ -191,7 +191,7 @@ def scale_of(principle: Principle | None, scale: Range, own_scales: bool) -> Ran
 def level_labels(low: float, high: float) -> dict[int, str]:
     """The label of each level: its digit, or a letter where a level has two digits.
 
-    "10" may be two tokens, of which the first would count for level 1 (METHODS: 2309.00267).
+    "10" may be two tokens, of which the first would count for level 1 (arXiv 2309.00267).
     """
     levels = range(int(low), int(high) + 1)
     if high <= 9:

@@ -357,6 +357,7 @@ class Run:
             arms=self.arms(),
             margin=experiment.margin,
             staged=len(experiment.all_stages) > 1,
+            settings=_settings_of(experiment),
             flow=explain_run(self.manifest, experiment, self.store),
         )
 
@@ -505,6 +506,18 @@ def _round_row(record: Any) -> RoundRow:
     wanted = ("arm", "seed", "round", "step", "policy_in", "policy_out", "counts", "metrics")
     found = {key: row[key] for key in wanted}
     return found | {"label": record.policy_out}  # type: ignore[return-value]
+
+
+def _settings_of(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """The paths and values that each arm sets, where any does."""
+    return {
+        name: {
+            path: yaml.safe_dump(value, default_flow_style=True, width=200).split("\n")[0]
+            for path, value in arm.set.items()
+        }
+        for name, arm in experiment.arms.items()
+        if any(arm.set for arm in experiment.arms.values())
+    }
 
 
 def _is_own_answers(name: str) -> bool:

@@ -35,7 +35,8 @@ def label_rows(comparisons: Sequence[dict[str, Any]]) -> list[LabelRow]:
     for row in comparisons:
         for first, second in combinations(row["arms"], 2):
             figures = row["labels"].get(f"{first}/{second}")
-            if figures is None:
+            if not figures:
+                # These arms trained on no labelled pairs.
                 continue
             agreement, kappa = (figures.get(key) for key in ("agreement", "kappa"))
             rows.append(

@@ -135,7 +135,8 @@ class RunView:
     is the hash of what the view was made from. `values` gives an evaluation's values by prompt;
     `primary` are the experiment's primary metrics, and `trained` the judges that labelled what was
     trained on, whose score and win rate are primary where it names none. `arms` says who labelled
-    each arm, and `margin` which difference between them is too small to matter.
+    each arm, `settings` the paths and values that an arm sets, and `margin` which difference
+    between them is too small to matter. `staged`: there are several stages.
     `flow` are its steps and what passes between them.
     """
 
@@ -159,4 +160,5 @@ class RunView:
     arms: Mapping[str, ArmRow] = field(default_factory=dict)
     margin: float = 0.05
     staged: bool = False
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     flow: Flow | None = None

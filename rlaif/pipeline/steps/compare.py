@@ -8,7 +8,7 @@ from typing import Any
 
 from rlaif.config.arms import MAIN
 from rlaif.config.base import hashed_keys
-from rlaif.config.models import INITIAL
+from rlaif.config.models import RESERVED_MODELS
 from rlaif.config.steps import EvaluateStep, LabelStep
 from rlaif.constitution.own_rules import code_of
 from rlaif.metrics import metrics
@@ -51,7 +51,7 @@ def _plan_comparison(
     labelled = label is not None and all((label.id, number) in w.by_id for w in walks.values())
     for arm, walk in walks.items():
         evaluation = walk.by_id[step.id, number]
-        shown = {n: h for n, h in evaluation.inputs.items() if _is_own(n, step)}
+        shown = {n: h for n, h in evaluation.inputs.items() if _is_own(n)}
         inputs |= {f"arms/{arm}/{name}": digest for name, digest in shown.items()}
         if label is not None and labelled:
             inputs[f"labels/{arm}"] = walk.by_id[label.id, number].hash
@@ -77,10 +77,9 @@ def _plan_comparison(
     )
 
 
-def _is_own(name: str, step: EvaluateStep) -> bool:
+def _is_own(name: str) -> bool:
     """Whether an input of an evaluation is of the evaluated model itself."""
-    head = name.partition("/")[0]
-    return head not in {INITIAL, *step.against, "train", "drift"}
+    return name.partition("/")[0] not in {*RESERVED_MODELS, "against", "train", "drift"}
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:

@@ -122,7 +122,7 @@ def evaluated(walk: Walk, index: int, step: EvaluateStep, model: Model) -> None:
     others = [name for name in step.against if name != INITIAL] if moved else []
     for name in others:
         old = _plan_sets(walk, index, step, walk.model(index, name, "against"))
-        inputs |= {f"{name}/{k}": v for k, v in old.items()}
+        inputs |= {f"{compared_under(name)}{k}": v for k, v in old.items()}
     if walk.round:
         inputs |= {f"train/completions/{k}": p.hash for k, p in walk.completions.items()}
         inputs |= {f"train/judgements/{k}": p.hash for k, p in walk.judgements.items()}
@@ -148,6 +148,11 @@ def evaluated(walk: Walk, index: int, step: EvaluateStep, model: Model) -> None:
         )
     )
     walk.by_id[step.id, walk.round] = planned
+
+
+def compared_under(name: str) -> str:
+    """What the inputs of the model begin with that an evaluation's model is compared with."""
+    return f"{name}/" if name in RESERVED_MODELS else f"against/{name}/"
 
 
 def _heldout(walk: Walk, step: EvaluateStep) -> tuple[str, ...]:
@@ -325,9 +330,10 @@ def _evaluate_round(context: StepContext) -> dict[str, Any]:
         if prompts == MAIN:
             new |= _drift_values(context) | _round_values(context)
         row["metrics"] |= _prefixed(prefix, metrics.compute_intervals(new))
-        for name in step.against:
-            if f"{name}/{prefix}completions" in context.planned.inputs:
-                old = answer_values(context, f"{name}/{prefix}")
+        for name in step.compared:
+            other = f"{compared_under(name)}{prefix}"
+            if f"{other}completions" in context.planned.inputs:
+                old = answer_values(context, other)
                 deltas = metrics.compute_differences(new, old)
                 row["deltas"].setdefault(name, {}).update(_prefixed(prefix, deltas))
                 if name == INITIAL and prompts == MAIN:
