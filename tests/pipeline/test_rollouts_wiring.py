@@ -1,5 +1,5 @@
-"""What a rollout and an asked judge are handed: rounds, seeds, terms, weights, models and calls that
-all differ."""
+"""What a rollout and an asked judge are handed: rounds, seeds, terms, weights, models and calls
+that all differ."""
 
 from __future__ import annotations
 
