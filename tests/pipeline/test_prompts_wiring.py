@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from rlaif.config.prompting import PromptsFile
 from rlaif.core.errors import ConfigError
@@ -21,6 +20,7 @@ from rlaif.data.describe import describe_data
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.base import GenerateResult, Model
 from rlaif.pipeline import provenance as told
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.prompt_generation.ask import writing
 from rlaif.pipeline.prompt_generation.mix import mixed, shares
 from rlaif.pipeline.prompt_generation.run import make_prompts
@@ -212,8 +212,8 @@ class Folder:
 @pytest.fixture
 def run(tmp_path: Path) -> Any:
     """A run of two rounds whose every step counts something else."""
-    pair = {"id": "pair", "strategy": "best", "min_margin": 0.25}
-    config = {
+    pair = {"id": "pair", "strategy": "margin", "min_margin": 0.25}
+    config: dict[str, Any] = {
         "steps": [
             {"sample": {"id": "draw"}},
             {"judge": {"id": "j", "kind": "rating"}},
@@ -221,7 +221,9 @@ def run(tmp_path: Path) -> Any:
             {"pair": pair},
         ]
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    config |= {"name": "e", "prompts": {"path": "p.jsonl"}}
+    config |= {"models": {"policy": {"path": "none", "engine": "fake"}}}
+    experiment = Experiment.model_validate(config)
     markers: dict[str, Any] = {
         "s1": {"counts": {"completions": 10, "failed": 1}},
         "j1": {"counts": {"judgements": 9, "with_value": 7}, "statuses": {"ok": 6, "tie": 1}},
@@ -236,6 +238,7 @@ def run(tmp_path: Path) -> Any:
     rows["p2"] = [SimpleNamespace(prompt_id=n) for n in "abcd"]
     return SimpleNamespace(
         root=tmp_path,
+        experiment=lambda: experiment,
         manifest={
             "prompts": {"train": 30, "heldout": 4},
             "judges": {"j": "hash of j", "unused": "x"},
@@ -285,7 +288,7 @@ def test_judges_weights_and_constitution_are_those_of_the_run(run: Any) -> None:
         {"judge": "j", "kind": "rating", "hash": "hash of j"},
         {"judge": "people", "kind": "loaded", "hash": ""},
     ]
-    start = "pair: strategy best, by the mean of the judges' scores on [0, 1] with the weights "
+    start = "pair: strategy margin, by the mean of the judges' scores on [0, 1] with the weights "
     assert told.pairing(run, ABOVE) == [
         f"{start}j 0.125, k 250; at least 0.25 apart",
         f"{start}j 1; at least 0.25 apart",

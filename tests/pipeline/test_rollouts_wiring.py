@@ -42,11 +42,8 @@ def rollouts(**about: Any) -> Any:
         models=about.get("models", {"made": SimpleNamespace(label="made here")}),
     )
     found: Any = object.__new__(Rollouts)
-    judges = about.get("judges", {})
-    inputs = SimpleNamespace(judges=judges)
-    found.context = SimpleNamespace(
-        planned=planned, prompts={p.prompt_id: p for p in PROMPTS}, inputs=inputs
-    )
+    planned.judges = about.get("judges", {})
+    found.context = SimpleNamespace(planned=planned, prompts={p.prompt_id: p for p in PROMPTS})
     found.step, found.prompts, found.terms = step, PROMPTS, about.get("terms", [])
     chat = SimpleNamespace(system_prompt="Be kind.")
     found.encoding = SimpleNamespace(chat=chat)
