@@ -21,9 +21,13 @@ from rlaif.config.on_policy import OnPolicyTrain
 
 RULES = {"name": "two", "principles": [{"id": "kind", "text": "Be kind.", "weight": 4}]}
 MODEL = ("model.yaml", "max_context=321")
-READING = {"--from": "trl", "--columns": ("columns.yaml", "better"), "--on-error": "fail"}
+READING: dict[str, Any] = {
+    "--from": "trl",
+    "--columns": ("columns.yaml", "better"),
+    "--on-error": "fail",
+}
 HUB = READING | {"--split": "test", "--config": "small"}
-STEP = {
+STEP: dict[str, Any] = {
     "--out": "there",
     "--set": "n=3",
     "--seed": "6",
@@ -39,7 +43,7 @@ class Row:
     command: str
     function: str
     words: str = ""
-    options: Mapping[str, str | tuple[str, str]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 ROWS = [
@@ -399,7 +403,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made |= {"score_chosen": 1, "score_rejected": 0, "reason": "", "source": "", "chosen_id": "a"}
     lines("preferences.jsonl", made | {"rejected_id": "b", "judgement_ids": []})
     for name, score in (("one.jsonl", 0.25), ("two.jsonl", 0.75)):
-        said = dict.fromkeys(("judgement_id", "call_id", "prompt_id", "subject", "judge"), "x")
+        said: dict[str, Any] = dict.fromkeys(
+            ("judgement_id", "call_id", "prompt_id", "subject", "judge"), "x"
+        )
         said |= {"subject_kind": "completion", "shown": ["x"], "annotator_id": "m", "status": "ok"}
         lines(name, said | {"annotator_kind": "ai", "principle": None, "score": score})
     return tmp_path

@@ -31,6 +31,7 @@ from rlaif.judges.rbr import Rbr
 from rlaif.judges.scored import Scored
 from tests.support.wiring import ONE, PROMPT, SEED, THREE, TWO, completion, judge_of
 
+approx: Any = pytest.approx
 BROKEN = '{"reasons": 3,'
 
 
@@ -57,13 +58,13 @@ def test_what_stands_under_a_field_is_a_word_or_a_number() -> None:
 
 
 def test_shares_of_labels() -> None:
-    assert (label_share(0.1, 0.3), label_share(0.0, 0.0)) == (pytest.approx(0.25), None)
+    assert (label_share(0.1, 0.3), label_share(0.0, 0.0)) == (approx(0.25), None)
     assert likeliest({"a": 0.1, "b": 0.3, "c": 0.2}) == "b"
     assert likeliest({"a": 0.3, "b": 0.3, "c": 0.2}) is None and likeliest({}) is None
     assert likeliest({"a": 0.0}) == "a"
     told = ScoreResult("s", {"a": 0.1, "b": 0.2}, 0.75, [], 1)
     assert label_mass(told) == 0.75
-    assert label_mass(ScoreResult("s", {"a": 0.1, "b": 0.2}, None, [], 1)) == pytest.approx(0.3)
+    assert label_mass(ScoreResult("s", {"a": 0.1, "b": 0.2}, None, [], 1)) == approx(0.3)
     assert len({sampling_seed(s, c) for s in (1, 2) for c in ("a", "b")}) == 4
 
 
@@ -77,18 +78,19 @@ def test_notes_name_their_judge_cause_and_count() -> None:
     )
     assert "mean probability of 0.075 together" in three
     assert answer_notes("j", 9, {"other": 4}, [0.1, 0.1]) == []
+    rows: Any = (
+        ("1", "ok", 0.5, 0.02, None),
+        ("2", "ok", 0.5, 0.06, None),
+        ("3", "unparsed", None, None, CUT),
+    )
     judged = [
         Judgement(
             n, n, "p", "completion", ["c"], "c", "j", "a", "ai", None, status, score,
             label_mass=mass, error=error,
         )
-        for n, status, score, mass, error in (
-            ("1", "ok", 0.5, 0.02, None),
-            ("2", "ok", 0.5, 0.06, None),
-            ("3", "unparsed", None, None, CUT),
-        )
+        for n, status, score, mass, error in rows
     ]  # fmt: skip
-    first, second = judgement_notes("k", judged)  # type: ignore[arg-type]
+    first, second = judgement_notes("k", judged)
     assert first.startswith("judge k: 1 of 3 ") and "of 0.04 together" in second
 
 
@@ -125,16 +127,17 @@ def test_pairs_are_shown_in_the_order_that_is_asked_for() -> None:
 
 def test_a_kind_is_built_by_its_own_class(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text("weights: {north: 2}", "utf-8")
-    for keys, kind in (
+    kinds: list[tuple[dict[str, Any], Any]] = [
         ({"kind": "pairwise", "id": "a"}, Pairwise),
         ({"kind": "rbr", "id": "b", "weights": "w.yaml"}, Rbr),
         ({"kind": "longer", "id": "c"}, Comparing),
         ({"kind": "overlap", "id": "d"}, Overlap),
         ({"kind": "perplexity", "id": "e"}, Perplexity),
         ({"kind": "rating", "id": "f"}, Scored),
-    ):
+    ]
+    for keys, kind in kinds:
         made = judge_of(tmp_path, **keys)
-        assert isinstance(made, kind) and made.id == keys["id"]
+        assert type(made) is kind and made.id == keys["id"]
         again = judge_of(tmp_path, **keys | {"id": "other"})
         assert again.judge_hash != made.judge_hash == judge_of(tmp_path, **keys).judge_hash
 
@@ -165,7 +168,7 @@ def test_baselines_look_at_the_pair_or_the_answer_that_is_shown() -> None:
     answer = ScoreResult(calls[0].call_id, {}, None, [-0.5, -1.5], 1)
     [read] = model.read(calls[0], answer, "who")
     assert (read.raw_value, read.distribution) == (-1.0, {"mean_logprob": -1.0})
-    assert read.score == pytest.approx(0.36788, abs=1e-5) and read.annotator_id == "who"
+    assert read.score == approx(0.36788, abs=1e-5) and read.annotator_id == "who"
 
 
 def test_constitutions_of_others_keep_each_critique_with_its_revision(tmp_path: Path) -> None:
@@ -190,7 +193,8 @@ def test_constitutions_of_others_keep_each_critique_with_its_revision(tmp_path: 
         ("one-2", "B?", "Mend."),
         ("two", "C?", "Fix."),
     ]
-    for prompt in ([], {}, ""):
+    strange: list[Any] = [[], {}, ""]
+    for prompt in strange:
         path.write_text(json.dumps({"One": {"prompt": prompt, "edit_request": "x"}}), "utf-8")
         with pytest.raises(ConfigError, match=r"One\.prompt"):
             import_constitution(path, None)

@@ -52,6 +52,7 @@ def test_a_score_that_rose_and_a_check_that_fell_are_of_one_base(base: str) -> N
     assert message.endswith("since the initial model.")
 
 
+approx: Any = pytest.approx
 LIMITS = AlarmLimits(
     kl_budget=7.0,
     length_low=0.3,
@@ -104,7 +105,7 @@ def test_every_alarm_has_its_own_metric_and_limit() -> None:
     first = entry({"pairs/margin": iv(0.8), "length/words": iv(1.0)})
     found = find_alarms([first, entry({}), latest(0.005)], LIMITS)
     assert {(a.name, a.metric): (a.severity, a.value, a.limit) for a in found} == {
-        (name, metric): (severity, pytest.approx(value), pytest.approx(limit))
+        (name, metric): (severity, approx(value), approx(limit))
         for severity, name, metric, value, limit in (
             ("alarm", "kl_budget", "kl/initial", 7.005, 7.0),
             ("alarm", "length_ratio", "length/words", 60.05 / 40, 1.5),

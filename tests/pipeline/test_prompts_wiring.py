@@ -162,11 +162,11 @@ def test_files_are_mixed_by_their_weights_with_their_own_tags_and_references(
     tmp_path: Path,
 ) -> None:
     for name in ("a", "b"):
-        rows = [
+        written: list[dict[str, Any]] = [
             {"prompt": f"{name}{n}?", "tags": [f"row{n}"], "reference": f"{name}{n}!"}
             for n in range(8)
         ]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join(json.dumps(row) + "\n" for row in written)
         (tmp_path / f"{name}.jsonl").write_text(text, "utf-8")
     sources = [
         {"id": "one", "kind": "file", "path": "a.jsonl", "weight": 3.0, "tags": ["first"]},
@@ -321,11 +321,12 @@ def test_a_cards_example_figures_and_limits_are_of_each_side() -> None:
         "chosen is the longer one": "100%",
         "gap of the scores": "1.25 (1 to 1.5)",
     }
+    rows: Any = (("1", "ok", 0.5), ("2", "unparsed", None), ("3", "tie", 0.5))
     missing = [
         Judgement(n, n, "p", "completion", ["c"], "c", "j", "a", "ai", None, status, score)
-        for n, status, score in (("1", "ok", 0.5), ("2", "unparsed", None), ("3", "tie", 0.5))
+        for n, status, score in rows
     ]
-    said = told.limits(found, missing, {"length": 2, "stop": 5})  # type: ignore[arg-type]
+    said = told.limits(found, missing, {"length": 2, "stop": 5})
     assert "2 of the pairs' 7 answers were cut at the limit of tokens." in said
     assert "1 of 3 judgements have no value and count nowhere." in said
     assert any(line.startswith("In 100% of the pairs of unequal length") for line in said)

@@ -30,7 +30,13 @@ PROMPTS = [
 
 def rollouts(**about: Any) -> Any:
     """The part of `Rollouts` that chooses, seeds and values, without a model."""
-    keys = {"batch_size": 2, "sync_every": 1, "rollouts": 3, "n": 2, "max_new_tokens": 5}
+    keys: dict[str, Any] = {
+        "batch_size": 2,
+        "sync_every": 1,
+        "rollouts": 3,
+        "n": 2,
+        "max_new_tokens": 5,
+    }
     keys |= {"temperature": 0.7, "stop": ["!"], **about}
     step = SimpleNamespace(**keys)
     planned = SimpleNamespace(
@@ -208,7 +214,7 @@ def test_a_judge_of_several_models_gets_each_under_its_role() -> None:
     models = {"judge/j": "one", "judge/k/by": "two", "judge/k/reference": "three", "start": "s"}
     own = rollouts(models=models)
     j: Any = SimpleNamespace(id="j", needs=frozenset({"generate"}), comparative=False)
-    roles = {"by": frozenset(), "reference": frozenset()}
+    roles: Any = {"by": frozenset(), "reference": frozenset()}
     k: Any = SimpleNamespace(id="k", roles=roles, conclude=None)
     assert own._models_of_judge(j) == {"by": "one"}
     assert own._models_of_judge(k) == {"by": "two", "reference": "three"}

@@ -34,6 +34,7 @@ from rlaif.train.tokenise import Example
 from tests.train.test_average import linear
 
 CPU = torch.device("cpu")
+approx: Any = pytest.approx
 
 
 PLAIN: dict[int, Any] = {}
@@ -147,9 +148,9 @@ def test_the_policys_loss_is_made_of_every_key(model: TrainModel, reduction: str
                     "constant": each.sum() / (3 * 4),
                 }[reduction]
             )
-    assert float(loss.detach()) == pytest.approx(wanted, rel=1e-4)
+    assert float(loss.detach()) == approx(wanted, rel=1e-4)
     amount, count = sums["kl"]
-    assert (amount, count) == (pytest.approx(sum(kls), rel=1e-4), 5.0)
+    assert (amount, count) == (approx(sum(kls), rel=1e-4), 5.0)
     assert tokens > 0 and sums["entropy"][1] == 8.0
 
 
@@ -162,15 +163,15 @@ def test_weights_of_the_sampler_are_cut_by_the_keys(model: TrainModel) -> None:
     keys = {"importance": "truncate_token", "importance_cap": 1.25, "importance_floor": 0.9}
     task = PolicyTask(rollout, training("grpo", **keys), 0.0)
     loss, sums, _ = task.loss(model, [0, 1], task.total([0, 1]), 1)
-    assert sums["weight_mean"] == (pytest.approx(float(ratios.sum()), rel=1e-4), 8.0)
+    assert sums["weight_mean"] == (approx(float(ratios.sum()), rel=1e-4), 8.0)
     outside = float(((ratios < 0.9) | (ratios > 1.25)).sum())
-    assert 0 < outside < 8 and sums["weight_cut_fraction"] == (pytest.approx(outside), 8.0)
+    assert 0 < outside < 8 and sums["weight_cut_fraction"] == (approx(outside), 8.0)
     ratio = (torch.cat([p for g in GROUPS for p in by_token(model, g)]) - old).exp()
     advantage = torch.cat(rollout.advantages)
     gain = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
     learned = torch.tensor([1, 1, 1, 0, 0, 0, 1, 1])
     wanted = -(gain * ratios.clamp(0.9, 1.25) * learned).sum() / 5
-    assert float(loss.detach()) == pytest.approx(float(wanted), rel=1e-4)
+    assert float(loss.detach()) == approx(float(wanted), rel=1e-4)
     keys["importance"] = "mask_sequence"
     task = PolicyTask(filled(), training("grpo", **keys), 0.0)
     _, sums, _ = task.loss(model, [0, 1], task.total([0, 1]), 1)
@@ -199,15 +200,15 @@ def test_a_critic_and_mixed_answers_are_weighed_by_their_own_keys(model: TrainMo
     (one, sums), (two, _) = loss(0.3, 0.0), loss(0.7, 0.0)
     share = (two - one) / 0.4
     assert sums["value_loss"][1] == 5.0
-    assert share == pytest.approx(sums["value_loss"][0] / 5, rel=1e-4)
+    assert share == approx(sums["value_loss"][0] / 5, rel=1e-4)
     for number, used in ((0, (0, 1)), (1, (2, 0)), (2, (1, 2))):
         with_ptx, sums = loss(0.3, 0.5, number)
         nll, count = sums["ptx_nll"]
         tokens = sum(len(mixed[i].completions[0]) for i in used)
         alone = [Group("", mixed[i].prompt_ids, (answer(mixed[i].completions[0]),)) for i in used]
         wanted = -sum(float(by_token(model, group)[0].sum()) for group in alone)
-        assert (nll, count) == (pytest.approx(wanted, rel=1e-4), tokens)
-        assert with_ptx - one == pytest.approx(0.5 * wanted / tokens, rel=1e-3)
+        assert (nll, count) == (approx(wanted, rel=1e-4), tokens)
+        assert with_ptx - one == approx(0.5 * wanted / tokens, rel=1e-3)
 
 
 def test_a_rollout_is_measured_by_each_models_own_numbers(
@@ -223,7 +224,7 @@ def test_a_rollout_is_measured_by_each_models_own_numbers(
     )
     torch.manual_seed(3)
     critic = Critic(torch.nn.Linear(32, 1), other)
-    rewards = [[1.0, 2.0], [None, 4.0]]
+    rewards: Any = [[1.0, 2.0], [None, 4.0]]
     found = measure(model, GROUPS, rewards, options, other, critic)
     assert found.rewards[0].tolist() == [1.0, 1.75]
     assert bool(found.rewards[1][0].isnan()) and float(found.rewards[1][1]) == 4.0
@@ -238,11 +239,11 @@ def test_a_rollout_is_measured_by_each_models_own_numbers(
     assert found.metrics == {"a": 2.5, "b": 6.0}
     add_advantages(found, options, 0.1)
     metrics = found.metrics
-    assert (metrics["reward"], metrics["unscored"]) == (pytest.approx(6.75 / 3), 0.25)
+    assert (metrics["reward"], metrics["unscored"]) == (approx(6.75 / 3), 0.25)
     assert (metrics["answer_tokens"], metrics["ended"]) == (2.0, 0.75)
-    assert metrics["reward_spread"] == pytest.approx(1.5612, abs=1e-4)
+    assert metrics["reward_spread"] == approx(1.5612, abs=1e-4)
     kl = sum(float((a - b).sum()) for a, b in zip(found.old, found.reference, strict=True)) / 4
-    assert metrics["kl_reference"] == pytest.approx(kl, rel=1e-4)
+    assert metrics["kl_reference"] == approx(kl, rel=1e-4)
     plain = measure(model, GROUPS, rewards, training("grpo", beta=0.0), None, None)
     assert plain.old is plain.reference is plain.values is None
     masked = training("grpo", beta=0.0, mask_truncated=True)
@@ -262,7 +263,7 @@ def test_gates_see_the_entropy_and_the_kl_of_the_sampled_answers(
     for group in GROUPS:
         for a, b in zip(by_token(model, group, 0.7), by_token(other, group, 0.7), strict=True):
             kl += float((a - b).sum())
-    assert found["kl_reference"] == pytest.approx(kl / 4, rel=1e-3)
+    assert found["kl_reference"] == approx(kl / 4, rel=1e-3)
     assert 0 < found["rollout_entropy"] < math.log(model.module.config.vocab_size)
 
 
@@ -281,7 +282,7 @@ def test_leave_one_out_takes_the_kl_off_each_answers_reward() -> None:
         first = scores[0] - scores[1]
         lengths = [len(a.ids) for a in group.answers]
         wanted = [first] * lengths[0] + [-first] * lengths[1]
-        assert rollout.advantages[number].tolist() == pytest.approx(wanted, rel=1e-5)
+        assert rollout.advantages[number].tolist() == approx(wanted, rel=1e-5)
 
 
 def test_online_pairs_are_the_best_and_the_worst_with_their_own_reference(
@@ -313,7 +314,7 @@ def test_online_pairs_are_the_best_and_the_worst_with_their_own_reference(
     for group, best, worst, gap in ((groups[0], 2, 3, 8.0), (groups[2], 1, 0, 2.0)):
         own = [float(p.sum()) for p in by_token(model, group, 0.7)]
         wanted += math.log1p(math.exp(-0.3 * (own[best] - own[worst] - gap)))
-    assert float(loss.detach()) == pytest.approx(wanted / 2, rel=1e-4)
+    assert float(loss.detach()) == approx(wanted / 2, rel=1e-4)
     assert sums["margin"][1] == 2.0
 
 
@@ -342,7 +343,7 @@ def summed(model: TrainModel, row: Example) -> list[float]:
 
 def test_pairs_count_by_their_weight_and_their_own_reference_and_label(model: TrainModel) -> None:
     options = training("dpo", beta=0.3, nll_weight=0.2)
-    stored = {e.example_id: (-9.0 - n, -8.0 + 2 * n) for n, e in enumerate(ROWS)}
+    stored: Any = {e.example_id: (-9.0 - n, -8.0 + 2 * n) for n, e in enumerate(ROWS)}
     task = PreferenceTask(ROWS, stored, options)
     loss, sums, _ = task.loss(model, [0, 2], 4.0, 1)
     wanted = margins = 0.0
@@ -355,8 +356,8 @@ def test_pairs_count_by_their_weight_and_their_own_reference_and_label(model: Tr
         each -= 0.2 * chosen / len(row.completions[0])
         wanted += row.weight * each
         margins += margin
-    assert float(loss.detach()) == pytest.approx(wanted / 4.0, rel=1e-4)
-    assert sums["margin"] == (pytest.approx(margins, rel=1e-4), 2.0)
+    assert float(loss.detach()) == approx(wanted / 4.0, rel=1e-4)
+    assert sums["margin"] == (approx(margins, rel=1e-4), 2.0)
 
 
 def test_answers_are_trained_on_by_tokens_and_kto_by_weights(model: TrainModel) -> None:
@@ -365,11 +366,11 @@ def test_answers_are_trained_on_by_tokens_and_kto_by_weights(model: TrainModel) 
     assert total == 2 + 3 + 1
     loss, sums, _ = task.loss(model, [1, 2], total, 0)
     chosen = [summed(model, row)[0] for row in ROWS[1:3]]
-    assert float(loss.detach()) == pytest.approx(-sum(chosen) / 6, rel=1e-4)
-    assert sums["logprob_chosen"] == (pytest.approx(sum(chosen), rel=1e-4), 2.0)
+    assert float(loss.detach()) == approx(-sum(chosen) / 6, rel=1e-4)
+    assert sums["logprob_chosen"] == (approx(sum(chosen), rel=1e-4), 2.0)
     keys = {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.7}
     rows = add_mismatched([ROWS[0], ROWS[3]])
-    stored = {e.example_id: (-9.0 - n, -8.0 + n, -7.0 + n) for n, e in enumerate(rows)}
+    stored: Any = {e.example_id: (-9.0 - n, -8.0 + n, -7.0 + n) for n, e in enumerate(rows)}
     kto = KtoTask(rows, stored, training("kto", **keys))
     loss, sums, _ = kto.loss(model, [0, 1], 2.0, 1)
     rho = {
@@ -383,9 +384,9 @@ def test_answers_are_trained_on_by_tokens_and_kto_by_weights(model: TrainModel) 
         up, down = (1 / (1 + math.exp(-0.3 * x)) for x in (good - z, z - bad))
         value += row.weight / 2 * (1.5 * (1 - up) + 0.7 * (1 - down))
         reward += 0.3 * good
-    assert float(loss.detach()) == pytest.approx(value / 2, rel=1e-3)
-    assert sums["reward_chosen"] == (pytest.approx(reward, rel=1e-3), 2.0)
-    assert sums["kl_baseline"][0] == pytest.approx(2 * z, rel=1e-3, abs=1e-6)
+    assert float(loss.detach()) == approx(value / 2, rel=1e-3)
+    assert sums["reward_chosen"] == (approx(reward, rel=1e-3), 2.0)
+    assert sums["kl_baseline"][0] == approx(2 * z, rel=1e-3, abs=1e-6)
 
 
 def test_a_reference_is_computed_once_for_each_example(model: TrainModel, tmp_path: Path) -> None:
@@ -395,7 +396,7 @@ def test_a_reference_is_computed_once_for_each_example(model: TrainModel, tmp_pa
     found = compute_reference(model, ROWS, options, 3, path)
     assert found["b"] == (7.0, 8.0), "what is stored stays"
     for row in (ROWS[0], ROWS[1], ROWS[3]):
-        assert found[row.example_id] == pytest.approx(summed(model, row), rel=1e-4)
+        assert found[row.example_id] == approx(summed(model, row), rel=1e-4)
     assert {json.loads(x)["example_id"] for x in path.read_text().splitlines()} == set("abcd")
     assert compute_reference(model, ROWS, options, 4, path) == found
 

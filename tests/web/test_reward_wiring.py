@@ -48,7 +48,7 @@ class Engine:
         # In another order than they were asked in.
         yield [
             RewardResult(name, len(ids) / 3, len(ids), parts=parts_of(ids, start))
-            for name, (ids, start) in reversed(rows.items())
+            for name, (ids, start) in reversed(list(rows.items()))
         ]
 
     def close(self) -> None:
