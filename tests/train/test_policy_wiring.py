@@ -92,7 +92,7 @@ def filled(**more: Any) -> Rollout:
     about: dict[str, Any] = {
         "rewards": [torch.tensor([1.0, 0.25]).double(), torch.tensor([math.nan, 0.5]).double()],
         "active": [torch.tensor([True, True]), torch.tensor([False, True])],
-        "old": [torch.tensor([-5.5, -5.25, -7.5]), torch.linspace(-5.8, -5.2, 5)],
+        "old": [torch.tensor([-5.5, -5.25, -12.0]), torch.linspace(-5.8, -5.2, 5)],
         "reference": [torch.linspace(-5.2, -6.0, 3), torch.linspace(-5.0, -6.2, 5)],
         "advantages": [torch.tensor([1.0, 1.0, -0.5]), torch.linspace(-2, 2, 5)],
     }
