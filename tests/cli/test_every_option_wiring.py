@@ -83,6 +83,14 @@ ROWS = [
         },
     ),
     Row(
+        "explain",
+        "rlaif.pipeline.explain.plan.explain_file",
+        "e.yaml",
+        {"--profile": "full", "--arm": "left", "--set": "a=1"},
+    ),
+    Row("explain", "rlaif.report.flow_svg.draw_flow", "e.yaml --format svg"),
+    Row("explain", "rlaif.report.flow_text.render_mermaid", "e.yaml --out there.mmd"),
+    Row(
         "constitution lint",
         "rlaif.constitution.lint.lint",
         "rules.yaml",
@@ -360,6 +368,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("time.time", lambda: 1_000_000.0)
     monkeypatch.setattr("rlaif.pipeline.runs.load_run", lambda path: Run(path))
     monkeypatch.setattr("rlaif.analysis.whatif.load_pairings", lambda run: ["pairings"])
+    monkeypatch.setattr("rlaif.pipeline.explain.plan.explain_file", lambda *given: given)
     monkeypatch.setattr("rlaif.engines.build.whole", lambda path: tmp_path / path)
     monkeypatch.setattr("rlaif.engines.build.refuse_no_reward_model", lambda folder: None)
     monkeypatch.setattr("rlaif.engines.local.reward.load", lambda *given: given)
