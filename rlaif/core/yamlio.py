@@ -71,7 +71,7 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
             raise ConfigError("expected a mapping (key: value) at the top", path, 1)
         _collect_lines(node, (), lines, path)
         data: Any = loader.construct_document(node)
-        return data, lines
+        return _written_out(data), lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not valid YAML: {error.problem}", path, line) from None
@@ -81,6 +81,13 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     except RecursionError:
         fault = "an alias that contains itself, or too many levels"
         raise ConfigError(f"not valid YAML here: {fault}", path) from None
+
+
+def _written_out(value: Any) -> Any:
+    """The value with a copy at each alias, so that one of them can be changed alone."""
+    if isinstance(value, dict):
+        return {key: _written_out(item) for key, item in value.items()}
+    return [_written_out(item) for item in value] if isinstance(value, list) else value
 
 
 def _collect_lines(node: yaml.Node, loc: Loc, lines: Lines, path: Path) -> None:
