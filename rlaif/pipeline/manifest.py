@@ -197,7 +197,7 @@ def _round_record(
         stage=planned.stage,
         number=planned.number,
         step=planned.id,
-        against=list(history[-1]["deltas"]),
+        against=[name for name in planned.step.compared if name in history[-1]["deltas"]],
     )
 
 

@@ -1,0 +1,381 @@
+"""Published methods as experiments, run at a tiny size: what each makes, from what, and how often.
+
+The model is random and its answers are noise: what is held is the trace of each method, not that it
+helps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.manifest import read_manifest, read_rounds
+from rlaif.pipeline.runs import Run
+from tests.pipeline.test_kills import rows, weights
+
+SAMPLE = {"n": 2, "prompts": 2, "max_new_tokens": 5}
+TRAIN = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32"}
+EVALUATE = {"judges": ["gold"], "max_new_tokens": 5}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_model: Path) -> Write:
+    """`write(KEY=VALUE)`: an experiment of the tiny model, beside all that the methods read."""
+    files = {
+        "prompts.jsonl": [{"prompt": f"Question number {n}?"} for n in range(8)],
+        "ift.jsonl": [{"prompt": f"How is {n}?", "completion": f"It is {n}."} for n in range(4)],
+        "web.jsonl": [{"text": f"Once upon a time there were {n} plums. " * 3} for n in range(4)],
+        "people.jsonl": [
+            {"prompt": f"Which {n}?", "chosen": f"The {n}th.", "rejected": "No."} for n in range(4)
+        ],
+    }
+    for name, lines in files.items():
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def write_file(**keys: Any) -> Path:
+        whole = {
+            "name": "published",
+            "models": {"policy": {"path": str(tiny_model), "dtype": "float32"}},
+            "constitution": "constitutions/concise_helper.yaml",
+            "prompts": {"path": "prompts.jsonl", "holdout": 2},
+            "judges": [{"id": "gold", "kind": "rules"}],
+        }
+        path = tmp_path / "experiment.yaml"
+        path.write_text(yaml.safe_dump(whole | keys, sort_keys=False))
+        return path
+
+    return write_file
+
+
+def trained(run: Path) -> list[tuple[str, str, str]]:
+    """(id, start, made) of each training, by label, in the order of running."""
+    steps = [s for s in read_manifest(run)["steps"] if "start" in s["models"]]
+    return [(s["id"], s["models"]["start"][0], s["models"]["made"][0]) for s in steps]
+
+
+def kinds(run: Path) -> Counter[str]:
+    return Counter(step["kind"] for step in read_manifest(run)["steps"])
+
+
+def evaluated(run: Path) -> list[tuple[str, int, str, int, str, str, list[str]]]:
+    return [
+        (r.arm, r.seed, r.stage, r.number or 0, r.policy_in, r.policy_out, r.against)
+        for r in read_rounds(run)
+    ]
+
+
+def test_self_rewarding_with_an_sft_first(write: Write, tmp_path: Path) -> None:
+    path = write(
+        judges=[
+            {"id": "self", "kind": "yes_no", "by": "policy"},
+            {"id": "gold", "kind": "rules"},
+        ],
+        stages=[
+            {
+                "id": "seed",
+                "steps": [
+                    {"load": {"id": "ift", "type": "demonstrations", "path": "ift.jsonl"}},
+                    {"train": {"id": "sft", "method": "sft", "uses": ["ift"], **TRAIN}},
+                    {"evaluate": EVALUATE},
+                ],
+            },
+            {
+                "id": "iterate",
+                "rounds": 2,
+                "steps": [
+                    {"sample": {**SAMPLE, "n": 3}},
+                    {"judge": "self"},
+                    {"pair": {}},
+                    {"train": {"id": "dpo", **TRAIN}},
+                    {
+                        "evaluate": {
+                            **EVALUATE,
+                            "judges": ["gold", "self"],
+                            "against": ["sft", "previous"],
+                            "judged_by": "sft",
+                        }
+                    },
+                ],
+            },
+        ],
+    )
+    run_experiment(path, tmp_path / "run")
+    run = tmp_path / "run"
+    assert trained(run) == [
+        ("sft", "M0", "sft"),
+        ("dpo", "sft", "dpo@1"),
+        ("dpo", "dpo@1", "dpo@2"),
+    ]
+    assert evaluated(run) == [
+        ("main", 0, "seed", 0, "M0", "M0", []),
+        ("main", 0, "iterate", 0, "M0", "M0", []),
+        ("main", 0, "seed", 1, "M0", "sft", ["initial", "previous"]),
+        ("main", 0, "iterate", 1, "sft", "dpo@1", ["initial", "sft", "previous"]),
+        ("main", 0, "iterate", 2, "dpo@1", "dpo@2", ["initial", "sft", "previous"]),
+    ]
+    manifest = read_manifest(run)
+    judged = [s for s in manifest["steps"] if s["kind"] == "judge" and "self" in s["id"]]
+    by = [s["models"]["by"][0] for s in judged if s["id"] == "self"]
+    assert by == ["sft", "dpo@1"]
+    # Held-out answers are judged by the frozen one; the moving judge rescores M0's for its drift.
+    frozen = {s["models"]["by"][0] for s in judged if s["id"] == "evaluate-iterate.self"}
+    drift = [s["models"]["by"][0] for s in judged if s["id"] == "evaluate-iterate.drift.self"]
+    assert (frozen, drift) == ({"sft"}, ["dpo@1", "dpo@2"])
+    labels = [(row["round"], row["label"]) for row in Run(run).round_rows()]
+    assert labels == [(0, "M0"), (1, "sft"), (2, "dpo@1"), (3, "dpo@2")]
+
+
+def test_three_arms_of_rlaif(write: Write, tmp_path: Path, model_folder: Path) -> None:
+    reward = {"judge": "reward", "value": "raw", "normalise": "reference"}
+    path = write(
+        judges=[
+            {"id": "ai", "kind": "pairwise", "by": "previous"},
+            {"id": "direct", "kind": "direct", "by": "initial"},
+            {"id": "reward", "kind": "reward_model", "by": "rm"},
+            {"id": "gold", "kind": "rules"},
+        ],
+        arms={
+            "distilled": {},
+            "one_order": {"set": {"judges.ai.orders": "one"}},
+            "direct": {"set": {"steps.rl.rewards": [{"judge": "direct"}]}},
+        },
+        stages=[
+            {
+                "id": "distil",
+                "arms": ["distilled", "one_order"],
+                "steps": [
+                    {"sample": SAMPLE},
+                    {"judge": "ai"},
+                    {"pair": {}},
+                    {"distill": {"id": "rm", "batch_size": 2, "precision": "fp32"}},
+                ],
+            },
+            {
+                "id": "rl",
+                "steps": [
+                    {
+                        "train": {
+                            **TRAIN,
+                            "id": "rl",
+                            "method": "grpo",
+                            "n": 2,
+                            "rollouts": 1,
+                            "max_new_tokens": 5,
+                            "rewards": [reward],
+                        }
+                    },
+                    {"evaluate": EVALUATE},
+                ],
+            },
+        ],
+    )
+    run_experiment(path, tmp_path / "run")
+    run = tmp_path / "run"
+    steps = read_manifest(run)["steps"]
+    made = Counter((s["id"], tuple(s["arms"])) for s in steps if "start" in s["models"])
+    assert made == {
+        ("rm", ("distilled",)): 1,
+        ("rm", ("one_order",)): 1,
+        ("rl", ("distilled",)): 1,
+        ("rl", ("one_order",)): 1,
+        ("rl", ("direct",)): 1,
+    }
+    judges = {tuple(s["arms"]): s["models"] for s in steps if s["id"] == "rl"}
+    assert judges["distilled",]["judge/reward"] != judges["one_order",]["judge/reward"]
+    assert "judge/reward" not in judges["direct",] and judges["direct",]["judge/direct"][0] == "M0"
+    assert [s["arms"] for s in steps if s["id"] == "sample"] == [["distilled", "one_order"]]
+    ends = [(arm, stage, number) for arm, _, stage, number, *_ in evaluated(run)]
+    assert ends == [(arm, "rl", n) for arm in ("distilled", "one_order", "direct") for n in (0, 1)]
+    (comparison,) = Run(run).comparisons()
+    assert comparison["arms"] == ["distilled", "one_order", "direct"]
+    assert "score/gold" in comparison["deltas"]["distilled/direct"] and not any(
+        comparison["labels"].values()
+    )
+
+
+def test_constitution_a_against_b(write: Write, tmp_path: Path) -> None:
+    other = "constitutions/brevity_only.yaml"
+    path = write(
+        seeds=[1, 2],
+        judges=[
+            {"id": "by_a", "kind": "rules", "constitution": "constitutions/concise_helper.yaml"},
+            {"id": "by_b", "kind": "rules", "constitution": other},
+        ],
+        arms={"a": {}, "b": {"set": {"constitution": other}}},
+        steps=[
+            {"sample": {**SAMPLE, "n": 3}},
+            {"judge": {"id": "labels", "kind": "rules"}},
+            {"pair": {}},
+            {"train": TRAIN},
+            {"evaluate": {**EVALUATE, "judges": ["by_a", "by_b"]}},
+        ],
+    )
+    run_experiment(path, tmp_path / "run")
+    run = tmp_path / "run"
+    found = Counter(s["id"] for s in read_manifest(run)["steps"] if "." not in s["id"])
+    # For each seed one sample for both arms, then one of each for both; M0 is evaluated once.
+    assert found == {"sample": 2, "labels": 4, "pair": 4, "train": 4, "evaluate": 6}
+    judged = Run(run).judgements
+    labels = judged[judged.step == "labels"]
+    principles = {arm: set(labels[labels.run_arms == arm].principle) for arm in "ab"}
+    assert len(principles["b"]) < len(principles["a"]) and principles["a"] != principles["b"]
+    assert trained(run) == [("train", "M0", "M1")] * 4
+    metrics = read_rounds(run)[-1].metrics["metrics"]
+    assert {"score/by_a", "score/by_b"} <= metrics.keys()
+
+
+def test_instruct_gpt(write: Write, tmp_path: Path) -> None:
+    path = write(
+        judges=[
+            {"id": "reward", "kind": "reward_model", "by": "rm"},
+            {"id": "gold", "kind": "rules"},
+        ],
+        steps=[
+            {"load": {"id": "demos", "type": "demonstrations", "path": "ift.jsonl"}},
+            {"train": {"id": "sft", "method": "sft", "uses": ["demos"], "epochs": 2, **TRAIN}},
+            {"load": {"id": "comparisons", "type": "preferences", "path": "people.jsonl"}},
+            {
+                "distill": {
+                    "id": "rm",
+                    "method": "k_wise",
+                    "from": "sft",
+                    "uses": ["comparisons"],
+                    "batch_size": 2,
+                    "precision": "fp32",
+                }
+            },
+            {"load": {"id": "web", "type": "text", "path": "web.jsonl"}},
+            {
+                "train": {
+                    **TRAIN,
+                    "id": "ppo_ptx",
+                    "method": "ppo",
+                    "reference": "sft",
+                    "rewards": [{"judge": "reward", "value": "raw", "normalise": "reference"}],
+                    "beta": 0.02,
+                    "ptx_weight": 27.8,
+                    "uses": ["web"],
+                    "rollouts": 1,
+                    "max_new_tokens": 5,
+                }
+            },
+            {"evaluate": {**EVALUATE, "against": ["initial", "sft"]}},
+        ],
+    )
+    run_experiment(path, tmp_path / "run")
+    run = tmp_path / "run"
+    assert trained(run) == [
+        ("sft", "M0", "sft"),
+        ("rm", "sft", "rm1"),
+        ("ppo_ptx", "sft", "ppo_ptx"),
+    ]
+    ppo = next(s for s in read_manifest(run)["steps"] if s["id"] == "ppo_ptx")
+    models = {role: label for role, (label, _) in ppo["models"].items()}
+    assert (models["reference"], models["judge/reward"]) == ("sft", "rm1")
+    assert [row[-2:] for row in evaluated(run)] == [
+        ("M0", []),
+        ("ppo_ptx", ["initial", "sft"]),
+    ]
+    assert kinds(run)["load"] == 3
+
+
+def test_iterative_dpo_against_the_previous_policy(write: Write, tmp_path: Path) -> None:
+    path = write(
+        rounds=3,
+        steps=[
+            {"sample": SAMPLE},
+            {"judge": {"id": "checks", "kind": "rules"}},
+            {"pair": {"strategy": "all"}},
+            {"train": {"id": "dpo", "reference": "earlier", "from": "initial", **TRAIN}},
+            {
+                "evaluate": {**EVALUATE, "against": ["initial", "previous", "dpo@1"]},
+                "when": "2-",
+            },
+        ],
+    )
+    run_experiment(path, tmp_path / "run")
+    run = tmp_path / "run"
+    assert trained(run) == [("dpo", "M0", "M1"), ("dpo", "M0", "M2"), ("dpo", "M0", "M3")]
+    steps = [s for s in read_manifest(run)["steps"] if s["id"] == "dpo"]
+    assert [s["models"]["reference"][0] for s in steps] == ["M0", "M0", "M1"]
+    rows_of = evaluated(run)
+    assert [row[3:] for row in rows_of] == [
+        (0, "M0", "M0", []),
+        (2, "M1", "M2", ["initial", "previous", "dpo@1"]),
+        (3, "M2", "M3", ["initial", "previous", "dpo@1"]),
+    ]
+    last = read_rounds(run)[1]
+    # In round 2 the previous policy is that of round 1.
+    assert last.metrics["deltas"]["previous"] == last.metrics["deltas"]["dpo@1"]
+
+
+def kept(out: Path) -> dict[str, Any]:
+    """All of a run that time does not change."""
+    rounds = (out / "rounds.jsonl").read_bytes()
+    return {"rows": rows(out), "weights": weights(out), "rounds": rounds}
+
+
+def test_a_run_killed_in_the_second_stage_ends_in_the_same_bytes(
+    write: Write, tmp_path: Path
+) -> None:
+    path = write(
+        seeds=[1, 2],
+        arms={"a": {}, "b": {"set": {"steps.dpo.beta": 0.5}}},
+        stages=[
+            {
+                "id": "seed",
+                "steps": [
+                    {"load": {"id": "ift", "type": "demonstrations", "path": "ift.jsonl"}},
+                    {"train": {"id": "sft", "method": "sft", "uses": ["ift"], **TRAIN}},
+                ],
+            },
+            {
+                "id": "iterate",
+                "rounds": 2,
+                "steps": [
+                    {"sample": SAMPLE},
+                    {"judge": "gold"},
+                    {"pair": {"strategy": "all"}},
+                    {"train": {"id": "dpo", **TRAIN}},
+                    {"evaluate": EVALUATE},
+                ],
+            },
+        ],
+    )
+    command = [sys.executable, "-m", "rlaif", "run", str(path), "--no-report", "-q", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    steps = read_manifest(tmp_path / "whole")["steps"]
+    # The second seed's second arm is in round 2 of its second stage.
+    last = [s for s in steps if (s["stage"], s["number"], s["seed"]) == ("iterate", 2, 2)]
+    middle = next(s for s in last if s["id"] == "sample" and s["arms"] == ["b"])
+    out = tmp_path / "killed"
+    _kill_at([*command, str(out)], out / "steps" / middle["hash"])
+    done = [s for s in steps if (tmp_path / "killed/steps" / s["hash"] / "done.json").exists()]
+    assert 0 < len(done) < len(steps)
+    again = subprocess.run([*command, str(out), "--json"], check=True, capture_output=True)
+    assert json.loads(again.stdout)["ran"] == len(steps) - len(done)
+    assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
+
+
+def _kill_at(command: list[str], folder: Path) -> None:
+    """Run a command until a step's folder has files, then kill it."""
+    process = subprocess.Popen(command, start_new_session=True)
+    while process.poll() is None and not (folder.exists() and any(folder.iterdir())):
+        time.sleep(0.005)
+    assert process.poll() is None, "it ended before it came to that step"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
