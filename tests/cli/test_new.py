@@ -6,11 +6,9 @@ import io
 import json
 import os
 import pty
-import select
 import subprocess
 import sys
-from collections.abc import Callable
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.cli import cli
-from rlaif.cli.recipes import RECIPES
+from rlaif.cli.recipes import RECIPES, writing
 from rlaif.cli.recipes.render import write_value
 from rlaif.core.errors import RlaifError
 from rlaif.pipeline.experiment_file import experiment_schema
@@ -69,11 +67,18 @@ VARIANTS: dict[str, list[tuple[str, ...]]] = {
         (*SERVER, "--prompts", "own.jsonl"),
     ],
 }
+ONE_SCHEMA = cache(experiment_schema)
 CASES = [
     pytest.param(name, options, id=f"{name}-{n}")
     for name, variants in VARIANTS.items()
     for n, options in enumerate(variants)
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schema is made once, and not by every test."""
+    monkeypatch.setattr(writing, "experiment_schema", ONE_SCHEMA)
 
 
 @pytest.fixture
@@ -109,39 +114,66 @@ def test_every_recipe_is_tried() -> None:
     assert [*VARIANTS] == [*RECIPES]
 
 
+@pytest.fixture(scope="module")
+def schema() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(ONE_SCHEMA()))
+
+
 @pytest.mark.parametrize(("recipe", "options"), CASES)
 def test_what_is_written_loads_and_plans_in_both_sizes(
-    recipe: str, options: tuple[str, ...], here: Path
+    recipe: str, options: tuple[str, ...], here: Path, schema: jsonschema.Draft202012Validator
 ) -> None:
     path = written("my.yaml", "--recipe", recipe, *options)
     text = path.read_text("utf-8")
     assert text.startswith("# yaml-language-server: $schema=experiment.schema.json\n")
     assert "\n\n\n" not in text and not [n for n in text.splitlines() if n != n.rstrip()]
-    validator = jsonschema.Draft202012Validator(json.loads(experiment_schema()))
-    assert not [*validator.iter_errors(yaml.safe_load(text))]
-    small, full = prepare(path, fetch=False), prepare(path, fetch=False, profile="full")
+    data = yaml.safe_load(text)
+    assert not [*schema.iter_errors(data)]
+    small = prepare(path, fetch=False)
+    # So many made-up prompts are enough here.
+    fewer = (
+        ["prompts.count=700"] if "dataset" in data["profiles"]["full"].get("prompts", ()) else []
+    )
+    full = prepare(path, fewer, fetch=False, profile="full")
     plans = [make_plan(inputs) for inputs in (small, full)]
     # The method is the same one, at another size.
     first, second = ([(p.kind, p.id, p.round, p.arms) for p in plan] for plan in plans)
     assert first == second and first
-    assert not {p.hash for p in plans[0] if p.models} & {p.hash for p in plans[1] if p.models}
+    made = [{p.hash for p in plan if p.kind in ("train", "sample", "evaluate")} for plan in plans]
+    assert made[0] and not made[0] & made[1]
     own_model = "--model" in options
     assert any("meta-llama" in note for note in full.provisional) != own_model
 
 
+ROUND = ["sample", "judge", "pair", "train", "evaluate"]
+
+
 @pytest.mark.parametrize(
-    ("recipe", "kinds"),
+    ("recipe", "options", "stages"),
     [
-        ("dpo", ["sample", "judge", "pair", "train", "evaluate"] * 2),
-        ("self-rewarding", ["sample", "judge", "pair", "train", "evaluate"] * 2),
-        ("reward-model", ["sample", "judge", "pair", "distill", *["train", "evaluate"] * 2]),
-        ("on-policy", ["train", "evaluate"] * 2),
+        ("dpo", (), [(2, ROUND)]),
+        ("self-rewarding", (), [(2, ROUND)]),
+        (
+            "self-rewarding",
+            ("--demonstrations", "demos.jsonl"),
+            [(1, ["load", "train", "evaluate"]), (2, ROUND)],
+        ),
+        (
+            "reward-model",
+            (),
+            [(1, ["sample", "judge", "pair", "distill"]), (2, ["train", "evaluate"])],
+        ),
+        ("on-policy", (), [(2, ["train", "evaluate"])]),
+        ("constitutions", (), [(2, ROUND)]),
+        ("human-vs-ai", (), [(1, ["load", "judge", "label", "train", "evaluate"])]),
+        ("dataset", (), [(1, ["sample", "filter", "judge", "pair", "filter"])]),
     ],
 )
-def test_a_recipe_is_its_method(recipe: str, kinds: list[str], here: Path) -> None:
-    path = written("my.yaml", "--recipe", recipe)
-    plan = make_plan(prepare(path, fetch=False))
-    assert [p.kind for p in plan if p.round and p.kind != "logprobs"] == kinds
+def test_a_recipe_is_its_method(
+    recipe: str, options: tuple[str, ...], stages: list[tuple[int, list[str]]], here: Path
+) -> None:
+    own, _ = load_experiment(written("my.yaml", "--recipe", recipe, *options))
+    assert [(s.rounds, [entry.kind for entry in s.steps]) for s in own.all_stages] == stages
 
 
 def test_methods_differ_where_they_say(here: Path) -> None:
@@ -156,14 +188,6 @@ def test_methods_differ_where_they_say(here: Path) -> None:
     path = written("b.yaml", "--recipe", "human-vs-ai")
     arms_by_label = {n: a.labels for n, a in load_experiment(path)[0].arms.items()}
     assert arms_by_label == {"human": "human", "ai": "checks", "random": "random"}
-    path = written("c.yaml", "--recipe", "self-rewarding", "--demonstrations", "demos.jsonl")
-    stages = load_experiment(path)[0].all_stages
-    assert [(s.id, s.rounds, s.steps[0].kind) for s in stages] == [
-        ("sft", 1, "load"),
-        ("iterate", 2, "sample"),
-    ]
-    path = written("d.yaml", "--recipe", "dataset")
-    assert "train" not in [e.kind for e in load_experiment(path)[0].entries]
 
 
 def test_every_answer_reaches_the_file(here: Path) -> None:
@@ -202,7 +226,19 @@ def test_values_read_back_as_they_are(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: b", "C:\\models\\new", "it's", 'say "so"', "名前", "null", "1e5", "#x", "a, b]", "*x", "é\n- y"],
+    [
+        "a: b",
+        "C:\\models\\new",
+        "it's",
+        'say "so"',
+        "名前",
+        "null",
+        "1e5",
+        "#x",
+        "a, b]",
+        "*x",
+        "é\n- y",
+    ],
 )
 def test_names_and_paths_are_quoted(text: str, here: Path) -> None:
     path = written("my file.yaml", "--name", text, "--model", text, "--prompts", f"{text}.jsonl")
@@ -211,7 +247,7 @@ def test_names_and_paths_are_quoted(text: str, here: Path) -> None:
     assert own.prompts.path == f"{text}.jsonl"
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(name=encodable, model=encodable, data=encodable)
 def test_any_text_makes_a_file_that_loads(name: str, model: str, data: str) -> None:
     with CliRunner().isolated_filesystem():
@@ -290,13 +326,56 @@ class Terminal(io.BytesIO):
 
 
 def test_a_terminal_is_asked_for_what_no_option_says(here: Path) -> None:
-    lines = [
-        *("dpoo", "self-rewarding"),  # A recipe that is none is asked again.
-        *("", "", "brevity_only", "honest", "demos.jsonl", "own.jsonl", "3", "1,1", "1,2"),
-    ]
-    done = new("my.yaml", "--name", "Given", input=Terminal("\n".join([*lines, ""]).encode()))
-    # The name is given, so its question is none of these.
-    assert done.exit_code != 0 or "Name" not in done.output
+    answers = {
+        "Recipe": ["dpoo", "self-rewarding"],
+        "Policy": ["some/model"],
+        "Constitution": ["brevity_only", "honest"],
+        "Demonstrations": [""],
+        "Prompts": ["own.jsonl"],
+        "Rounds": ["none", "3"],
+        "Seeds": ["1,1", "4,2"],
+    }
+    typed = "".join(f"{line}\n" for lines in answers.values() for line in lines)
+    done = new("my.yaml", "--name", "Given", input=Terminal(typed.encode()))
+    assert done.exit_code == 0, done.output
+    # Each is asked once, and once more after an answer that cannot be; what an option says is not.
+    for question, lines in answers.items():
+        assert done.stdout.count(f"\n{question}") + done.stdout.startswith(question) == len(lines)
+    assert "\nName" not in done.stdout
+    for fault in ("did you mean 'dpo'", "no principle with a text", "whole number", "each seed"):
+        assert fault in done.output
+    own, _ = load_experiment("my.yaml")
+    assert (own.name, own.rounds, own.all_seeds) == ("Given", 3, [4, 2])
+    assert own.models["policy"].path == "some/model" and own.prompts.path == "own.jsonl"
+    assert own.constitution == "constitutions/honest.yaml" and own.stages is None
+
+
+def test_the_judge_of_a_terminal_fits_the_constitution(here: Path) -> None:
+    typed = "".join(f"{line}\n" for line in ["dpo", "", "", "harmless", "rules", *[""] * 4])
+    done = new("my.yaml", input=Terminal(typed.encode()))
+    assert done.exit_code == 0, done.output
+    assert "has none: take self or a model" in done.output and "address [self]" in done.output
+    assert load_experiment("my.yaml")[0].entries[1].step.by == "policy"
+    typed = "\n".join(["", "", "", "", "http://127.0.0.1:1/v1", "served", "", "", "", ""])
+    done = new("other.yaml", input=Terminal(typed.encode()))
+    assert load_experiment("other.yaml")[0].models["labeller"].path == "served"
+
+
+def test_a_real_terminal_is_asked(here: Path) -> None:
+    """Through a pseudo-terminal, in a process of its own."""
+    ours, theirs = pty.openpty()
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-m", "rlaif", "new", "my.yaml"]
+    environment = os.environ | {"PYTHONPATH": root}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, env=environment
+    ) as process:
+        os.write(ours, b"on-policy\n" + b"\n" * 9)
+        said = process.communicate(timeout=120)[0].decode()
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == 0 and "rlaif explain my.yaml" in said
+    assert "method: grpo" in Path("my.yaml").read_text()
 
 
 def test_nothing_is_asked_without_a_terminal(here: Path) -> None:
@@ -304,3 +383,28 @@ def test_nothing_is_asked_without_a_terminal(here: Path) -> None:
     assert done.exit_code == 0 and "Recipe" not in done.output
     assert load_experiment("my.yaml")[0].name == "my"
     assert "method: dpo" in Path("my.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("dpo", ()),
+        ("self-rewarding", ("--demonstrations", "demos.jsonl")),
+        ("reward-model", ()),
+        ("on-policy", ()),
+        ("constitutions", ()),
+        ("human-vs-ai", ("--data", "few.jsonl")),
+        ("dataset", ()),
+    ],
+)
+def test_what_is_written_runs(
+    recipe: str, options: tuple[str, ...], here: Path, tiny_model: Path
+) -> None:
+    words = ["my.yaml", "--recipe", recipe, "--model", tiny_model, *options]
+    if "data" not in RECIPES[recipe].takes:
+        words += ["--prompts", "own.jsonl"]
+    path = written(*words)
+    done = CliRunner().invoke(cli, [RECIPES[recipe].command, str(path), "--quiet"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    run = load_run(here / "runs" / "my")
+    assert run.status()["state"] == "done"

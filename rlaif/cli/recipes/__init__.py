@@ -26,9 +26,7 @@ class Recipe:
 
 
 RECIPES = {
-    "dpo": Recipe(
-        "sample, judge, pair, DPO, in rounds", "dpo.yaml.j2", (*LABELLING, *SAMPLING)
-    ),
+    "dpo": Recipe("sample, judge, pair, DPO, in rounds", "dpo.yaml.j2", (*LABELLING, *SAMPLING)),
     "self-rewarding": Recipe(
         "the policy judges itself; with demonstrations SFT comes first",
         "self_rewarding.yaml.j2",

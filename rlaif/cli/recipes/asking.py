@@ -24,6 +24,8 @@ FULL_MODELS = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
 """The policy of the full size in place of an embedded one: the first that is not the judge."""
 HOLDOUTS = (64, 32, 16, 8, 4, 2, 1)
 """How many prompts may be held out; at least as many are left to train on."""
+HELD_OUT = 512
+"""How many of labelled pairs' prompts are, in the full size, where there are enough."""
 SAMPLED = 40
 """Training prompts per round of the small size."""
 COUNT = 10_000
@@ -269,11 +271,12 @@ def _read_prompts(asking: Asking, text: str) -> dict[str, Any]:
 def _find_sizes(
     split: Callable[[PromptsSpec], PromptSet] | None, source: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """How many prompts are held out, also in the full size, and how many of the others are sampled
-    in the small one. `split` reads and splits prompts that are here. Raises ConfigError where
-    there are too few."""
+    """How many prompts there are (`count`), are for training, are sampled in the small size, and
+    are held out, also in the full size. `split` reads and splits prompts that are here. Raises
+    ConfigError where there are too few."""
     if split is None:
-        return {"holdout": HOLDOUTS[0], "sampled": SAMPLED, "count": COUNT, "holdout_full": 512}
+        here = {"count": COUNT, "training": COUNT, "sampled": SAMPLED}
+        return {**here, "holdout": HOLDOUTS[0], "holdout_full": HELD_OUT}
     for holdout in HOLDOUTS:
         try:
             found = split(PromptsSpec(**(source or {}), holdout=holdout))
@@ -281,14 +284,16 @@ def _find_sizes(
             if holdout == HOLDOUTS[-1]:
                 raise
             continue
-        count = len(found.train) + holdout
-        if len(found.train) >= holdout:
+        training = len(found.train)
+        if training >= holdout:
             break
+    count = training + holdout
     return {
-        "holdout": holdout,
-        "sampled": min(SAMPLED, len(found.train)),
         "count": count,
-        "holdout_full": max(holdout, min(512, count // 8)),
+        "training": training,
+        "sampled": min(SAMPLED, training),
+        "holdout": holdout,
+        "holdout_full": max(holdout, min(HELD_OUT, count // 8)),
     }
 
 
