@@ -385,26 +385,31 @@ def test_nothing_is_asked_without_a_terminal(here: Path) -> None:
     assert "method: dpo" in Path("my.yaml").read_text()
 
 
+SHORT = ("--set", "steps.sample.max_new_tokens=8")
+DEMONSTRATIONS = ("--demonstrations", "demos.jsonl")
+
+
 @pytest.mark.parametrize(
-    ("recipe", "options"),
+    ("recipe", "options", "changes"),
     [
-        ("dpo", ()),
-        ("self-rewarding", ("--demonstrations", "demos.jsonl")),
-        ("reward-model", ()),
-        ("on-policy", ()),
-        ("constitutions", ()),
-        ("human-vs-ai", ("--data", "few.jsonl")),
-        ("dataset", ()),
+        ("dpo", ("--rounds", "1"), (*SHORT, "--set", "steps.evaluate.max_new_tokens=8")),
+        ("dataset", (), SHORT),
+        pytest.param("self-rewarding", DEMONSTRATIONS, (), marks=pytest.mark.slow),
+        pytest.param("reward-model", (), (), marks=pytest.mark.slow),
+        pytest.param("on-policy", (), (), marks=pytest.mark.slow),
+        pytest.param("constitutions", (), (), marks=pytest.mark.slow),
+        pytest.param("human-vs-ai", ("--data", "few.jsonl"), (), marks=pytest.mark.slow),
     ],
 )
 def test_what_is_written_runs(
-    recipe: str, options: tuple[str, ...], here: Path, tiny_model: Path
+    recipe: str, options: tuple[str, ...], changes: tuple[str, ...], here: Path, tiny_model: Path
 ) -> None:
     words = ["my.yaml", "--recipe", recipe, "--model", tiny_model, *options]
     if "data" not in RECIPES[recipe].takes:
         words += ["--prompts", "own.jsonl"]
     path = written(*words)
-    done = CliRunner().invoke(cli, [RECIPES[recipe].command, str(path), "--quiet"])
+    run = [RECIPES[recipe].command, str(path), "--quiet", *changes]
+    done = CliRunner().invoke(cli, run)
     assert done.exit_code == 0, (done.output, done.exception)
-    run = load_run(here / "runs" / "my")
-    assert run.status()["state"] == "done"
+    state = load_run(here / "runs" / "my").status()
+    assert state["state"] == "done" and state["steps_done"] == state["steps_total"] > 3

@@ -1,7 +1,7 @@
 """Experiment files to start from: one template for each method, and what is asked for it.
 
-A template is a text file here (Jinja2); `asking` finds its values, and `render` puts them in as YAML.
-To add a method: a template, and its row in `RECIPES`.
+A template is a text file here (Jinja2); `asking` finds its values, and `render` puts them in as
+YAML. To add a method: a template, and its row in `RECIPES`.
 """
 
 from __future__ import annotations

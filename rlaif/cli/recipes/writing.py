@@ -13,7 +13,7 @@ from rlaif.pipeline.experiment_file import experiment_schema, read_experiment
 
 SCHEMA = "experiment.schema.json"
 """What the first line of a file names. Editors look for it beside the file, whichever folder is
-open, and take no name with a space in it: a path into this installation would be no use to others."""
+open, and take no name with a space in it; a path into this installation would serve no one else."""
 
 
 def check_places(file: Path, force: bool) -> None:
