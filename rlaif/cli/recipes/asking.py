@@ -102,9 +102,8 @@ def read_recipe(text: str) -> Recipe:
 def find_values(asking: Asking, recipe: Recipe) -> dict[str, Any]:
     """The values of the recipe's template. Raises ConfigError."""
     always = ("recipe", "name", "model", "constitution", *recipe.takes)
-    needless = [name for name in asking.given if name not in always]
-    for name in needless:
-        if asking.given[name] is not None:
+    for name, given in asking.given.items():
+        if given is not None and name not in always:
             raise ConfigError(f"--{name.replace('_', '-')}: this recipe has no use for it")
     policy = "Policy: builtin/NAME, a folder or a hub id"
     values = {
@@ -195,7 +194,7 @@ def _ask_judge(
     textless = [found.name for found in known if not _has_texts(found)]
     # A constitution that is not there yet may have checks; only a judge that was asked for says so.
     has_checks = len(known) == len(constitutions) and not unchecked
-    found = {"has_checks": has_checks, "labeller": None, "served": None}
+    found: dict[str, Any] = {"has_checks": has_checks, "labeller": None, "served": None}
 
     def read(text: str) -> dict[str, Any]:
         if text == "rules" and unchecked:
@@ -242,11 +241,12 @@ def _ask_data(asking: Asking, recipe: Recipe) -> dict[str, Any]:
         def read_pairs(text: str) -> dict[str, Any]:
             path = asking.find(text)
             prompts = None if path is None else [p.prompt for p in read_labelled(path, None, None)]
-            split = prompts and (lambda spec: split_prompts(spec, prompts, text))
-            return {"data": text, "prompts": {"shipped": False, **_find_sizes(split or None)}}
+            split = None if prompts is None else lambda spec: split_prompts(spec, prompts, text)
+            return {"data": text, "prompts": {"shipped": False, **_find_sizes(split)}}
 
         question = "Pairs of answers that people labelled: a file"
-        return values | asking.answer("data", question, "pairs.jsonl", read_pairs)
+        values |= asking.answer("data", question, "pairs.jsonl", read_pairs)
+        return values
     question = "Prompts: a file or a dataset"
     read = partial(_read_prompts, asking)
     return values | {"prompts": asking.answer("prompts", question, SEEDS_FILE, read)}
@@ -298,14 +298,14 @@ def _find_sizes(
 
 
 def _read_rounds(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise ConfigError(f"{text!r} is no whole number from 1")
     return int(text)
 
 
 def _read_seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) < 2**63 for part in parts):
+    if not all(part.isdecimal() and len(part) < 20 and int(part) < 2**63 for part in parts):
         raise ConfigError(f"{text!r}: expected whole numbers such as 1,2,3")
     seeds = [int(part) for part in parts]
     if len(set(seeds)) < len(seeds):
