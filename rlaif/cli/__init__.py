@@ -23,6 +23,7 @@ from rlaif.cli import (
     data,
     dataset,
     explain,
+    new,
     principles,
     runs,
     serve,
@@ -35,7 +36,7 @@ from rlaif.core.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
     *(runs.run, explain.explain, runs.status, runs.report, runs.export),
-    *(texts.init, texts.schema, texts.prompt, constitution.constitution),
+    *(texts.init, new.new, texts.schema, texts.prompt, constitution.constitution),
     *(dataset.build, dataset.prompts, dataset.data, data.convert),
     *(bench.judge_bench, bench.reward_bench, winrate.winrate),
     *(steps.sample, steps.judge, steps.score, steps.pair, steps.rbr_weights),
