@@ -126,8 +126,8 @@ def run_experiment(
                 with name_step("dataset", out / "dataset"):
                     built = build_dataset(run, wanted, out / "dataset")
         idle = find_stopped(plan, store) & missing
-    ran, reused = len(missing - idle), len(plan) - len(missing | idle)
-    return RunResult(out, ran, reused, rounds, built, unsaid)
+    left = len(plan) - len(missing | idle)
+    return RunResult(out, len(missing - idle), left, rounds, built, unsaid)
 
 
 def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
