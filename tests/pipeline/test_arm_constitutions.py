@@ -187,7 +187,7 @@ def test_a_change_reaches_the_arms_of_that_constitution_alone(run: Run) -> None:
     assert reach.effect.flipped > 0 and reach.arms_left_out == ("other",)
     assert {j.judge: (j.kept, j.judgements) for j in reach.judges} == {
         "checks": (True, 96),
-        "apart": (True, 48),
+        "apart": (True, 96),
     }
     assert any("Left out: arm other" in line for line in reach.lines())
     # Another check is asked of the judges that use it, not of one with a constitution of its own.

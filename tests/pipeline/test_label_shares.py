@@ -156,6 +156,10 @@ def test_the_arms_say_their_shares_in_words(mixed: Run) -> None:
     assert arms["half"]["labels"] == "human 50%, ai 50%"
     assert arms["half"]["judges"] == ["brief"] == arms["turned"]["judges"]
     assert arms["whole"]["labels"] == "ai" and arms["human"]["judges"] == []
+    said = [
+        s["does"] for s in mixed.manifest["steps"] if "half" in s["arms"] and s["id"] == "label"
+    ]
+    assert "labels of people (50%), the judges (50%)" in said[0][0]
     assert mixed.manifest["arms"]["most"]["labels"] == {"human": 0.8, "ai": 0.2}
     config = yaml.safe_load((mixed.root / "config.yaml").read_text())
     assert list(config["arms"]["other"]["labels"]) == ["ai", "human"]
