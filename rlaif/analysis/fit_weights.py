@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rlaif.analysis.whatif import Pairing, find_labelled
 from rlaif.constitution.model import Constitution
@@ -21,6 +21,8 @@ from rlaif.judges.rating import RatingJudge
 from rlaif.judges.rules import RulesJudge
 from rlaif.judges.yes_no import YesNoJudge
 from rlaif.metrics.votes import VotedPair, WeightFit, fit_weights, principle_votes
+from rlaif.pipeline.constitutions import judges_constitutions, run_constitution
+from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import Engines, Progress
 from rlaif.pipeline.steps.judge import judge_labelled
@@ -32,17 +34,39 @@ TEXT_JUDGES: dict[str, type[YesNoJudge | PairwiseJudge | RatingJudge]] = {
 }
 
 
+def fitted_constitution(
+    run: Run, judges: Sequence[str] = (), arm: str | None = None
+) -> Constitution:
+    """The constitution whose weights the votes of `judges` fit; where none are named, the run's, or
+    the arm's. Raises ConfigError for judges of several constitutions."""
+    apart = judges_constitutions(run, arm)
+    if not judges:
+        return run_constitution(run, arm)
+    named = [apart[name] if name in apart else run_constitution(run, arm) for name in judges]
+    if any(own != named[0] for own in named):
+        raise ConfigError(
+            f"the judges {', '.join(judges)} judge by several constitutions, and the weights of "
+            "one are fitted; name judges of one of them",
+            run.root,
+        )
+    return named[0]
+
+
 def run_votes(
-    pairings: Sequence[Pairing], labels: Iterable[LabelledPair], judges: Sequence[str] = ()
+    pairings: Sequence[Pairing],
+    labels: Iterable[LabelledPair],
+    judges: Sequence[str] = (),
+    apart: Collection[str] = (),
 ) -> tuple[list[VotedPair], int]:
     """The votes of a run's principles on the labelled pairs among its answers, from stored
     judgements, and how many labelled pairs are about other answers. `judges` are those that count,
-    all that the pairs were made by when it is empty."""
+    all that the pairs were made by when it is empty, but those in `apart`, which judge by another
+    constitution."""
     voted = []
     labelled, strange = find_labelled(pairings, labels)
     for found in labelled:
         pairing = pairings[found.pairing]
-        counted = list(judges) or list(pairing.counted())
+        counted = list(judges) or [name for name in pairing.counted() if name not in apart]
         rows = {name: pairing.judgements[name] for name in _check_names(counted, pairing)}
         votes = one_vote_each(
             {

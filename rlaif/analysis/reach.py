@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.analysis.whatif import Effect, effect, load_pairings
+from rlaif.analysis.whatif import Effect, effect, left_out_words, load_pairings
 from rlaif.config.models import thinking_of
 from rlaif.constitution.lint import find_stale_principles, list_changes
 from rlaif.constitution.model import Constitution
@@ -16,9 +16,15 @@ from rlaif.core.records import Completion, Prompt
 from rlaif.judges.base import Judge, is_staged
 from rlaif.judges.build import build_judge
 from rlaif.metrics.intervals import show_interval
+from rlaif.pipeline.constitutions import (
+    arms_alike,
+    judges_constitutions,
+    principle_weights,
+    run_constitution,
+    run_weights,
+)
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.reading import load_experiment
-from rlaif.pipeline.runs import Run, principle_weights, run_constitution
+from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.asking import Kept
 from rlaif.pipeline.steps.context import ByPrompt
 
@@ -55,12 +61,14 @@ class JudgeReach:
 class Reach:
     """`effect` is that of new weights and removed principles, by stored judgements: it needs no
     model. The principles in `unknown` are new or changed: what they will say is not in it.
-    `same_start`: the run used the constitution that the change starts from."""
+    `same_start`: the run used the constitution that the change starts from. `arms_left_out` have
+    another constitution than the run's own."""
 
     judges: tuple[JudgeReach, ...]
     effect: Effect
     unknown: tuple[str, ...]
     same_start: bool
+    arms_left_out: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """For people, a line each."""
@@ -79,28 +87,35 @@ class Reach:
             yield f"share of prompts that get other pairs: {shown}"
         if self.unknown:
             yield f"not in these figures, since a judge has to say: {', '.join(self.unknown)}"
+        if self.arms_left_out:
+            yield left_out_words(self.arms_left_out)
 
 
-def measure_reach(run: Run, before: Constitution, after: Constitution) -> Reach:
-    """What going from `before` to `after` does to a run. Raises ConfigError when the run has no
-    constitution or no finished pairs made from judgements."""
-    own = run_constitution(run)
-    experiment, _ = load_experiment(run.root / "config.yaml")
-    found = list_changes(own, after, _named_principles(experiment))
+def measure_reach(
+    run: Run, before: Constitution, after: Constitution, arm: str | None = None
+) -> Reach:
+    """What going from `before` to `after` does to a run: to the arms with its own constitution, or
+    to `arm`. A judge with a constitution of its own keeps it. Raises ConfigError when the run has
+    no constitution or no finished pairs made from judgements."""
+    own = run_constitution(run, arm)
+    found = list_changes(own, after, _named_principles(run.experiment(arm)))
     unknown = find_stale_principles(found)
-    old, new = principle_weights(own), principle_weights(after)
-    weights = {name: new.get(name, 0.0) for name in old}
+    old, new = run_weights(run, arm), principle_weights(after)
+    weights = old | {p.id: new.get(p.id, 0.0) for p in own.principles}
     return Reach(
-        tuple(_reach_of_judges(run, experiment, after)),
-        effect(load_pairings(run), old, weights),
+        tuple(_reach_of_judges(run, arm, after)),
+        effect(load_pairings(run, arm), old, weights),
         tuple(p.id for p in after.principles if p.id in unknown),
         not list_changes(own, before),
+        tuple(arms_alike(run, arm)[1]),
     )
 
 
 def _named_principles(experiment: Experiment) -> frozenset[str]:
-    """The principles that a judge that asks models names, or a judge within one."""
-    specs = [s for spec in experiment.all_judges().values() for s in _with_inner(spec)]
+    """The principles of the experiment's constitution that a judge that asks models names, or a
+    judge within one."""
+    judges = [spec for spec in experiment.all_judges().values() if spec.constitution is None]
+    specs = [s for spec in judges for s in _with_inner(spec)]
     return frozenset(n for s in specs if s.kind != "rules" for n in s.principles or ())
 
 
@@ -112,17 +127,21 @@ def _with_inner(spec: Any) -> Iterator[Any]:
         yield from _with_inner(own)
 
 
-def _reach_of_judges(run: Run, experiment: Experiment, after: Constitution) -> Iterator[JudgeReach]:
+def _reach_of_judges(run: Run, arm: str | None, after: Constitution) -> Iterator[JudgeReach]:
+    experiment, apart = run.experiment(arm), judges_constitutions(run, arm)
     # Files that the experiment names are looked for beside it; an older run does not say where.
     beside = run.root / run.manifest.get("experiment_path", run.manifest["experiment"])
     prompts = run.prompt_records()
-    steps = _judge_steps(run)
+    steps = _judge_steps(run, arm)
     thinking = thinking_of(experiment.models.values())
     for name, spec in experiment.all_judges().items():
         folders = steps.get(name, [])
         stored = sum(run.store.step(step["hash"]).count("judgements") for step in folders)
+        own = apart.get(name)
+        if own is not None:
+            spec = spec.model_copy(update={"constitution": None})
         try:
-            judge = build_judge(spec, after, beside, thinking)
+            judge = build_judge(spec, own or after, beside, thinking)
         except ConfigError as error:
             yield JudgeReach(name, False, stored, 0, fault=str(error))
             continue
@@ -135,11 +154,14 @@ def _reach_of_judges(run: Run, experiment: Experiment, after: Constitution) -> I
         )
 
 
-def _judge_steps(run: Run) -> dict[str, list[Mapping[str, Any]]]:
-    """The run's judge steps by the judge that their judgements name."""
+def _judge_steps(run: Run, arm: str | None) -> dict[str, list[Mapping[str, Any]]]:
+    """The judge steps of the arms that are looked at, by the judge that their judgements name. What
+    evaluates an arm is the run's own, so of `arm` only its own steps count."""
+    arms = set(arms_alike(run, arm)[0])
     found: dict[str, list[Mapping[str, Any]]] = {}
     for step in run.manifest["steps"]:
-        if step["kind"] == "judge":
+        counted = arms & set(step["arms"]) and (arm is None or run.spec_of(step) is not None)
+        if step["kind"] == "judge" and counted:
             row = next(run.store.step(step["hash"]).rows("judgements"), None)
             if row is not None:
                 found.setdefault(row["judge"], []).append(step)

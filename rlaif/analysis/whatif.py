@@ -8,7 +8,7 @@ A principle of weight 0 counts as left out; so does a judge that is left with no
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from rlaif.core.records import Completion, Judgement, Preference, Prompt
 from rlaif.metrics.intervals import Interval, paired_interval, rare_share_interval
 from rlaif.metrics.metrics import counts_per_prompt, per_prompt, value_interval
 from rlaif.metrics.votes import side_with_label
-from rlaif.pipeline.reading import load_experiment
-from rlaif.pipeline.runs import Run, principle_weights, run_constitution
+from rlaif.pipeline.constitutions import arms_alike, judges_constitutions, run_weights
+from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.context import by_prompt
 from rlaif.pipeline.steps.pair import group_by_prompt, judge_weights, standardised
 from rlaif.preferences.aggregate import Scores, combine, weights_of
@@ -73,23 +73,33 @@ class LabelledCandidates:
     label: float
 
 
-def load_pairings(run: Run) -> list[Pairing]:
-    """The finished pair steps of a run that look at judgements. Raises ConfigError for none."""
-    experiment, _ = load_experiment(run.root / "config.yaml")
-    steps = {entry.step.id: entry.step for entry in experiment.entries}
+def load_pairings(run: Run, arm: str | None = None) -> list[Pairing]:
+    """The finished pair steps of a run that look at judgements: of the arms with the run's own
+    constitution, or of `arm`. Raises ConfigError for none."""
+    arms, left_out = arms_alike(run, arm)
     prompts = run.prompt_records()
     made = []
     for planned in run.manifest["steps"]:
-        step = steps.get(planned["id"])
+        if not set(arms) & set(planned["arms"]):
+            continue
+        step = run.spec_of(planned)
         judged = any(name.startswith("judgements/") for name in planned["inputs"])
         finished = run.store.step(planned["hash"]).done() is not None
         if isinstance(step, PairStep) and judged and finished:
             made.append(_load_pairing(run, planned, step, prompts))
     if not made:
+        which = "this run" if arm is None else f"arm {arm} of this run"
+        more = f". {left_out_words(left_out)}" if left_out else ""
         raise ConfigError(
-            "this run has no finished pair step that is made from judgements", run.root
+            f"{which} has no finished pair step that is made from judgements{more}", run.root
         )
     return made
+
+
+def left_out_words(arms: Sequence[str]) -> str:
+    """That the figures are not of some arms, and how to have theirs."""
+    which = f"arm{'s' * (len(arms) > 1)} {', '.join(arms)}"
+    return f"Left out: {which}, which judge by another constitution (--arm names one)"
 
 
 def _load_pairing(
@@ -249,27 +259,34 @@ class LeftOut:
 class Ablation:
     """Every principle that was judged and counts. `agreement` is with all of them; `labelled` the
     number of labels that are no tie and have scores, `strange` that of labelled pairs which are not
-    about this run's answers."""
+    about this run's answers. `arms_left_out` have another constitution."""
 
     rows: tuple[LeftOut, ...]
     labelled: int
     strange: int
     agreement: Interval | None
+    arms_left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; an interval is an object with mean, low, high and n."""
         return asdict(self)
 
 
-def ablate_principles(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
-    """The ablation of every principle in turn, from stored judgements alone.
+def ablate_principles(
+    run: Run, labels: Sequence[LabelledPair] | None = None, arm: str | None = None
+) -> Ablation:
+    """The ablation of every principle in turn, from stored judgements alone: of the arms with the
+    run's own constitution, or of `arm`. Principles of a judge that has a constitution of its own
+    are called JUDGE/PRINCIPLE.
 
     Raises ConfigError when the run has no constitution, no finished pairs made from judgements, or
     none of the labelled pairs.
     """
-    weights = principle_weights(run_constitution(run))
-    pairings = load_pairings(run)
-    judged = _count_judged(pairings)
+    weights = run_weights(run, arm)
+    if not weights:
+        raise ConfigError("this run has no constitution", run.root)
+    pairings = load_pairings(run, arm)
+    judged = _count_judged(pairings, judges_constitutions(run, arm))
     labelled, strange = find_labelled(pairings, labels) if labels is not None else ([], 0)
     whole = measure_agreements(pairings, labelled, weights)
     rows = []
@@ -293,18 +310,20 @@ def ablate_principles(run: Run, labels: Sequence[LabelledPair] | None = None) ->
         )
     known = sum(value is not None for value in whole)
     found = value_interval("vote_accuracy", labelled_by_prompt(labelled, whole))
-    return Ablation(tuple(rows), known, strange, found)
+    return Ablation(tuple(rows), known, strange, found, tuple(arms_alike(run, arm)[1]))
 
 
-def _count_judged(pairings: Sequence[Pairing]) -> dict[str, int]:
-    """How many different judgements by counted judges there are about each principle."""
+def _count_judged(pairings: Sequence[Pairing], apart: Collection[str]) -> dict[str, int]:
+    """How many different judgements by counted judges there are about each principle; those in
+    `apart` have principles of their own."""
     ids: dict[str, set[str]] = defaultdict(set)
     for pairing in pairings:
         for judge in pairing.counted():
             for rows in pairing.judgements[judge].values():
                 for judgement in rows:
                     if judgement.principle is not None:
-                        ids[judgement.principle].add(judgement.judgement_id)
+                        own = f"{judge}/" if judge in apart else ""
+                        ids[own + judgement.principle].add(judgement.judgement_id)
     return {principle: len(found) for principle, found in ids.items()}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from rlaif.cli.options import FILE, JSON, constitution_of, echo_table
-from rlaif.core.errors import EXIT_USER
+from rlaif.cli.options import ARM, FILE, JSON, constitution_of, echo_table
+from rlaif.core.errors import EXIT_USER, ConfigError
 
 
 @click.group()
@@ -82,13 +82,16 @@ def show(path: Path, table: bool, as_json: bool) -> None:
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
 @click.option("--run", "folder", type=FILE, help="A run with FIRST: the effect on its records.")
+@ARM
 @JSON
-def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
+def diff(first: Path, second: Path, folder: Path | None, arm: str | None, as_json: bool) -> None:
     """List the changes from FIRST to SECOND by principle."""
     from dataclasses import asdict
 
     from rlaif.constitution.lint import list_changes
 
+    if arm is not None and folder is None:
+        raise ConfigError("--arm is an arm of a run: give the run with --run DIR")
     before, after = constitution_of(first), constitution_of(second)
     found = list_changes(before, after)
     reach = None
@@ -96,7 +99,7 @@ def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
         from rlaif.analysis.reach import measure_reach as reach_of
         from rlaif.pipeline.runs import load_run
 
-        reach = reach_of(load_run(folder), before, after)
+        reach = reach_of(load_run(folder), before, after, arm)
     if as_json:
         rows: dict[str, Any] = {"changes": [asdict(change) for change in found]}
         if reach is not None:

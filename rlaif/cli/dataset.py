@@ -27,9 +27,12 @@ from rlaif.cli.options import (
 
 
 @click.command()
-@click.argument("config", type=FILE)
+@click.argument("config", metavar="CONFIG|RUN", type=FILE)
 @click.option("--out", type=FILE, help="Run folder [default: runs/NAME, or runs/NAME-PROFILE].")
 @click.option("--push", metavar="REPO", help="Upload the dataset to this hub repository.")
+@click.option("--arm", help="The arm whose preferences are written.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The seed whose preferences are.")
+@click.option("--step", help="The step whose preferences are, in place of `dataset.uses`.")
 @PROFILE
 @SET
 @QUIET
@@ -38,6 +41,9 @@ def build(
     config: Path,
     out: Path | None,
     push: str | None,
+    arm: str | None,
+    seed: int | None,
+    step: str | None,
     profile: str | None,
     settings: tuple[str, ...],
     quiet: bool,
@@ -46,37 +52,55 @@ def build(
     """Build a preference dataset.
 
     CONFIG is an experiment with a `dataset` section. Runs the missing steps, as `rlaif run` does,
-    and writes the dataset to OUT/dataset. Run it again to resume after an interruption.
+    and writes the dataset to OUT/dataset. Run it again to resume after an interruption. RUN is a
+    finished run folder, with or without that section. Where arms, seeds or stages have preferences
+    of their own, --arm, --seed and --step say whose are written, to a folder with these in its
+    name.
     """
     from rlaif.core.errors import ConfigError
     from rlaif.core.resources import find
     from rlaif.data.dataset import check_login, upload_dataset
-    from rlaif.pipeline.experiment import run_experiment
-    from rlaif.pipeline.reading import load_experiment
+    from rlaif.pipeline.choice import Choice
+    from rlaif.pipeline.dataset import build_chosen
 
-    path = find(str(config))
-    experiment, _ = load_experiment(path, settings, profile)
-    if experiment.dataset is None:
-        raise ConfigError("no `dataset` in it, so there is nothing to build; add one", path)
+    choice = Choice(arm, seed, step)
     if push is not None:
         check_login()
-    out = out or run_folder(path, profile)
-    result = run_experiment(
-        path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True), profile
-    )
-    assert result.dataset is not None
-    rows, lost = result.dataset.rows, result.dataset.lost
+    ran = None
+    if config.is_dir():
+        if out is not None or profile is not None or settings:
+            raise ConfigError("a run is as it was run: --out, --profile and --set go with CONFIG")
+        out = config
+    else:
+        from rlaif.pipeline.experiment import run_experiment
+        from rlaif.pipeline.reading import load_experiment
+
+        path = find(str(config))
+        experiment, _ = load_experiment(path, settings, profile)
+        if experiment.dataset is None:
+            raise ConfigError("no `dataset` in it, so there is nothing to build; add one", path)
+        choice.check(experiment)
+        out = out or run_folder(path, profile)
+
+        def say(text: str) -> None:
+            click.echo(text, err=True)
+
+        ran = run_experiment(path, out, settings, progress_of(quiet), say, profile)
+    built = ran.dataset if ran is not None and choice == Choice() else None
+    built = built or build_chosen(out, choice)
     if push is not None:
-        upload_dataset(result.dataset.folder, push)
+        upload_dataset(built.folder, push)
     if as_json:
-        row = {"ran": result.ran, "reused": result.reused, "rows": rows, "lost": lost}
-        click.echo(json.dumps(row | {"folder": str(result.dataset.folder), "pushed": push}))
+        row: dict[str, Any] = {} if ran is None else {"ran": ran.ran, "reused": ran.reused}
+        row |= {"rows": built.rows, "lost": built.lost}
+        click.echo(json.dumps(row | {"folder": str(built.folder), "pushed": push}))
         return
-    for name, splits in rows.items():
+    for name, splits in built.rows.items():
         sizes = ", ".join(f"{count} {split}" for split, count in splits.items())
-        left_out = f", {lost[name]} pairs that it cannot hold" if lost.get(name) else ""
+        left_out = f", {built.lost[name]} pairs that it cannot hold" if built.lost.get(name) else ""
         click.echo(f"{name}: {sizes}{left_out}")
-    click.echo(f"Ran {result.ran} steps, reused {result.reused}. Dataset: {result.dataset.folder}")
+    done = "" if ran is None else f"Ran {ran.ran} steps, reused {ran.reused}. "
+    click.echo(f"{done}Dataset: {built.folder}")
     click.echo(f"What its rounds did: rlaif report {out}")
     if push is not None:
         click.echo(f"Pushed to {push}")

@@ -60,6 +60,7 @@ PROFILE = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+ARM = click.option("--arm", help="The arm of the run [default: those of its own constitution].")
 SEED = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed for every random choice."
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.options import (
+    ARM,
     COUNT,
     FILE,
     JSON,
@@ -40,20 +41,24 @@ FEW_PROMPTS = 64
 @click.command()
 @click.argument("folder", metavar="RUN", type=FILE)
 @click.option("--labels", type=FILE, help="Labelled pairs of this run's answers.")
+@ARM
 @read_options
 @NO_SEED
 @JSON
-def ablate(folder: Path, labels: Path | None, reading: ReadOptions, as_json: bool) -> None:
+def ablate(
+    folder: Path, labels: Path | None, arm: str | None, reading: ReadOptions, as_json: bool
+) -> None:
     """Measure the effect of each principle of RUN by leaving it out.
 
     Counts how many preferences would flip, using stored judgements only. With --labels: agreement
     with human labels, with and without each principle.
     """
     from rlaif.analysis.whatif import ablate_principles as left_out
+    from rlaif.analysis.whatif import left_out_words
     from rlaif.pipeline.runs import load_run
 
     pairs = None if labels is None else reading.load_pairs(labels)
-    made = left_out(load_run(folder), pairs)
+    made = left_out(load_run(folder), pairs, arm)
     if as_json:
         click.echo(json.dumps(made.to_json(), ensure_ascii=False))
         return
@@ -86,6 +91,8 @@ def ablate(folder: Path, labels: Path | None, reading: ReadOptions, as_json: boo
             f"agreement with {made.labelled} labels, nothing left out: {shown(made.agreement)}"
         )
         _warn_strange(made.strange)
+    if made.arms_left_out:
+        click.echo(left_out_words(made.arms_left_out), err=True)
 
 
 @click.command()
@@ -175,6 +182,7 @@ def _ranked_row(row: Ranked) -> dict[str, str]:
 @click.option("--constitution", "path", type=FILE, help="The file whose weights are fitted.")
 @click.option("--out", type=FILE, help="Write the constitution with the fitted weights here.")
 @click.option("--judge", "judges", multiple=True, help="With RUN: the judges to use.")
+@ARM
 @click.option(
     "--kind",
     type=click.Choice(["yes_no", "pairwise", "rating"]),
@@ -197,6 +205,7 @@ def fit(
     path: Path | None,
     out: Path | None,
     judges: tuple[str, ...],
+    arm: str | None,
     kind: str,
     work: Path | None,
     folds: int,
@@ -213,20 +222,33 @@ def fit(
     """
     from dataclasses import asdict
 
-    from rlaif.analysis.fit_weights import fitted, judges_of, pair_votes, run_votes
-    from rlaif.analysis.whatif import load_pairings
+    from rlaif.analysis.fit_weights import (
+        fitted,
+        fitted_constitution,
+        judges_of,
+        pair_votes,
+        run_votes,
+    )
+    from rlaif.analysis.whatif import left_out_words, load_pairings
     from rlaif.core.errors import ConfigError
-    from rlaif.pipeline.runs import load_run, run_constitution
+    from rlaif.pipeline.constitutions import arms_alike, judges_constitutions
+    from rlaif.pipeline.runs import load_run
     from rlaif.pipeline.single_step import asking, named_model
 
     if data.is_dir():
         if labels is None:
             raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)
         run = load_run(data)
-        voted, strange = run_votes(load_pairings(run), reading.load_pairs(labels), judges)
+        used, apart = fitted_constitution(run, judges, arm), judges_constitutions(run, arm)
+        pairs = reading.load_pairs(labels)
+        voted, strange = run_votes(load_pairings(run, arm), pairs, judges, apart)
         _warn_strange(strange)
-        used = run_constitution(run)
+        left_out = arms_alike(run, arm)[1]
+        if left_out:
+            click.echo(left_out_words(left_out), err=True)
     else:
+        if arm is not None:
+            raise ConfigError("--arm is an arm of a run, and this is a file of pairs", data)
         pairs = reading.load_pairs(data)
         if path is None:
             raise ConfigError("labelled pairs need --constitution FILE, whose weights are fitted")

@@ -58,6 +58,8 @@ def run(
     result = run_experiment(
         path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True), profile
     )
+    if result.unsaid is not None:
+        click.echo(f"No dataset was written (rlaif build {out}): {result.unsaid}", err=True)
     loaded = load_run(out)
     page = out / "report.html"
     if not no_report:
@@ -85,8 +87,10 @@ def run(
 def _print_rounds(run: Run) -> None:
     from rich.console import Console
 
+    from rlaif.pipeline.labelling import labelling_rows
     from rlaif.pipeline.manifest import read_rounds
     from rlaif.report.arms import label_sentences, mark_judges
+    from rlaif.report.labels import cost_sentences
     from rlaif.report.table import summary_table
 
     records = read_rounds(run.root)
@@ -96,6 +100,7 @@ def _print_rounds(run: Run) -> None:
     page = run.page()
     console.print(summary_table(run.round_rows(), page, mark_judges(run.arms())))
     words = [*run.answers(page), *label_sentences(page.comparisons)]
+    words += cost_sentences(labelling_rows(run))
     for record in records:
         arm = f"{record.arm}: " if run.manifest["arms"] else ""
         if record.round == records[-1].round:

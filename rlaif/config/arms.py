@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.core.yamlio import suggest
@@ -22,14 +31,48 @@ ArmName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.=,-]*$")]
 """Names of arms that a sweep makes have values in them."""
 
 
+def _check_shares(labels: str | dict[str, float]) -> str | dict[str, float]:
+    if isinstance(labels, str):
+        return labels
+    total = math.fsum(labels.values())
+    if abs(total - 1.0) > 1e-9:
+        raise ValueError(f"the shares must sum to 1 (their sum is {total:g})")
+    # All by one labeller is that labeller.
+    return next(iter(labels)) if len(labels) == 1 else labels
+
+
+def _form_of(labels: Any) -> str:
+    return "shares" if isinstance(labels, Mapping) else "one"
+
+
+Labels = Annotated[
+    Annotated[StepId, Tag("one")] | Annotated[dict[StepId, Fraction], Tag("shares")],
+    Discriminator(_form_of),
+    AfterValidator(_check_shares),
+]
+"""Who labels: one labeller, or several with the share of the pairs that each labels."""
+
+
+def labellers_of(labels: str | Mapping[str, float]) -> list[str]:
+    """Everybody who labels, in order."""
+    return [labels] if isinstance(labels, str) else list(labels)
+
+
+def describe_labels(labels: str | Mapping[str, float]) -> str:
+    """Who labels, in words: `human`, or `human 50%, ai 50%`."""
+    if isinstance(labels, str):
+        return labels
+    return ", ".join(f"{name} {100 * share:g}%" for name, share in labels.items())
+
+
 class ArmSpec(Strict):
     """What differs in one arm: who labels the pairs, the share of these labels that is turned
     round, how many of them are used, and the values of any keys."""
 
-    labels: StepId | None = Field(
+    labels: Labels | None = Field(
         None,
         description="human: the loaded labels; ai: every judge, combined; random: a coin; or the id"
-        " of one judge. Default: as the `label` step says.",
+        " of one judge; or shares, {human: 0.5, ai: 0.5}. Default: as the `label` step says.",
     )
     flip: Fraction | None = Field(
         None, description="Reverse this fraction of the labels; 0 is a control, trained again."

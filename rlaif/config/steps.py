@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.config.arms import HUMAN
+from rlaif.config.arms import HUMAN, Labels
 from rlaif.config.base import (
     LATE,
     Count,
@@ -213,10 +213,12 @@ class LabelStep(Strict):
     """Make preferences of loaded pairs: the answers are given, and `labels` says who chooses."""
 
     id: StepId = "label"
-    labels: StepId = Field(
+    labels: Labels = Field(
         HUMAN,
         description="human: the loaded labels; ai: every judge, combined; random: a coin; or the id"
-        " of one judge. With `arms`, each arm says.",
+        " of one judge; or shares, {human: 0.5, ai: 0.5}: who labels a pair is drawn by the seed, "
+        "and a larger share of the first keeps all that a smaller one has. With `arms`, each arm "
+        "says.",
     )
     flip: Fraction | None = Field(None, description="Reverse this fraction of the labels.")
     labels_used: Annotated[PositiveInt | None, LATE] = Field(
@@ -224,6 +226,9 @@ class LabelStep(Strict):
     )
     weights: dict[str, NonNegativeFloat] | None = Field(
         None, description="For `ai`: weight of each judge by id; default: equal weights."
+    )
+    human_price: NonNegativeFloat | None = Field(
+        None, description="What one of people's labels cost, for reports; it changes no label."
     )
 
 

@@ -22,8 +22,9 @@ class Facts:
 
     `funnel` are rows {step, what, came, left, why}; `models` and `judges` {name, identity, ...};
     `generators` and `pairing` sentences on how answers were sampled and pairs chosen, `agreement`
-    on how far the labels agree with people's. `spread` are the measured lengths and gaps of the
-    pairs, `example` the texts of one by what they are.
+    on how far the labels agree with people's, `origin` says whose preferences of a run they are.
+    `spread` are the measured lengths and gaps of the pairs, `example` the texts of one by what they
+    are.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Facts:
     lost: Mapping[str, int] = field(default_factory=dict)
     agreement: Sequence[str] = ()
     version: str = ""
+    origin: str = ""
 
 
 def sampled_by(sample: Mapping[str, Any]) -> list[str]:
@@ -113,6 +115,8 @@ def _write_summary(spec: DatasetSpec, facts: Facts) -> str:
         f"in both splits. Made with {f'rlaif {facts.version}'.strip()}.\n\n"
         f"Configurations: {names}. Load one with `datasets.load_dataset(FOLDER, NAME)`."
     )
+    if facts.origin:
+        text += f"\n\n{facts.origin}"
     if facts.lost:
         held = ", ".join(f"{count} not in `{name}`" for name, count in sorted(facts.lost.items()))
         text += f"\n\nWhat a format cannot hold is left out of it: {held}."

@@ -12,7 +12,8 @@ from rlaif.core.records import Completion, Judgement, content_hash
 from rlaif.metrics import metrics
 from rlaif.metrics.metrics import Values
 from rlaif.metrics.winrate import Battle
-from rlaif.pipeline.runs import Run, principle_weights, run_constitution
+from rlaif.pipeline.constitutions import run_weights
+from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.context import by_prompt
 
 INITIAL = "M0"
@@ -35,8 +36,8 @@ def run_battles(run: Run) -> dict[str, list[Battle]]:
     prompt that it has no verdict on is a missing one. Where a prompt has several answers of one
     model, its length is their mean. Raises ConfigError where nothing is finished.
     """
-    constitution = run.manifest["constitution"]
-    weights = principle_weights(run_constitution(run)) if constitution else {}
+    # Every arm is measured by the run's own constitution.
+    weights = run_weights(run)
     found: dict[str, list[Battle]] = {}
     for name, step in _find_evaluations(run):
         new, old = _load_side(run, step, ""), _load_side(run, step, "initial/")

@@ -17,7 +17,15 @@ import msgspec
 from rlaif.config.dataset import DatasetSpec
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import Completion, Judgement, Preference, R, from_json, make_prompt
+from rlaif.core.records import (
+    Completion,
+    Judgement,
+    Preference,
+    R,
+    content_hash,
+    from_json,
+    make_prompt,
+)
 from rlaif.core.rowfiles import Index
 from rlaif.core.store import explain_os_errors, partial_of, read_json, write_atomic
 from rlaif.data.card import Facts, sampled_by, write_card
@@ -26,11 +34,11 @@ from rlaif.data.dataset import write_tables as write_parquet
 from rlaif.data.describe import Describer, Description
 from rlaif.data.rows import Spool
 from rlaif.pipeline import provenance as told
+from rlaif.pipeline.choice import WHOLE, Choice, describe_origin, find_unsaid, preference_steps
 from rlaif.pipeline.manifest import NOT_INSTALLED
-from rlaif.pipeline.runs import Run
+from rlaif.pipeline.runs import Run, load_run
 from rlaif.pipeline.steps.context import ByPrompt
 from rlaif.pipeline.steps.pair import why_no_pairs
-from rlaif.pipeline.steps.training_data import PREFERENCES
 from rlaif.preferences.aggregate import compared_scores
 
 MARKER = "rlaif.json"
@@ -48,15 +56,28 @@ class Built:
     lost: dict[str, int]
 
 
-def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
+def build_chosen(root: Path, choice: Choice = WHOLE) -> Built:
+    """Write the chosen dataset of a finished run into its folder, as its `dataset` section says, or
+    with the defaults where it has none. Raises as `build_dataset` does."""
+    run = load_run(root)
+    spec = run.experiment().dataset or DatasetSpec()
+    if choice.step is not None:
+        spec = spec.model_copy(update={"uses": choice.step})
+    return build_dataset(run, spec, root / choice.folder, choice)
+
+
+def build_dataset(run: Run, spec: DatasetSpec, folder: Path, choice: Choice = WHOLE) -> Built:
     """Write the dataset of a run to `folder`, which is replaced when it was written by this.
 
-    Raises ConfigError where the run has no finished preferences, StoreError where the folder holds
-    something else.
+    Raises ConfigError where the run has no finished preferences or they are of several policies and
+    `choice` does not say which, StoreError where the folder holds something else.
     """
     _check_folder(folder)
-    used = _preference_steps(run, spec)
-    given = _Given(run, _find_upstream(run, used), used)
+    unsaid = find_unsaid(run, spec, choice)
+    if unsaid is not None:
+        raise ConfigError(unsaid, run.root)
+    used = preference_steps(run, spec, choice)
+    given = _Given(run, _find_upstream(run, used), used, choice)
     if not given.pairs:
         steps = ", ".join(sorted({step["id"] for step in used}))
         why = why_no_pairs(run.store, [step["hash"] for step in used])
@@ -65,6 +86,8 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
             "`min_margin` in `pair`, sample more answers per prompt, or look at the judges' scores"
         )
     key = run.records_key()
+    if choice != WHOLE:
+        key = content_hash(key, choice.arm, choice.seed, spec.model_dump(mode="json"))
     known = _already_there(folder, key)
     if known is not None:
         return known
@@ -93,11 +116,15 @@ class _Given:
     those `above`, which went into them. `pairs` names the paired preferences by id, each with the
     place of the last step that has it and its prompt."""
 
-    def __init__(self, run: Run, above: Sequence[Step], used: Sequence[Step]):
+    def __init__(
+        self, run: Run, above: Sequence[Step], used: Sequence[Step], choice: Choice = WHOLE
+    ):
         self.run = run
         self.above = above
+        self.used = used
+        self.choice = choice
         self.prompts = run.prompt_records()
-        self.judging = _find_judging(run, above)
+        self.judging = _find_judging(run, above, used, choice)
         self._answers = _by_prompt(run, above, Completion)
         self._indexes: list[Index] = []
         self.pairs: dict[str, tuple[int, str]] = {}
@@ -195,10 +222,11 @@ def _collect_facts(given: _Given, spec: DatasetSpec, seen: _Seen, lost: Mapping[
         prompts={split: len(seen.prompts[split]) for split in seen.by_split()},
         models=told.models(authors),
         judges=told.judges(run, above),
-        generators=[line for step in told.configured(run, "sample") for line in sampled_by(step)],
+        generators=[line for step in told.sampling(run, above) for line in sampled_by(step)],
         pairing=told.pairing(run, above),
         example=told.example(seen.example),
-        constitution=told.constitution(run),
+        constitution=told.constitution(run, given.choice.arm, given.judging),
+        origin=describe_origin(run, given.used, given.choice),
         funnel=[*told.funnel(run, above), told.last_row(seen.by_split())],
         spread=told.figures(found),
         limits=told.limits(found, given.records(given.judging, Judgement), seen.endings),
@@ -261,21 +289,6 @@ def _folder_for(folder: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _preference_steps(run: Run, spec: DatasetSpec) -> list[Step]:
-    """Each round's last step that makes preferences, or those called `uses`."""
-    found: dict[int, Step] = {}
-    for step in run.manifest["steps"]:
-        if step["kind"] not in PREFERENCES or spec.uses not in (None, step["id"]):
-            continue
-        marker = run.store.step(step["hash"]).done() or {}
-        if "preferences" in marker.get("counts", {}):
-            found[step["round"]] = step
-    if not found:
-        what = f"step {spec.uses!r}" if spec.uses else "any step"
-        raise ConfigError(f"{run.root}: no finished preferences by {what}; run it first")
-    return list(found.values())
-
-
 def _find_upstream(run: Run, used: Sequence[Step]) -> list[Step]:
     """The steps whose output went into these, themselves included, in the plan's order."""
     by_hash = {step["hash"]: step for step in run.manifest["steps"]}
@@ -293,13 +306,20 @@ def _by_prompt(run: Run, steps: Sequence[Step], kind: type[R]) -> ByPrompt[R]:
     return ByPrompt([run.store.step(step["hash"]) for step in steps], kind)
 
 
-def _find_judging(run: Run, above: Sequence[Step]) -> list[Step]:
-    """The steps in which judges of the run saw these steps' completions."""
+def _find_judging(
+    run: Run, above: Sequence[Step], used: Sequence[Step], choice: Choice
+) -> list[Step]:
+    """The steps in which judges saw these steps' completions: of the chosen arm, or of every arm
+    that has the preferences `used`."""
     known = {step["hash"] for step in above}
+    shared = set.intersection(*(set(step["arms"]) for step in used))
+    arms = shared if choice.arm is None else {choice.arm}
     return [
         step
         for step in run.manifest["steps"]
-        if step["kind"] == "judge" and known & set(step["inputs"].values())
+        if step["kind"] == "judge"
+        and known & set(step["inputs"].values())
+        and arms <= set(step["arms"])
     ]
 
 

@@ -23,6 +23,7 @@ from rlaif.core.store import Store, explain_os_errors, name_step
 from rlaif.engines.build import EnginePool, whole
 from rlaif.engines.model_folders import COPIES, resolve
 from rlaif.engines.remote.meter import kept_meters
+from rlaif.pipeline.choice import find_unsaid
 from rlaif.pipeline.dataset import Built, build_dataset
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.manifest import write_manifest, write_rounds
@@ -57,6 +58,8 @@ class RunResult:
     reused: int
     rounds: list[RoundRecord]
     dataset: Built | None = None
+    unsaid: str | None = None
+    """Why that dataset was not written: what the user has to say first (see `rlaif build`)."""
 
 
 def run_experiment(
@@ -115,11 +118,16 @@ def run_experiment(
             pool.close()
         shutil.rmtree(store.root / COPIES, ignore_errors=True)
         rounds = write_rounds(inputs, plan, store)
-        wanted = inputs.experiment.dataset
-        with name_step("dataset", out / "dataset"):
-            built = build_dataset(load_run(out), wanted, out / "dataset") if wanted else None
+        wanted, built, unsaid = inputs.experiment.dataset, None, None
+        if wanted is not None:
+            run = load_run(out)
+            unsaid = find_unsaid(run, wanted)
+            if unsaid is None:
+                with name_step("dataset", out / "dataset"):
+                    built = build_dataset(run, wanted, out / "dataset")
         idle = find_stopped(plan, store) & missing
-    return RunResult(out, len(missing - idle), len(plan) - len(missing | idle), rounds, built)
+    left = len(plan) - len(missing | idle)
+    return RunResult(out, len(missing - idle), left, rounds, built, unsaid)
 
 
 def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:

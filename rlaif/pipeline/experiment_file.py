@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from rlaif.config.arms import AI, HUMAN, LABELLERS, MAIN, Arms, ArmSpec
+from rlaif.config.arms import AI, HUMAN, LABELLERS, MAIN, Arms, ArmSpec, labellers_of
 from rlaif.config.base import Count, Fraction, Seed, StepId, Strict, told
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptSetSpec, PromptsSpec
@@ -292,8 +292,6 @@ class Experiment(Strict):
     def _one_dataset(self) -> Experiment:
         if self.dataset is None:
             return self
-        if self.arms or self.sweep or len(self.all_seeds) > 1:
-            raise ValueError("`dataset` is of one seed and no arms: their labels would differ")
         kinds = ("pair", "label", "filter", "load")
         makers = [entry.step.id for entry in self.entries if entry.kind in kinds]
         if not makers:
@@ -352,15 +350,17 @@ class Experiment(Strict):
 
     def labellers(self, arm: ArmSpec) -> list[str]:
         """The ids of the judges that label an arm's pairs; none where people or a coin do."""
-        labels = arm.labels or self.own_labels
-        if labels != AI:
-            return [labels] if labels in self.all_judges() else []
+        labels = labellers_of(arm.labels or self.own_labels)
+        named = [name for name in labels if name in self.all_judges()]
+        if AI not in labels:
+            return named
         steps = [e.judge.id for e in self.entries if e.judge is not None]
         weights = next((e.label.weights for e in self.entries if e.label is not None), None)
-        return [j for j in steps if weights is None or weights.get(j, 0.0) > 0]
+        counted = [j for j in steps if weights is None or weights.get(j, 0.0) > 0]
+        return list(dict.fromkeys([*named, *counted]))
 
     @property
-    def own_labels(self) -> str:
+    def own_labels(self) -> str | dict[str, float]:
         """Who labels in arms that do not say."""
         return next((e.label.labels for e in self.entries if e.label is not None), HUMAN)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.models import RESERVED_MODELS
-from rlaif.constitution.model import principle_hash
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.integrity import CHECK, file_digest, is_whole, seal_row, unseal_row
 from rlaif.core.records import RoundRecord, content_hash, from_json, to_json
@@ -26,6 +25,7 @@ from rlaif.judges.base import roles_of
 from rlaif.metrics.decompose import change_sentences
 from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.metrics.words import self_judge_words
+from rlaif.pipeline.constitutions import hash_constitution, other_constitutions, other_judges
 from rlaif.pipeline.experiment_file import resolved_yaml
 from rlaif.pipeline.explain.rows import manifest_row
 from rlaif.pipeline.plan.base import PlanInputs, Planned
@@ -58,10 +58,13 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
         "stages": {stage.id: stage.rounds for stage in inputs.experiment.all_stages},
         "models": dict(inputs.keys),
         "constitution": constitution.model_dump(mode="json") if constitution else None,
-        "constitution_hash": content_hash([principle_hash(p) for p in constitution.principles])
-        if constitution
-        else None,
+        "constitution_hash": hash_constitution(constitution) if constitution else None,
+        "constitutions": {
+            whose: own.model_dump(mode="json") if own else None
+            for whose, own in other_constitutions(inputs).items()
+        },
         "judges": {name: j.judge_hash for name, j in inputs.judges.items()},
+        "arm_judges": other_judges(inputs),
         "prompts": {
             "train": len(inputs.prompts.train),
             "heldout": len(inputs.prompts.heldout),

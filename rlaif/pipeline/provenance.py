@@ -7,9 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rlaif.constitution.model import Constitution
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import VALUED, Judgement, Preference
 from rlaif.data.describe import Description, Spread
+from rlaif.pipeline.constitutions import (
+    has_constitution,
+    hash_constitution,
+    judges_constitutions,
+    run_constitution,
+)
 from rlaif.pipeline.runs import Run
 
 Step = Mapping[str, Any]
@@ -25,40 +32,49 @@ def models(authors: Mapping[tuple[str, str], int]) -> list[dict[str, str]]:
 
 def judges(run: Run, above: Sequence[Step]) -> list[dict[str, str]]:
     """Who judged: the judges of the steps, and those whose judgements were loaded."""
-    kinds = {spec["id"]: str(spec["kind"]) for spec in configured(run, "judge")}
-    used = dict.fromkeys(step["id"] for step in above if step["kind"] == "judge")
-    found = [
-        {"judge": name, "kind": kinds.get(name, ""), "hash": run.manifest["judges"].get(name, "")}
-        for name in used
-    ]
+    used = {step["id"]: step for step in above if step["kind"] == "judge"}
+    found = []
+    for name, step in used.items():
+        spec = run.spec_of(step)
+        kind = "" if spec is None else str(spec.kind)
+        # An arm may have the judge in another form.
+        others = run.manifest.get("arm_judges", {}).get(next(iter(step["arms"]), ""), {})
+        digest = others.get(name) or run.manifest["judges"].get(name, "")
+        found.append({"judge": name, "kind": kind, "hash": digest})
     loaded = [
         {"judge": s["id"], "kind": "loaded", "hash": ""} for s in above if s["kind"] == "load"
     ]
     return [*found, *loaded]
 
 
-def configured(run: Run, kind: str) -> list[dict[str, Any]]:
-    """The steps of a kind in the resolved experiment."""
-    entries = [entry for entry in run.experiment().entries if entry.kind == kind]
-    return [entry.step.model_dump(mode="json", by_alias=True) for entry in entries]
+def sampling(run: Run, above: Sequence[Step]) -> list[dict[str, Any]]:
+    """The sample steps of the resolved experiment that went in, each once; the members of a pool
+    are one step."""
+    found: dict[str, dict[str, Any]] = {}
+    for step in above:
+        if step["kind"] == "sample":
+            whole = {**step, "id": step["id"].partition("/")[0]}
+            spec = run.spec_of(whole)
+            if spec is not None:
+                found[whole["id"]] = spec.model_dump(mode="json", by_alias=True)
+    return list(found.values())
 
 
 def pairing(run: Run, above: Sequence[Step]) -> list[str]:
     """By which scores each `pair` step chose. A spread in round 1 may have changed the weights."""
-    specs = {spec["id"]: spec for spec in configured(run, "pair")}
     lines: dict[str, None] = {}
     for step in above:
         weights = (run.store.step(step["hash"]).done() or {}).get("weights")
-        if step["id"] not in specs or not weights:
+        spec = run.spec_of(step) if step["kind"] == "pair" else None
+        if spec is None or not weights:
             continue
-        spec = specs[step["id"]]
         shares = ", ".join(f"{judge} {_format_short(w)}" for judge, w in sorted(weights.items()))
         line = (
-            f"{step['id']}: strategy {spec['strategy']}, by the mean of the judges' scores on "
+            f"{step['id']}: strategy {spec.strategy}, by the mean of the judges' scores on "
             f"[0, 1] with the weights {shares}"
         )
-        if spec["min_margin"] > 0:
-            line += f"; at least {_format_short(spec['min_margin'])} apart"
+        if spec.min_margin > 0:
+            line += f"; at least {_format_short(spec.min_margin)} apart"
         lines[line] = None
     return list(lines)
 
@@ -77,12 +93,22 @@ def _format_short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def constitution(run: Run) -> str | None:
-    """The constitution in a few words; None where there was none."""
-    held = run.manifest["constitution"]
-    if not held:
-        return None
-    return f"{held['name']}, version {held['version']}, hash {run.manifest['constitution_hash']}"
+def constitution(run: Run, arm: str | None, judging: Sequence[Step]) -> str | None:
+    """The constitution of the run or of an arm in a few words, and those of the judges that judged
+    by one of their own; None where there was none."""
+    used = {step["id"] for step in judging}
+    main = run_constitution(run, arm) if has_constitution(run, arm) else None
+    said = [] if main is None else [_name_constitution(main)]
+    said += [
+        f"that of judge {name}: {_name_constitution(own)}"
+        for name, own in judges_constitutions(run, arm).items()
+        if name in used
+    ]
+    return "; ".join(said) or None
+
+
+def _name_constitution(held: Constitution) -> str:
+    return f"{held.name}, version {held.version}, hash {hash_constitution(held)}"
 
 
 def funnel(run: Run, above: Sequence[Step]) -> list[dict[str, Any]]:

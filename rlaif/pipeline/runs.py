@@ -15,24 +15,31 @@ import yaml
 
 from rlaif.config.arms import MAIN
 from rlaif.constitution.model import Constitution
-from rlaif.core.errors import ConfigError, StoreError
+from rlaif.core.errors import StoreError
 from rlaif.core.records import Prompt, content_hash, from_json, to_json
 from rlaif.core.store import Store
 from rlaif.engines.remote.meter import Meter, meters_of
+from rlaif.pipeline.constitutions import constitution_texts, hash_constitution
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.explain.run import explain_run
+from rlaif.pipeline.labelling import arm_rows, labelling_rows
 from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
-from rlaif.pipeline.reading import load_experiment
+from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
 from rlaif.pipeline.steps.evaluate import OF_SET, VALUES
 from rlaif.report.arms import answer_sentences
 from rlaif.report.gather import Sources, gather_shown
+from rlaif.report.labels import curves_json, find_curves
 from rlaif.report.merged import Page, make_page
 from rlaif.report.rows import arms_of
 from rlaif.report.view import ArmRow, HeldOutRow, LineageRow, RoundRow, RunView, StepRow, Values
 
 if TYPE_CHECKING:
     import pandas
+
+
+SHOWN_APART = ("steps", "constitution", "constitutions")
+"""Keys of the manifest that the report shows elsewhere."""
 
 
 class Run:
@@ -191,22 +198,29 @@ class Run:
                 row["label"] = f"{row['label']} ({row['step']})"
         return shown
 
-    def experiment(self) -> Experiment:
-        """The experiment as it was run."""
-        return load_experiment(self.root / "config.yaml")[0]
+    @cached_property
+    def _files(self) -> tuple[FileOfArm, dict[str, FileOfArm]]:
+        return load_arms(self.root / "config.yaml")
+
+    def experiment(self, arm: str | None = None) -> Experiment:
+        """The experiment as it was run, or as one arm has it."""
+        own, arms = self._files
+        return own.experiment if arm is None else arms.get(arm, own).experiment
+
+    def spec_of(self, step: Mapping[str, Any]) -> Any:
+        """What the experiment says of a step of the manifest, in its arm and round; None for a step
+        that another step brings along."""
+        own, arms = self._files
+        file = arms.get(step["arms"][0], own) if step["arms"] else own
+        for place, stage in enumerate(file.experiment.all_stages):
+            if stage.id == step.get("stage", MAIN):
+                entries = file.at.get((place, step.get("number", step["round"])), stage.steps)
+                return next((e.step for e in entries if e.step.id == step["id"]), None)
+        return None
 
     def arms(self) -> dict[str, ArmRow]:
         """Who labelled each arm, of those that differ in their labels; empty without arms."""
-        experiment = self.experiment()
-        return {
-            name: {
-                "labels": arm.labels or experiment.own_labels,
-                "flip": arm.flip or 0.0,
-                "judges": experiment.labellers(arm),
-            }
-            for name, arm in experiment.arms.items()
-            if arm.labelled
-        }
+        return arm_rows(self)
 
     def answers(self, page: Page) -> list[str]:
         """The answer of an experiment with arms, in sentences; see `rlaif.report.arms`."""
@@ -225,6 +239,7 @@ class Run:
         steps = [self._step_row(step) for step in self.manifest["steps"]]
         done = sum(step["state"] == "done" for step in steps)
         needed = sum(step["state"] != "stopped" for step in steps)
+        page, labelling = self.page(), labelling_rows(self)
         rounds = [
             {
                 "arm": r.arm,
@@ -250,13 +265,15 @@ class Run:
             "steps_total": needed,
             "seconds": round(sum(step["seconds"] or 0.0 for step in steps), 1),
             "rounds": rounds,
-            **_list_claims(self.page()),
+            **_list_claims(page),
             "alarms": [
                 {"arm": r["arm"], "seed": r["seed"], "round": r["round"], **alarm}
                 for r in rounds
                 for alarm in r["alarms"]
             ],
             "arms": self.comparisons(),
+            "labels": labelling,
+            "curves": curves_json(find_curves(page.latest, labelling)),
             "remote": self.remote(),
             "steps": steps,
         }
@@ -341,7 +358,7 @@ class Run:
             description=str(loaded.get("description") or ""),
             state=status["state"],
             config_yaml=config,
-            manifest={k: v for k, v in self.manifest.items() if k not in ("steps", "constitution")},
+            manifest={k: v for k, v in self.manifest.items() if k not in SHOWN_APART},
             lineage=self._list_lineage(),
             remote=status["remote"],
             comparisons=self.comparisons(),
@@ -349,12 +366,13 @@ class Run:
             steps=[_report_step(step) for step in status["steps"]],
             rollouts=rollout_rows(self.store, self.manifest["steps"], loaded),
             shown=gather_shown(sources, by_arm=len(arms_of(rounds)) > 1),
-            constitution_yaml=_constitution_text(self.manifest),
+            constitutions=constitution_texts(self),
             key=self.key(),
             values=self.values,
             primary=experiment.primary,
             trained=experiment.trained_judges,
             arms=self.arms(),
+            labelling=labelling_rows(self),
             margin=experiment.margin,
             staged=len(experiment.all_stages) > 1,
             settings=_settings_of(experiment),
@@ -389,7 +407,6 @@ class Run:
                     yield row, completion
 
     def _list_lineage(self) -> list[LineageRow]:
-        constitution = self.manifest["constitution"]
         rows: list[LineageRow] = [
             {"kind": "model", "name": name, "hash": key, "detail": "given"}
             for name, key in self.manifest["models"].items()
@@ -413,27 +430,32 @@ class Run:
                 "hash": digest,
                 "detail": "options, template, principles",
             }
-            for name, digest in self.manifest["judges"].items()
+            for name, digest in self._judge_hashes().items()
         ]
-        if constitution:
-            detail = (
-                f"version {constitution['version']}, {len(constitution['principles'])} principles"
-            )
-            digest = self.manifest["constitution_hash"]
-            rows.append(
-                {
-                    "kind": "constitution",
-                    "name": constitution["name"],
-                    "hash": digest,
-                    "detail": detail,
-                }
-            )
+        held = {"": self.manifest["constitution"], **self.manifest.get("constitutions", {})}
+        for whose, row in held.items():
+            if row:
+                constitution = Constitution.model_validate(row)
+                count = f"{len(constitution.principles)} principles"
+                said = [f"version {constitution.version}", count, *filter(None, [whose])]
+                digest = hash_constitution(constitution)
+                name, detail = constitution.name, ", ".join(said)
+                rows.append(
+                    {"kind": "constitution", "name": name, "hash": digest, "detail": detail}
+                )
         prompts = self.manifest["prompts"]
         detail = f"{prompts['train']} for training, {prompts['heldout']} held out"
         rows.append(
             {"kind": "prompts", "name": "prompts", "hash": prompts["hash"], "detail": detail}
         )
         return rows
+
+    def _judge_hashes(self) -> dict[str, str]:
+        """The judges by name, those that an arm has in another form under `NAME (arm ARM)`."""
+        found: dict[str, str] = dict(self.manifest["judges"])
+        for arm, judges in self.manifest.get("arm_judges", {}).items():
+            found |= {f"{name} (arm {arm})": digest for name, digest in judges.items()}
+        return found
 
 
 def load_run(root: Path | str) -> Run:
@@ -560,27 +582,3 @@ def _report_step(step: dict[str, Any]) -> StepRow:
         "notes": step["notes"],
         "kernels": step["kernels"],
     }
-
-
-def _constitution_text(manifest: dict[str, Any]) -> str:
-    constitution = manifest["constitution"]
-    if not constitution:
-        return ""
-    cleaned = {k: v for k, v in constitution.items() if k != "principles"}
-    cleaned["principles"] = [
-        {k: v for k, v in p.items() if v not in (None, [], {})} for p in constitution["principles"]
-    ]
-    return yaml.safe_dump(cleaned, sort_keys=False, allow_unicode=True, width=90)
-
-
-def run_constitution(run: Run) -> Constitution:
-    """The constitution that the run used. Raises ConfigError when it used none."""
-    found = run.manifest["constitution"]
-    if found is None:
-        raise ConfigError("this run has no constitution", run.root)
-    return Constitution.model_validate(found)
-
-
-def principle_weights(constitution: Constitution) -> dict[str, float]:
-    """Each principle's weight by id."""
-    return {p.id: p.weight for p in constitution.principles}

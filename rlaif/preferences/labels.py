@@ -5,8 +5,10 @@ A verdict is P(first is better) on [0, 1]; a pair without one is absent, and one
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 
 from rlaif.core.labelled import GivenPair, LabelledPair
 from rlaif.core.records import Completion, Judgement, Preference, Prompt, content_hash
@@ -107,6 +109,32 @@ def flip_coins(pairs: Iterable[GivenPair], seed: int) -> Verdicts:
     return {
         pair.pair_id: float(int(content_hash("coin", seed, pair.pair_id), 16) % 2) for pair in pairs
     }
+
+
+def share_out(
+    pairs: Iterable[GivenPair], shares: Sequence[tuple[str, float]], seed: int
+) -> dict[str, str]:
+    """Who labels each pair, by its id: drawn by the seed and the pair alone.
+
+    The shares lie on [0, 1) in their order, and each pair has a place there. So a larger share of
+    the first labeller has all the pairs of a smaller one, and the last has what is left.
+    """
+    ends = list(accumulate(share for _, share in shares[:-1]))
+    names = [name for name, _ in shares]
+    return {pair.pair_id: names[bisect_right(ends, _place_of(pair, seed))] for pair in pairs}
+
+
+def _place_of(pair: GivenPair, seed: int) -> float:
+    """A uniform number in [0, 1)."""
+    digest = content_hash("shares", seed, pair.pair_id, length=13)
+    return int(digest, 16) / 16**13
+
+
+def choose_nested(pairs: Sequence[GivenPair], count: int, seed: int) -> list[GivenPair]:
+    """`count` of the pairs, among which are all of any smaller count, in their order."""
+    drawn = sorted(pairs, key=lambda pair: content_hash("labels_used", seed, pair.pair_id))[:count]
+    chosen = {pair.pair_id for pair in drawn}
+    return [pair for pair in pairs if pair.pair_id in chosen]
 
 
 def flip_labels(labels: Verdicts, share: float, seed: int) -> tuple[Verdicts, frozenset[str]]:

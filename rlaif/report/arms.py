@@ -109,7 +109,8 @@ def answer_sentences(
 ) -> list[str]:
     """A sentence for each arm of AI labels, each arm of people's, and each neutral measure: a judge
     that labelled neither arm, and the people's labels of held-out pairs. `comparisons` are merged
-    over seeds. Nothing where there is no arm of people's labels and one of AI's."""
+    over seeds. Nothing where there is no arm of people's labels and one of AI's. Arms in which both
+    label are neither, and that is said."""
     found = []
     for row in comparisons[-1:]:
         for human, ai in _pair_arms(arms):
@@ -128,15 +129,29 @@ def answer_sentences(
                     f"No neutral judge evaluates arm {ai} against arm {human} (who labelled: "
                     f"{own}). Add one under `judges`, of other weights or of rules."
                 )
+    if found:
+        found += [
+            f"Arm {name} ({arm['labels']}) is neither an arm of people's labels nor one of AI's: "
+            "it is compared with the others under Arms."
+            for name, arm in arms.items()
+            if _is_mixed(arm)
+        ]
     return found
 
 
 def _pair_arms(arms: Mapping[str, ArmRow]) -> Iterator[tuple[str, str]]:
-    """Arms of people's labels with arms of AI's, none with labels turned round."""
-    kept = {name: arm["labels"] for name, arm in arms.items() if not arm["flip"]}
-    for human in (name for name, labels in kept.items() if labels == HUMAN):
-        for ai in (name for name, labels in kept.items() if labels not in (HUMAN, RANDOM)):
-            yield human, ai
+    """Arms of people's labels with arms of AI's that have as many and differ in nothing else; none
+    with labels turned round, or by both."""
+    kept = {n: arm for n, arm in arms.items() if not arm["flip"] and not _is_mixed(arm)}
+    for human in (name for name, arm in kept.items() if arm["labels"] == HUMAN):
+        for ai, arm in kept.items():
+            alike = all(arm.get(key) == kept[human].get(key) for key in ("labels_used", "set"))
+            if alike and arm["labels"] not in (HUMAN, RANDOM):
+                yield human, ai
+
+
+def _is_mixed(arm: ArmRow) -> bool:
+    return len(arm.get("labellers", ())) > 1
 
 
 def _answer_differences(row: dict[str, Any], human: str, ai: str) -> dict[str, IntervalJson]:

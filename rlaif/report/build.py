@@ -24,6 +24,7 @@ from rlaif.report.arms import answer_sentences, difference_tables, label_rows, m
 from rlaif.report.browser import embed_json
 from rlaif.report.flow_svg import draw_flow
 from rlaif.report.glossary import GLOSSARY
+from rlaif.report.labels import cost_table, find_curves
 from rlaif.report.merged import Page, claim_words, make_page
 from rlaif.report.rows import (
     Table,
@@ -38,7 +39,7 @@ from rlaif.report.rows import (
     side_by_side,
 )
 from rlaif.report.table import summarise_arm
-from rlaif.report.view import RolloutRow, RoundRow, RunView, StepRow
+from rlaif.report.view import LabellingRow, RolloutRow, RoundRow, RunView, StepRow
 
 _HERE = Path(__file__).resolve().parent
 _HEAD = 4096
@@ -152,6 +153,9 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
         "labels": label_rows(page.comparisons),
         "between": difference_tables(page.comparisons),
         "arm_figures": _arm_figures(page),
+        "costs": cost_table(page.latest, run.labelling),
+        "labellers": list(dict.fromkeys(row["line"] for row in run.labelling)),
+        "label_figures": _label_figures(page, run.labelling),
         "claims": claim_words(page),
         "summaries": [
             (row["arm"], summarise_arm(row, [r for r in last if r["arm"] == row["arm"]], page))
@@ -254,6 +258,25 @@ def _arm_figures(page: Page) -> list[Figure]:
         values = (show_number(interval["mean"]) for interval in points.values())
         label = f"{row.name} by arm: {', '.join(values)}"
         svg = plots.draw_arms(f"arm{place}", label, points, _find_par(row.name))
+        figures.append(Figure(row.name, row.kind.about, svg))
+    return figures
+
+
+def _label_figures(page: Page, labelling: Sequence[LabellingRow]) -> list[Figure]:
+    """Per metric that compares or is judged, its curve against the number of labels."""
+    curves = find_curves(page.latest, labelling)
+    names = [n for n in curves if n.startswith(HEADLINES) and n.count("/") < 2]
+    order = list(dict.fromkeys(row["line"] for row in labelling))
+    figures = []
+    for place, row in enumerate(named_rows(names)):
+        lines = {line: curves[row.name].get(line, []) for line in order}
+        said = (
+            f"{line} {count:g} {show_number(value['mean'])}"
+            for line, points in lines.items()
+            for count, value in points
+        )
+        label = f"{row.name} by labels: {', '.join(said)}"
+        svg = plots.draw_by_labels(f"labels{place}", label, lines, _find_par(row.name))
         figures.append(Figure(row.name, row.kind.about, svg))
     return figures
 

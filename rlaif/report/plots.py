@@ -74,6 +74,35 @@ def draw_curve(
         return _render_svg(figure, slug, label)
 
 
+def draw_by_labels(
+    slug: str,
+    label: str,
+    lines: Mapping[str, Sequence[tuple[float, IntervalJson]]],
+    par: float | None = None,
+) -> Markup:
+    """One metric against the number of labels, on a logarithmic axis: a line per labeller with
+    interval bars. Returns an `<svg>`. `slug`, `label` and `par` as in `draw_curve`."""
+    counts = sorted({count for points in lines.values() for count, _ in points})
+    ratio = counts[-1] / counts[0]
+    with _open_figure(slug, (3.4, 2.0)) as figure:
+        axes = figure.add_subplot()
+        for place, points in enumerate(lines.values()):
+            # Nudged sideways, as in `draw_curve`: by a fiftieth of the axis.
+            shift = ratio ** (0.02 * (place - (len(lines) - 1) / 2))
+            moved = [(count * shift, value) for count, value in points]
+            _draw_curve(axes, moved, _LINES[place % len(_LINES)], 0.0)
+        if par is not None:
+            axes.axhline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
+        _draw_grid(axes, "y")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [f"{count:g}" for count in counts])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(counts[0] * ratio**-0.08, counts[-1] * ratio**0.08)
+        axes.set_xlabel("labels")
+        return _render_svg(figure, slug, label)
+
+
 def draw_rollouts(
     slug: str, label: str, points: Sequence[tuple[int, float]], limits: Sequence[float] = ()
 ) -> Markup:
@@ -210,7 +239,9 @@ def _draw_grid(axes: Axes, axis: Literal["x", "y"]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _draw_curve(axes: Axes, points: Curve, colour: str, shift: float) -> None:
+def _draw_curve(
+    axes: Axes, points: Sequence[tuple[float, IntervalJson]], colour: str, shift: float
+) -> None:
     x = np.asarray([number + shift for number, _ in points], dtype=np.float64)
     mean = np.asarray([value["mean"] for _, value in points], dtype=np.float64)
     ends = np.asarray([_interval_ends(value) for _, value in points], dtype=np.float64)

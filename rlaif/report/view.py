@@ -69,12 +69,34 @@ class StepRow(TypedDict):
 
 
 class ArmRow(TypedDict):
-    """Who labelled an arm's pairs: human, ai, random or a judge, `judges` being the judges that
-    this is; `flip` is the share of labels that was turned round."""
+    """Who labelled an arm's pairs, in words: human, ai, random or a judge, or several with their
+    shares. `labellers` names them, and `judges` are the judges that this is; `flip` is the share of
+    labels that was turned round, `labels_used` how many are used where not all are, and `set` what
+    else the arm has of its own."""
 
     labels: str
     flip: float
     judges: list[str]
+    labellers: NotRequired[list[str]]
+    labels_used: NotRequired[int | None]
+    set: NotRequired[Mapping[str, Any]]
+
+
+class LabellingRow(TypedDict):
+    """What an arm's labels are and cost. `labels` is their number for one policy (of several seeds
+    the mean), `by` those of each labeller. `calls`, `tokens` and `price` are of one label, `cost`
+    of all of them; None is not known, and `notes` say why. `line` is what arms are called that
+    differ in the number of labels alone."""
+
+    arm: str
+    line: str
+    labels: float
+    by: dict[str, float]
+    calls: float | None
+    tokens: float | None
+    price: float | None
+    cost: float | None
+    notes: list[str]
 
 
 class RolloutRow(TypedDict):
@@ -135,9 +157,10 @@ class RunView:
     is the hash of what the view was made from. `values` gives an evaluation's values by prompt;
     `primary` are the experiment's primary metrics, and `trained` the judges that labelled what was
     trained on, whose score and win rate are primary where it names none. `arms` says who labelled
-    each arm, `settings` the paths and values that an arm sets, and `margin` which difference
-    between them is too small to matter. `staged`: there are several stages.
-    `flow` are its steps and what passes between them.
+    each arm, `labelling` what that cost, `settings` the paths and values that an arm sets, and
+    `margin` which difference between them is too small to matter. `staged`: there are several
+    stages. `flow` are its steps and what passes between them. `constitutions` are texts by whose
+    they are: `arm b`, `judge x`, or empty for the experiment's own.
     """
 
     name: str
@@ -152,12 +175,13 @@ class RunView:
     rollouts: list[RolloutRow] = field(default_factory=list)
     remote: dict[str, dict[str, Any]] = field(default_factory=dict)
     shown: Shown = Shown()
-    constitution_yaml: str = ""
+    constitutions: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
     values: ValuesOf = no_values
     primary: Sequence[str] | None = None
     trained: Sequence[str] = ()
     arms: Mapping[str, ArmRow] = field(default_factory=dict)
+    labelling: Sequence[LabellingRow] = ()
     margin: float = 0.05
     staged: bool = False
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

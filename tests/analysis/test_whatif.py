@@ -31,8 +31,9 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
 from rlaif.metrics.ridge import predict_probability
 from rlaif.metrics.votes import VotedPair, fit_weights, principle_votes
+from rlaif.pipeline.constitutions import principle_weights, run_constitution
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.runs import Run, load_run, principle_weights, run_constitution
+from rlaif.pipeline.runs import Run, load_run
 from tests.support.planted import REPLIES, two_checks_run
 
 

@@ -28,8 +28,9 @@ from rlaif.judges.pairwise import Pairwise
 from rlaif.judges.scored import Scored
 from rlaif.judges.yes_no import YesNo
 from rlaif.metrics.votes import VotedPair, fit_weights
+from rlaif.pipeline.constitutions import run_constitution
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.runs import load_run, run_constitution
+from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.single_step import asking
 
 PROMPTS = {n: make_prompt([{"role": "user", "content": f"Question {n}?"}]) for n in range(4)}

@@ -202,16 +202,23 @@ def test_fit_hands_on_every_option(
     assert (voted, used, folds, seed) == (["voted"], rules, 3, 6)
 
 
+OF_RUNS = "rlaif.pipeline.constitutions"
+
+
 def test_fit_on_a_run_hands_on_the_judges(
     hand: Hand, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run").mkdir()
     monkeypatch.setattr("rlaif.pipeline.runs.load_run", lambda path: f"run of {path}")
-    monkeypatch.setattr("rlaif.analysis.whatif.load_pairings", lambda run: ["pairings", run])
+    monkeypatch.setattr("rlaif.analysis.whatif.load_pairings", lambda *given: list(given))
+    for name in ("rlaif.analysis.fit_weights.fitted_constitution", f"{OF_RUNS}.arms_alike"):
+        monkeypatch.setattr(name, lambda *given: given)
+    monkeypatch.setattr(f"{OF_RUNS}.judges_constitutions", lambda *given: ["apart", *given])
     words = ["constitution", "fit", "run", "--labels", pairs, "--judge", "b", "--judge", "a"]
-    pairings, labels, judges = hand("run_votes", *words)
-    assert pairings == ["pairings", "run of run"]
+    pairings, labels, judges, apart = hand("run_votes", *words, "--arm", "x")
+    assert pairings == ["run of run", "x"]
     assert len(labels) == 5 and tuple(judges) == ("b", "a")
+    assert apart == ["apart", "run of run", "x"]
 
 
 def test_diff_goes_from_the_first_to_the_second(
@@ -220,9 +227,9 @@ def test_diff_goes_from_the_first_to_the_second(
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(RULES), "utf-8")
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(RULES | {"name": "b"}), "utf-8")
     monkeypatch.setattr("rlaif.pipeline.runs.load_run", lambda path: path)
-    words = ["constitution", "diff", "a.yaml", "b.yaml", "--run", "here"]
-    run, before, after = hand("measure_reach", *words)
-    assert (run, before.name, after.name) == (Path("here"), "two", "b")
+    words = ["constitution", "diff", "a.yaml", "b.yaml", "--run", "here", "--arm", "x"]
+    run, before, after, arm = hand("measure_reach", *words)
+    assert (run, before.name, after.name, arm) == (Path("here"), "two", "b", "x")
 
 
 STEP = ["--out", "there", "--set", "n=3", "--set", "x=y", "--seed", 6, "--quiet", "--json"]
@@ -474,7 +481,8 @@ def test_a_dataset_is_built_from_the_profile_and_settings(
         loaded.append(given)
         return SimpleNamespace(dataset=True), None
 
-    monkeypatch.setattr("rlaif.pipeline.experiment_file.load_experiment", load)
+    monkeypatch.setattr("rlaif.pipeline.reading.load_experiment", load)
+    monkeypatch.setattr("rlaif.pipeline.choice.Choice.check", lambda choice, experiment: None)
     words = ["build", "e.yaml", "--set", "a=1", "--set", "b=2", "--profile", "full", "--quiet"]
     path, out, settings, progress, _, profile = hand("run_experiment", *words)
     assert loaded == [(tmp_path / "e.yaml", ("a=1", "b=2"), "full")]

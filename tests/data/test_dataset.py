@@ -231,7 +231,6 @@ def test_trl_trains_on_the_dataset(
         ({"dataset": {"overall": "nobody"}}, "dataset.overall: 'nobody' is no judge"),
         ({"dataset": {"formats": ["trl", "trl"]}}, "each format once"),
         ({"dataset": {"formats": ["csv"]}}, "csv"),
-        ({"seeds": [1, 2], "seed": None}, "one seed and no arms"),
         ({"steps": STEPS[:2]}, "no step makes any"),
     ],
 )

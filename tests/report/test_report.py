@@ -210,7 +210,7 @@ def synthetic_run(
         description="Two rounds of self-rewarding DPO: the policy judges its own answers.",
         state="finished",
         config_yaml=f"name: self-rewarding-quickstart\nseed: 7  # {EVIL}\nrounds: 2\n",
-        constitution_yaml="principles:\n  - id: concise\n    question: Is it short?\n",
+        constitutions={"": "principles:\n  - id: concise\n    question: Is it short?\n"},
         manifest={"versions": {"rlaif": "0.1.0"}, "note": EVIL},
         lineage=[
             {"kind": "model", "name": "policy", "hash": "ab" * 12, "detail": "builtin model"},

@@ -92,11 +92,19 @@ def _describe_pair(planned: Planned) -> list[str]:
 
 def _describe_label(planned: Planned) -> list[str]:
     labels, flip = planned.options["labels"], planned.options["flip"]
-    who = {"human": "people", "ai": "the judges", "random": "a coin"}.get(labels, f"judge {labels}")
+    shares = [[labels, 1.0]] if isinstance(labels, str) else labels
+    alone = len(shares) == 1
+    who = ", ".join(
+        _name_labeller(name) + ("" if alone else f" ({share:.0%})") for name, share in shares
+    )
     turned = f", {flip:.0%} turned round" if flip else ""
     used = planned.options.get("labels_used")
     some = f", {count_words(used, 'pair')} of them used" if used else ""
     return [f"{_prompts(planned)}: labels of {who}{turned}{some}"]
+
+
+def _name_labeller(name: str) -> str:
+    return {"human": "people", "ai": "the judges", "random": "a coin"}.get(name, f"judge {name}")
 
 
 def _describe_distill(planned: Planned) -> list[str]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.config.arms import AI, HUMAN, RANDOM, ArmSpec
+from rlaif.config.arms import AI, HUMAN, RANDOM, ArmSpec, labellers_of
 from rlaif.config.steps import LabelStep
 from rlaif.core.errors import RlaifError
 from rlaif.core.labelled import GivenPair
-from rlaif.core.records import Judgement, content_hash
+from rlaif.core.records import Judgement
 from rlaif.core.yamlio import suggest
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
+from rlaif.pipeline.stages import has_arm
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.labels import (
     TURNED,
     Verdicts,
     annotator_verdicts,
+    choose_nested,
     flip_coins,
     flip_labels,
     keep_decided,
     label_pair,
+    share_out,
 )
 
 VERSION = 2
@@ -36,13 +40,14 @@ def plan(walk: Walk, index: int, step: LabelStep) -> None:
         raise walk.inputs.fail(
             index, "label has no pairs: put `- load: {type: pairs, path: FILE}` before it"
         )
-    labellers = _find_labellers(walk, labels)
+    labellers = _find_labellers(walk, step, labels)
     judges = _find_judge_steps(walk, index, labellers)
     _check_weights(walk, index, step, judges)
     inputs = {f"pairs/{k}": p.hash for k, p in walk.pairs.items()}
     inputs |= {f"judgements/{name}": walk.judgements[name].hash for name in judges}
     options: dict[str, Any] = {
-        "labels": labels,
+        # A list keeps the order of shares, which says whose pairs are nested.
+        "labels": labels if isinstance(labels, str) else [list(row) for row in labels.items()],
         "flip": flip,
         "labellers": labellers,
         "judges": sorted(set(judges) & set(walk.experiment.all_judges())),
@@ -62,7 +67,9 @@ def plan(walk: Walk, index: int, step: LabelStep) -> None:
     walk.by_id[step.id, walk.round] = planned
 
 
-def _read_arm(step: LabelStep, arm: ArmSpec | None) -> tuple[str, float | None, int | None]:
+def _read_arm(
+    step: LabelStep, arm: ArmSpec | None
+) -> tuple[str | dict[str, float], float | None, int | None]:
     """Who labels, the share turned round and how many labels are used: as the arm says, and where
     it does not, the step."""
     arm = arm or ArmSpec()
@@ -72,11 +79,18 @@ def _read_arm(step: LabelStep, arm: ArmSpec | None) -> tuple[str, float | None, 
     return arm.labels, arm.flip, used
 
 
-def _find_labellers(walk: Walk, labels: str) -> list[str]:
+def _find_labellers(walk: Walk, step: LabelStep, labels: str | dict[str, float]) -> list[str]:
     """Whoever labels in any arm: all must have decided a pair for it to be used, so that every arm
     trains on the same pairs. A coin decides every pair."""
-    said = {arm.labels for arm in walk.experiment.arms.values() if arm.labels is not None}
-    return sorted({labels, *said} - {RANDOM})
+    found = set(labellers_of(labels))
+    for name, arm in walk.experiment.arms.items():
+        # Of an arm that sets keys, its own file.
+        own = walk.yardstick.arms.get(name, walk.yardstick).experiment
+        for stage in own.all_stages:
+            steps = [e.label for e in stage.steps if has_arm(e.arms, name) and e.label is not None]
+            for same in (s for s in steps if s.id == step.id and has_arm(stage.arms, name)):
+                found |= set(labellers_of(_read_arm(same, arm)[0]))
+    return sorted(found - {RANDOM})
 
 
 def _find_judge_steps(walk: Walk, index: int, labellers: list[str]) -> list[str]:
@@ -125,11 +139,14 @@ def run(context: StepContext) -> dict[str, Any]:
     kept = keep_decided(pairs, list(known.values()))
     if not kept:
         raise RlaifError(_nothing_decided(known, len(pairs)))
+    undecided = len(pairs) - len(kept)
     if "labels_used" in options:
-        kept = _choose_nested(kept, options["labels_used"], seed)
-    labels = options["labels"]
-    said = flip_coins(kept, seed) if labels == RANDOM else known[labels]
-    said = {pair.pair_id: said[pair.pair_id] for pair in kept}
+        kept = _choose_used(kept, options["labels_used"], seed)
+    given = options["labels"]
+    shares = [(given, 1.0)] if isinstance(given, str) else [(name, share) for name, share in given]
+    whose = share_out(kept, shares, seed)
+    known[RANDOM] = flip_coins(kept, seed)
+    said = {pair.pair_id: known[whose[pair.pair_id]][pair.pair_id] for pair in kept}
     turned: frozenset[str] = frozenset()
     if options["flip"] is not None:
         said, turned = flip_labels(said, options["flip"], seed)
@@ -140,26 +157,26 @@ def run(context: StepContext) -> dict[str, Any]:
             context.prompts[pair.prompt_id],
             answers,
             said[pair.pair_id],
-            f"{labels}{TURNED}" if pair.pair_id in turned else labels,
+            whose[pair.pair_id] + TURNED * (pair.pair_id in turned),
             context.planned.round,
         )
         for pair in kept
     ]
     if not context.folder.read("preferences"):
         context.folder.append("preferences", made)
-    left_out = len(pairs) - len(kept)
-    return {"counts": {"preferences": len(made), "undecided": left_out, "turned": len(turned)}}
+    counts = {"preferences": len(made), "undecided": undecided, "turned": len(turned)}
+    if "labels_used" in options:
+        counts["unused"] = len(pairs) - undecided - len(made)
+    return {"counts": counts, "labellers": dict(sorted(Counter(whose.values()).items()))}
 
 
-def _choose_nested(pairs: list[GivenPair], count: int, seed: int) -> list[GivenPair]:
-    """`count` of the pairs, among which are all of any smaller count, in their order."""
+def _choose_used(pairs: list[GivenPair], count: int, seed: int) -> list[GivenPair]:
     if count > len(pairs):
         raise RlaifError(
-            f"labels_used: {count} pairs are wanted, and {len(pairs)} are decided by every labeller"
+            f"labels_used: {count} pairs are wanted, and {len(pairs)} are decided by every "
+            "labeller. Ask for fewer, or load more pairs"
         )
-    drawn = sorted(pairs, key=lambda pair: content_hash("labels_used", seed, pair.pair_id))[:count]
-    chosen = {pair.pair_id for pair in drawn}
-    return [pair for pair in pairs if pair.pair_id in chosen]
+    return choose_nested(pairs, count, seed)
 
 
 def given_pairs(context: StepContext, prefix: str) -> list[GivenPair]:

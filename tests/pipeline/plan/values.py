@@ -480,6 +480,7 @@ VALUES |= {
         "labels": "random",
         "flip": 0.5,
         "weights": Case({"a": 1.0, "c": 0.0}, {"labels": "ai"}),
+        "human_price": 0.67,
     },
     "ArmSpec": {"labels": "random", "flip": 0.5},
     "LoadStep": {
@@ -741,6 +742,7 @@ UNHASHED: dict[str, str] = {
     "SampleStep.id": "a name",
     "PairStep.id": "a name",
     "LabelStep.id": "a name",
+    "LabelStep.human_price": "what labels cost, in reports",
     "LoadStep.id": "a name",
     "EvaluateStep.id": "a name",
     **dict.fromkeys(
