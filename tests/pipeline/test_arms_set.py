@@ -217,9 +217,10 @@ def test_a_judge_that_differs_between_arms_judges_none_of_them_alone(write: Writ
     text = text.replace(
         "  - {id: labels", "  - {id: own, kind: yes_no, by: policy}\n  - {id: labels"
     )
-    stages = text.replace("rounds: 2\nsteps:\n", "stages:\n- id: first\n  steps:\n  - sample: {n: 2}\n"
-                          "  - judge: labels\n  - pair: {}\n  - train: {id: sft, method: sft}\n"
-                          "- id: main\n  rounds: 2\n  steps:\n")  # fmt: skip
+    first = "- id: first\n  steps:\n  - sample: {n: 2}\n  - judge: labels\n  - pair: {}\n"
+    first += "  - train: {id: sft, method: sft}\n"
+    loop = "- id: main\n  rounds: 2\n  steps:\n"
+    stages = text.replace("rounds: 2\nsteps:\n", f"stages:\n{first}{loop}")
     path.write_text(stages)
     plan = planned(path)
     assert len({p.models["by"].key for p in plan if p.id == "evaluate.own"}) == 1

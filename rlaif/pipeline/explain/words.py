@@ -92,7 +92,7 @@ def _describe_pair(planned: Planned) -> list[str]:
 
 def _describe_label(planned: Planned) -> list[str]:
     labels, flip = planned.options["labels"], planned.options["flip"]
-    shares = [[labels, 1.0]] if isinstance(labels, str) else labels
+    shares: list[Any] = [[labels, 1.0]] if isinstance(labels, str) else labels
     alone = len(shares) == 1
     who = ", ".join(
         _name_labeller(name) + ("" if alone else f" ({share:.0%})") for name, share in shares
