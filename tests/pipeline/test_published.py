@@ -150,7 +150,7 @@ def test_three_arms_of_rlaif(write: Write, tmp_path: Path, model_folder: Path) -
         ],
         arms={
             "distilled": {},
-            "one_order": {"set": {"judges.ai.order": "single"}},
+            "one_order": {"set": {"judges.ai.order": "fixed"}},
             "direct": {"set": {"steps.rl.rewards": [{"judge": "direct"}]}},
         },
         stages=[
@@ -218,7 +218,7 @@ def test_constitution_a_against_b(write: Write, tmp_path: Path) -> None:
         arms={"a": {}, "b": {"set": {"constitution": other}}},
         steps=[
             # Long enough that some are brief and some are not.
-            {"sample": {**SAMPLE, "n": 4, "max_new_tokens": 48}},
+            {"sample": {**SAMPLE, "n": 4, "max_new_tokens": 20}},
             {"judge": {"id": "labels", "kind": "rules"}},
             {"pair": {"strategy": "all"}},
             {"train": TRAIN},
@@ -354,7 +354,7 @@ def test_a_run_killed_in_the_second_stage_ends_in_the_same_bytes(
                     {"judge": "gold"},
                     {"pair": {"strategy": "all"}},
                     {"train": {"id": "dpo", **TRAIN}},
-                    {"evaluate": EVALUATE},
+                    {"evaluate": EVALUATE, "when": 2},
                 ],
             },
         ],
