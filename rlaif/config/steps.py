@@ -151,14 +151,16 @@ COLUMNS_OF = {
 class LoadStep(Strict):
     """Bring in records from a file: preferences, completions or judgements of a run; labelled
     pairs: two given answers each, and what people said of them; demonstrations: conversations that
-    end with a good answer; or raw text.
+    end with a good answer; raw text; or a set of prompts, which is known by the step's id.
 
     Preferences are records of a run, or are made of rows in any format that is read.
     Demonstrations bring their own prompts, and a text has none.
     """
 
     id: StepId = "load"
-    type: Literal["preferences", "completions", "judgements", "pairs", "demonstrations", "text"]
+    type: Literal[
+        "preferences", "completions", "judgements", "pairs", "demonstrations", "text", "prompts"
+    ]
     path: str | None = Field(None, description="Default: the experiment's `data`.")
     dataset: str | None = Field(
         None, description="Instead of a file: a dataset on the hub, or one that `datasets` loads."
@@ -173,16 +175,31 @@ class LoadStep(Strict):
     on_error: Literal["fail", "skip"] = Field(
         "fail", description="What to do with a row that cannot be read."
     )
-    prompts: Literal["all", "other"] = Field(
+    prompts: Literal["all", "other", "own"] = Field(
         "all",
         description="Of preferences and demonstrations; other: only conversations that begin with "
-        "another user turn than every prompt of the experiment does.",
+        "another user turn than every prompt of the experiment does. Of pairs; own: their prompts "
+        "are a set by the step's id, and not those of `main`.",
+    )
+    holdout: Annotated[NonNegativeInt, LATE] = Field(
+        0, description="Of a set of prompts that is loaded: how many are held out."
     )
 
     @model_validator(mode="after")
     def _check_reading(self) -> LoadStep:
-        if self.prompts != "all" and self.type not in ("preferences", "demonstrations"):
-            raise ValueError("prompts: only for `type: preferences` or `type: demonstrations`")
+        if self.prompts == "other" and self.type not in ("preferences", "demonstrations"):
+            raise ValueError(
+                "prompts: other: only for `type: preferences` or `type: demonstrations`"
+            )
+        if self.prompts == "own" and self.type != "pairs":
+            raise ValueError("prompts: own: only for `type: pairs`")
+        if self.holdout and not self.makes_set:
+            raise ValueError("holdout: only for `type: prompts`, or pairs with `prompts: own`")
+        unread = told(self, "format", "columns", "on_error", "dataset_config")
+        if unread and self.type == "prompts":
+            raise ValueError(
+                f"{', '.join(unread)}: not for `type: prompts`; a set in `prompt_sets` takes them"
+            )
         given = told(self, "dataset", "format", "columns", "on_error")
         if given and self.type in ("completions", "judgements"):
             raise ValueError(
@@ -207,6 +224,11 @@ class LoadStep(Strict):
         if self.path is not None and self.dataset is not None:
             raise ValueError("give one of `path` and `dataset`, not both")
         return self
+
+    @property
+    def makes_set(self) -> bool:
+        """Whether its prompts are a set by the step's id."""
+        return self.type == "prompts" or self.prompts == "own"
 
 
 class LabelStep(Strict):

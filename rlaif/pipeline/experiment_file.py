@@ -188,6 +188,10 @@ class Experiment(Strict):
         """Sets of prompts and arms, wherever they are named."""
         if MAIN in self.prompt_sets:
             raise ValueError("prompt_sets: `main` is the set that `prompts` describes")
+        taken = [e.step.id for e in self.entries if e.load is not None and e.load.makes_set]
+        twice = sorted({*self.prompt_sets, MAIN} & {*taken})
+        if twice:
+            raise ValueError(f"load {twice[0]!r}: a set of prompts has that name already")
         sets = [(f"stage {stage.id}", stage.prompts) for stage in self.all_stages]
         arms = [
             (f"stage {stage.id}", name) for stage in self.all_stages for name in stage.arms or ()
@@ -205,7 +209,7 @@ class Experiment(Strict):
                 if not self.set_specs[name].holdout:
                     raise ValueError(
                         f"evaluate {entry.evaluate.id}: no prompt of the set {name!r} is held out; "
-                        f"set prompt_sets.{name}.holdout"
+                        f"set its `holdout`"
                     )
         known = {MAIN} if not self.arms and not self.sweep else {*self.arms}
         for where, name in arms:
@@ -263,7 +267,8 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _arms_can_label(self) -> Experiment:
         labels = [entry.label for entry in self.entries if entry.label is not None]
-        if labels and not self.pair_loads:
+        pairs = [e.load for e in self.entries if e.load is not None and e.load.type == "pairs"]
+        if labels and not pairs:
             raise ValueError(
                 "a `label` step labels loaded pairs, and none are loaded: put "
                 "`- load: {type: pairs, path: FILE}` before it"
@@ -276,7 +281,7 @@ class Experiment(Strict):
             )
         if not any(arm.labelled for arm in self.arms.values()):
             return self
-        if not self.pair_loads:
+        if not pairs:
             raise ValueError(
                 "`arms` compare labels of the same answers, and no pairs are loaded: put "
                 "`- load: {type: pairs, path: FILE}` and `- label:` before `train`"
@@ -340,8 +345,18 @@ class Experiment(Strict):
 
     @property
     def set_specs(self) -> dict[str, PromptsSpec]:
-        """Every set of prompts by name; that of `prompts` is `main`."""
-        return {MAIN: self.prompts, **self.prompt_sets}
+        """Every set of prompts by name; that of `prompts` is `main`. Pairs with prompts of their
+        own have no source here."""
+        loaded = [e.load for e in self.entries if e.load is not None and e.load.makes_set]
+        return {MAIN: self.prompts, **self.prompt_sets} | {
+            load.id: PromptSetSpec.model_construct(
+                path=self.loaded_name(load) if load.dataset is None else None,
+                dataset=load.dataset,
+                dataset_split=load.dataset_split,
+                holdout=load.holdout,
+            )
+            for load in loaded
+        }
 
     @property
     def made_models(self) -> list[str]:
@@ -378,8 +393,9 @@ class Experiment(Strict):
 
     @property
     def pair_loads(self) -> list[LoadStep]:
-        """The steps that load labelled pairs."""
-        return [e.load for e in self.entries if e.load is not None and e.load.type == "pairs"]
+        """The steps that load labelled pairs of the set `main`."""
+        loads = [e.load for e in self.entries if e.load is not None and e.load.type == "pairs"]
+        return [load for load in loads if load.prompts != "own"]
 
     def loaded_name(self, step: LoadStep) -> str | None:
         """The file or dataset that a load step reads, by a name that no other has."""

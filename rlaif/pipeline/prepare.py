@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rlaif.config.arms import MAIN
 from rlaif.config.models import REMOTE, RESERVED_MODELS, ModelSpec, PromptsSpec, thinking_of
+from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import content_hash
@@ -122,7 +123,11 @@ class _Preparing:
         if not self.fetch and spec.count is not None and not Path(spec.dataset or "").exists():
             self.provisional.append(f"{spec.count} made-up prompts in place of {spec.dataset}")
             return provisional_prompts(spec)
-        return _load_prompts(spec, experiment, self.path)
+        loads = [e.load for e in experiment.entries if e.load is not None]
+        own = [load for load in loads if load.id == name and load.prompts == "own"]
+        if own or spec.from_pairs:
+            return _prompts_of_pairs(spec, own or experiment.pair_loads, experiment, self.path)
+        return load_prompts(spec, self.path)
 
     def model_keys(self, experiment: Experiment) -> dict[str, str]:
         """Those of `model_keys`; what is the same weights in several arms is looked at once."""
@@ -197,15 +202,14 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
     return f"weights:{model_hash(folder, spec)}"
 
 
-def _load_prompts(spec: PromptsSpec, experiment: Experiment, path: Path) -> PromptSet:
-    """The prompts of a set, or those of the pairs that the experiment loads."""
-    if not spec.from_pairs:
-        return load_prompts(spec, path)
-    loads = experiment.pair_loads
+def _prompts_of_pairs(
+    spec: PromptsSpec, loads: Sequence[LoadStep], experiment: Experiment, path: Path
+) -> PromptSet:
+    """The prompts of the pairs that some steps load."""
     names = [loaded_source(step, experiment.loaded_name(step), path) for step in loads]
     readings = [
         read_labelled(name, step.format, step.columns, step.on_error)
-        for name, step in zip(names, experiment.pair_loads, strict=True)
+        for name, step in zip(names, loads, strict=True)
     ]
     prompts = [pair.prompt for reading in readings for pair in reading]
     return split_prompts(spec, prompts, ", ".join(map(str, names)))
@@ -214,7 +218,9 @@ def _load_prompts(spec: PromptsSpec, experiment: Experiment, path: Path) -> Prom
 def _list_sources(experiment: Experiment, path: Path) -> dict[str, Source]:
     """The files and datasets that the steps read, by name."""
     loads = [e.load for e in experiment.entries if e.load is not None]
-    named = {experiment.loaded_name(step) or "": step for step in loads}
+    # The ids of prompts say all that a plan needs of a set.
+    read = [step for step in loads if step.type != "prompts"]
+    named = {experiment.loaded_name(step) or "": step for step in read}
     sources = {name: loaded_source(step, name, path) for name, step in named.items()}
     filters = [e.filter for e in experiment.entries if e.filter is not None]
     sources |= {name: find(name, path) for wanted in filters for name in wanted.files()}

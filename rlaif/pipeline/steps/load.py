@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import structs
 
+from rlaif.config.arms import MAIN
 from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import GivenPair, LabelledPair, SingleAnswer, given_pair
@@ -57,6 +58,9 @@ KINDS: dict[str, tuple[Any, str]] = {
 
 def plan(walk: Walk, index: int, step: LoadStep) -> None:
     """Records of a file, which stand where a step's own would."""
+    if step.type == "prompts":
+        # It is read before the plan is made, since its ids are in the hashes.
+        return
     name = walk.experiment.loaded_name(step)
     if step.dataset is None and step.path is None:
         # An arm may have `data` of its own.
@@ -64,7 +68,8 @@ def plan(walk: Walk, index: int, step: LoadStep) -> None:
     if step.type in ("pairs", "completions"):
         walk.replace([*walk.completions.values(), *walk.judgements.values()], step.id)
     if step.type == "pairs":
-        ids = round_prompts(walk.inputs.prompts.train, None, walk.seed, walk.round)
+        train = walk.inputs.set_named(step.id if step.makes_set else MAIN).train
+        ids = round_prompts(train, None, walk.seed, walk.round)
         walk.pairs[step.id] = walk.by_id[step.id, walk.round] = loaded_pairs(walk, step, ids)
         walk.completions = dict(walk.pairs)
         walk.judgements = {}

@@ -1,0 +1,201 @@
+"""`until`: when a stage stops, which round it keeps, and that rounds not needed never run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlaif.cli import cli
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Judgement
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.manifest import read_manifest, read_rounds
+from rlaif.pipeline.plan.base import Planned
+from rlaif.pipeline.plan.unroll import make_plan
+from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.runs import Run
+from rlaif.pipeline.steps import choose
+from rlaif.pipeline.steps.choose import best_round, has_stopped
+
+SAMPLE = {"n": 5, "prompts": 3, "max_new_tokens": 20}
+TRAIN = {"learning_rate": 1e-6, "batch_size": 2, "precision": "fp32"}
+LOOP: dict[str, Any] = {
+    "id": "loop",
+    "rounds": 4,
+    "until": {"by": "gold", "stops_rising": 1},
+    "steps": [
+        {"sample": SAMPLE},
+        {"judge": "gold"},
+        {"pair": {"strategy": "all"}},
+        {"train": {"id": "dpo", **TRAIN}},
+        {"evaluate": {"judges": ["gold"], "max_new_tokens": 5}},
+    ],
+}
+LAST = {
+    "id": "last",
+    "steps": [
+        {"train": {"id": "late", "method": "sft", "uses": ["pair"], **TRAIN}},
+        {"evaluate": {"judges": ["gold"], "max_new_tokens": 5}},
+    ],
+}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_model: Path) -> Write:
+    """`write(KEY=VALUE)`: the two stages above with other keys, beside their prompts."""
+    lines = "".join(f'{{"prompt": "Question number {n}?"}}\n' for n in range(14))
+    (tmp_path / "prompts.jsonl").write_text(lines)
+
+    def write_file(**keys: Any) -> Path:
+        whole: dict[str, Any] = {
+            "name": "until",
+            "models": {"policy": {"path": str(tiny_model), "dtype": "float32"}},
+            "constitution": "constitutions/concise_helper.yaml",
+            "prompts": {"path": "prompts.jsonl", "holdout": 2, "validation": 3},
+            "judges": [{"id": "gold", "kind": "rules"}],
+            "stages": [LOOP, LAST],
+        }
+        path = tmp_path / "experiment.yaml"
+        path.write_text(yaml.safe_dump(whole | keys, sort_keys=False))
+        return path
+
+    return write_file
+
+
+def test_the_best_round_is_the_first_of_the_highest() -> None:
+    assert best_round({1: 0.2, 2: 0.5, 3: 0.5}) == 2
+    assert best_round({1: None, 2: 0.1}) == 2
+    assert best_round({1: None}) is None and best_round({}) is None
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=8), st.integers(1, 3))
+def test_a_stage_stops_once_no_new_best_came_for_some_rounds(
+    means: list[float | None], patience: int
+) -> None:
+    known = dict(enumerate(means, 1))
+    recent = [mean for mean in means[-patience:] if mean is not None]
+    before = [mean for mean in means[:-patience] if mean is not None]
+    risen = bool(recent) and (not before or max(recent) > max(before))
+    assert has_stopped(known, patience) == (len(means) >= patience and not risen)
+
+
+def test_the_mean_is_over_prompts_and_of_what_has_a_value(tmp_path: Path) -> None:
+    def judgement(prompt: str, subject: str, score: float | None) -> Judgement:
+        return Judgement(
+            judgement_id=f"{prompt}{subject}",
+            call_id=f"{prompt}{subject}",
+            prompt_id=prompt,
+            subject_kind="completion",
+            shown=[subject],
+            subject=subject,
+            judge="gold",
+            annotator_id="program:gold",
+            annotator_kind="rule",
+            principle=None,
+            status="ok" if score is not None else "unparsed",
+            score=score,
+        )
+
+    rows = [
+        judgement("p1", "a", 0.2), judgement("p1", "b", 0.4), judgement("p2", "c", 0.9),
+        judgement("p3", "d", None),
+    ]  # fmt: skip
+    step = Planned(
+        "h", "choose", "x", 0, 1, choose.Until(by="gold"), options={"principle_weights": {}}
+    )
+    assert choose._mean_of(step, rows) == pytest.approx((0.3 + 0.9) / 2)
+    assert choose._mean_of(step, rows[3:]) is None
+
+
+def choice_of(path: Path) -> Planned:
+    (found,) = [p for p in make_plan(prepare(path)) if p.kind == "choose"]
+    return found
+
+
+def test_rounds_that_are_not_needed_never_run(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = write(), tmp_path / "run"
+    choice = choice_of(path)
+    wanted = {choice.inputs[f"round/{n}"]: mean for n, mean in enumerate([0.2, 0.6, 0.5, 0.9], 1)}
+
+    def means(planned: Planned, store: Any) -> dict[int, float | None]:
+        found: dict[int, float | None] = {}
+        for number in range(1, len(planned.inputs) + 1):
+            digest = planned.inputs[f"round/{number}"]
+            if store.step(digest).done() is None:
+                break
+            found[number] = wanted[digest]
+            if has_stopped(found, planned.step.stops_rising):
+                break
+        return found
+
+    monkeypatch.setattr(choose, "round_means", means)
+    result = run_experiment(path, out)
+    steps = read_manifest(out)["steps"]
+    state = {}
+    for planned, row in zip(steps, Run(out).status()["steps"], strict=True):
+        state[planned["id"], planned["number"]] = row["state"]
+        assert (out / "steps" / planned["hash"]).exists() == (row["state"] == "done")
+    # Round 3 did not rise above round 2.
+    assert state["dpo", 3] == "done" and state["dpo", 4] == "stopped"
+    assert {number for (_, number), said in state.items() if said == "stopped"} == {4}
+    made = {(s["id"], s["number"]): s["hash"] for s in steps if "made" in s["models"]}
+    best, chosen = out / "models" / made["dpo", 2], out / "models" / choice.hash
+    assert (best / "model.safetensors").read_bytes() == (chosen / "model.safetensors").read_bytes()
+    late = next(s for s in steps if s["id"] == "late")
+    assert late["models"]["start"][0] == "loop.best"
+    rounds = [(r.stage, r.number, r.policy_out) for r in read_rounds(out)]
+    assert rounds[-4:] == [
+        ("loop", 1, "dpo@1"), ("loop", 2, "dpo@2"), ("loop", 3, "dpo@3"), ("last", 1, "late")
+    ]  # fmt: skip
+    stopped = sum(said == "stopped" for said in state.values())
+    assert (result.ran, result.reused) == (len(steps) - stopped, 0)
+    again = run_experiment(path, out)
+    assert (again.ran, again.reused) == (0, len(steps) - stopped)
+    told = json.loads(CliRunner().invoke(cli, ["status", str(out), "--json"]).stdout)
+    assert (told["state"], told["steps_total"]) == ("done", len(steps) - stopped)
+
+
+def test_a_stage_that_rises_to_the_end_keeps_its_last_round(write: Write, tmp_path: Path) -> None:
+    stage = {**LOOP, "rounds": 2, "until": {"by": "gold", "stops_rising": 2}}
+    path, out = write(stages=[stage]), tmp_path / "run"
+    choice = choice_of(path)
+    run_experiment(path, out)
+    done = Run(out).store.step(choice.hash).done() or {}
+    means = [done["summary"][f"mean_of_round_{n}"] for n in (1, 2)]
+    assert done["counts"] == {"rounds": 2, "best_round": 1 + (means[1] > means[0])}
+    # What is judged are the validation prompts, which nothing else sees.
+    plan = make_plan(prepare(path))
+    validation = {p.prompt_id for p in prepare(path).prompts.validation}
+    seen = {p.id for p in plan if set(p.prompts) & validation}
+    assert seen == {"loop.until.sample", "loop.until.gold"} and len(validation) == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"until": {"by": "nobody"}}, "until: by: 'nobody' is no judge"),
+        ({"until": {"by": "two"}}, "judge 'two' compares answers"),
+        ({"rounds": 1}, "until: give the stage `rounds`"),
+        ({"steps": LOOP["steps"][:3]}, "until: every round has to train a policy"),
+        ({"until": {"by": "gold", "stops_rising": 0}}, "stops_rising"),
+        ({"prompts": "red"}, "no prompts of the set 'red' are for validation"),
+    ],
+)
+def test_what_until_cannot_do_is_refused(write: Write, keys: dict[str, Any], words: str) -> None:
+    judges = [{"id": "gold", "kind": "rules"}, {"id": "two", "kind": "pairwise", "by": "initial"}]
+    sets = {"red": {"path": "prompts.jsonl"}}
+    path = write(stages=[{**LOOP, **keys}], judges=judges, prompt_sets=sets)
+    with pytest.raises(ConfigError) as error:
+        make_plan(prepare(path, fetch=False))
+    assert words in str(error.value) and "experiment.yaml:" in str(error.value)

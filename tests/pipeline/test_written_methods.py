@@ -1,0 +1,225 @@
+"""Published methods written in the language: every one that has its steps is planned, offline."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from rlaif.pipeline.plan.unroll import make_plan
+from rlaif.pipeline.prepare import prepare
+
+POLICY = "builtin/smollm2-135m-instruct"
+INSTRUCT_GPT = """\
+name: instructgpt                    # arXiv 2203.02155
+models: {policy: {path: POLICY}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+judges:
+  - {id: reward, kind: reward_model, by: rm}
+  - {id: gold, kind: rules}
+steps:
+  - load: {id: demos, type: demonstrations, path: demos.jsonl}
+  - train: {id: sft, method: sft, uses: [demos], epochs: 16}
+  - load: {id: comparisons, type: preferences, path: pairs.jsonl}
+  - distill: {id: rm, method: k_wise, uses: [comparisons]}
+  - load: {id: web, type: text, path: web.jsonl}
+  - train:
+      id: ppo_ptx
+      method: ppo
+      batch_size: 4
+      reference: sft
+      rewards: [{judge: reward, value: raw, normalise: reference}]
+      beta: 0.02
+      ptx_weight: 27.8
+      uses: [web]
+  - evaluate: {against: [initial, sft], judges: [gold]}
+"""
+COOL = """\
+name: internlm2-cool                 # arXiv 2403.17297
+models: {policy: {path: POLICY}, labeller: {path: POLICY, role: labeller}}
+allow_same_weights: true
+prompts: {path: prompts.jsonl, holdout: 4}
+prompt_sets: {red_team: {path: red.jsonl, holdout: 4}}
+judges:
+  - {id: ai_help, kind: pairwise, by: labeller, principles: [on_topic]}
+  - {id: ai_harm, kind: pairwise, by: labeller, principles: [useful]}
+  - {id: help, kind: reward_model, by: rm, condition: Judge how helpful the answer is.}
+  - {id: harm, kind: reward_model, by: rm, condition: Judge how harmless the answer is.}
+constitution: constitutions/concise_helper.yaml
+stages:
+  - id: online
+    rounds: 3
+    steps:
+      - sample: {id: answers, n: 4, prompts: 4}
+      - judge: ai_help
+      - pair: {id: help_pairs, uses: [ai_help]}
+      - judge: {id: ai_harm, uses: [answers]}
+      - pair: {id: harm_pairs, uses: [ai_harm]}
+      - load: {id: hacks, type: preferences, path: pairs.jsonl}   # pairs against a found hack
+        when: "2-"
+      - distill:
+          id: rm
+          method: conditional
+          from: rm
+          uses: ["help_pairs@*", "harm_pairs@*", "hacks?"]
+          conditions: {rlaif: Judge how helpful the answer is., hacks: Judge how helpful it is.}
+      - train:
+          id: ppo
+          method: ppo
+          batch_size: 4
+          rewards: [{judge: help, value: raw}, {judge: harm, value: raw}]
+      - evaluate: {prompts: [main, red_team]}
+"""
+CONSTITUTIONS = """\
+name: constitution-a-against-b
+seeds: [1, 2, 3]
+models: {policy: {path: POLICY}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+judges:
+  - {id: by_a, kind: rules, constitution: constitutions/concise_helper.yaml}
+  - {id: by_b, kind: rules, constitution: constitutions/brevity_only.yaml}
+arms: {a: {}, b: {set: {constitution: constitutions/brevity_only.yaml}}}
+profiles:
+  full: {steps.sample.prompts: 9, steps.train.learning_rate: 5.0e-7}
+steps:
+  - sample: {n: 4, prompts: 8}
+  - judge: {id: labels, kind: rules}
+  - pair: {}
+  - train: {learning_rate: 3.0e-4, batch_size: 4, lora: {r: 16}}
+  - evaluate: {judges: [by_a, by_b]}
+"""
+THREE_ARMS = """\
+name: rlaif-three-arms               # arXiv 2309.00267
+models: {policy: {path: POLICY}, labeller: {path: POLICY, role: labeller}}
+allow_same_weights: true
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+judges:
+  - {id: ai, kind: pairwise, by: labeller, cot: true}
+  - {id: direct, kind: direct, by: labeller}
+  - {id: reward, kind: reward_model, by: rm}
+  - {id: gold, kind: rules}
+arms:
+  distilled: {}
+  other_rm: {set: {steps.rm.learning_rate: 1.0e-4}}
+  direct: {set: {steps.rl.rewards: [{judge: direct}]}}
+stages:
+  - id: distil
+    arms: [distilled, other_rm]
+    steps:
+      - sample: {n: 2, prompts: 6}
+      - judge: ai
+      - pair: {}
+      - distill: {id: rm}
+  - id: rl
+    steps:
+      - train:
+          id: rl
+          method: rloo
+          batch_size: 4
+          rewards: [{judge: reward, value: raw, normalise: reference}]
+      - evaluate: {judges: [gold]}
+"""
+PAIRS = """\
+name: pairs-with-prompts-of-their-own
+models: {policy: {path: POLICY}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+judges: [{id: gold, kind: rules}]
+stages:
+  - id: seed
+    steps:
+      - load: {id: ranked, type: pairs, path: pairs.jsonl, prompts: own, holdout: 2}
+      - label: {}
+      - train: {id: first, uses: [label]}
+      - load: {id: more, type: prompts, path: red.jsonl, holdout: 3}
+  - id: loop
+    prompts: more
+    steps:
+      - sample: {n: 2}
+      - sample: {id: again, n: 2, prompts: {set: ranked, count: 3}}
+      - judge: gold
+      - pair: {}
+      - train: {id: last}
+      - evaluate: {prompts: [main, more, ranked]}
+"""
+WAITING = {
+    "self-rewarding with EFT data": "filter of judgements (`agrees`, `balance`)",
+    "constitutional AI": "`revise`",
+    "llama 3": "`average` and `filter: best`",
+    "safe RLHF": "`costs`",
+    "meta-rewarding": "judges of judgements, pairs of judgements",
+    "J1": "`questions`, `verdict`, `bench`",
+    "on-policy distillation": "`method: on_policy_distillation`",
+    "character training": "pairs by origin, `system_prompt` from a template",
+}
+"""Methods that wait for steps that are not there, by what they lack."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with all that the files read."""
+    files = {
+        "prompts.jsonl": [{"prompt": f"Question number {n}?"} for n in range(40)],
+        "red.jsonl": [{"prompt": f"Red question {n}?"} for n in range(40)],
+        "demos.jsonl": [{"prompt": f"How is {n}?", "completion": f"It is {n}."} for n in range(4)],
+        "web.jsonl": [{"text": f"Once upon a time there were {n} plums."} for n in range(4)],
+        "pairs.jsonl": [
+            {"prompt": f"Which {n}?", "chosen": f"The {n}th.", "rejected": "No."} for n in range(9)
+        ],
+    }
+    for name, lines in files.items():
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "models"),
+    [
+        (INSTRUCT_GPT, {"sft": 1, "rm": 1, "ppo_ptx": 1}),
+        (COOL, {"rm": 3, "ppo": 3}),
+        # One of each arm and seed.
+        (CONSTITUTIONS, {"train": 6}),
+        (THREE_ARMS, {"rm": 2, "rl": 3}),
+        (PAIRS, {"first": 1, "last": 1}),
+    ],
+)
+def test_a_method_is_planned(folder: Path, text: str, models: dict[str, int]) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(text.replace("POLICY", POLICY))
+    plan = make_plan(prepare(path, fetch=False))
+    assert Counter(p.id for p in plan if p.makes_model) == models
+    if "profiles" in text:
+        assert make_plan(prepare(path, fetch=False, profile="full"))
+
+
+def test_pairs_and_prompts_that_are_loaded_are_sets(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(PAIRS.replace("POLICY", POLICY))
+    inputs = prepare(path, fetch=False)
+    plan = make_plan(inputs)
+    sizes = {name: (len(one.train), len(one.heldout)) for name, one in inputs.sets.items()}
+    assert sizes == {"ranked": (7, 2), "more": (37, 3)}
+    pairs, sample, again = (
+        next(p for p in plan if p.id == i) for i in ("ranked", "sample", "again")
+    )
+    own = {p.prompt_id for p in inputs.sets["ranked"].train}
+    assert set(pairs.prompts) == own and len(again.prompts) == 3 and set(again.prompts) < own
+    assert set(sample.prompts) == {p.prompt_id for p in inputs.sets["more"].train}
+    (end,) = [p for p in plan if p.kind == "evaluate" and p.round]
+    assert len(end.prompts) == 4 + 3 + 2
+
+
+def test_the_filters_path_of_a_hack_is_taken_from_the_second_round(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(COOL.replace("POLICY", POLICY))
+    plan = make_plan(prepare(path, fetch=False))
+    read = [len(p.inputs) for p in plan if p.id == "rm"]
+    # Two pairs steps a round, all so far, and from round 2 on the pairs of the hack.
+    assert read == [2, 5, 7]
+    starts = [p.models["start"].label for p in plan if p.id == "rm"]
+    assert starts == ["M0", "rm1", "rm2"]
