@@ -79,7 +79,7 @@ class _Builder:
         ]
         shared = self._describe_arms([node for stage in stages for node in stage.nodes])
         if shared:
-            facts["Arms"] = (*facts.get("Arms", ()), *shared)
+            facts["Arms"] = (*facts.pop("Arms", ()), *shared)
         return Flow(name, tuple(stages), tuple(edges), facts, (*unused, *thrown))
 
     def _describe_arms(self, nodes: Sequence[Node]) -> list[str]:
