@@ -107,6 +107,12 @@ def test_a_file_of_the_page_has_a_plan_which_says_what_is_quoted(name: str, fold
         assert "0 steps reused" in result.output
 
 
+def test_the_page_on_explain_shows_what_it_says_of_the_quickstart() -> None:
+    said = render_text(explain_file(ROOT / "experiments" / "quickstart.yaml")).rstrip()
+    shown = "\n".join(f"    {line}" if line else "" for line in said.splitlines())
+    assert shown in read("explain.md")
+
+
 def section(page: str, heading: str) -> str:
     """The text below a heading, up to the next one of any level."""
     after = re.split(rf"(?m)^#+ {re.escape(heading)}$", page)
@@ -149,7 +155,7 @@ SECTIONS: list[tuple[str, type[Strict], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("heading, spec, more", SECTIONS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("heading", "spec", "more"), SECTIONS, ids=lambda v: str(v)[:40])
 def test_the_reference_has_exactly_the_keys_that_there_are(
     heading: str, spec: type[Strict], more: set[str]
 ) -> None:
@@ -182,7 +188,7 @@ ELSEWHERE: list[tuple[type[Any], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("spec, pages", ELSEWHERE, ids=lambda v: getattr(v, "__name__", None))
+@pytest.mark.parametrize(("spec", "pages"), ELSEWHERE, ids=lambda v: getattr(v, "__name__", None))
 def test_keys_are_on_the_page_that_describes_them(spec: type[Any], pages: Iterable[str]) -> None:
     known = set[str]().union(*(named(read(page)) for page in pages))
     assert keys_of(spec) <= known, sorted(keys_of(spec) - known)

@@ -260,8 +260,8 @@ class _Builder:
                     others.append(self.rows[digest].models["by"][0])
         for model, others in against.items():
             rest = [label for label in dict.fromkeys(others) if label != model]
-            named = " and ".join(filter(None, [", ".join(rest[:-1]), *rest[-1:]]))
-            yield f"measures {model}" + (f" against {named}" if rest else "")
+            together = " and ".join(filter(None, [", ".join(rest[:-1]), *rest[-1:]]))
+            yield f"measures {model}" + (f" against {together}" if rest else "")
         judges: dict[str, list[str]] = {}
         for row in group.helpers:
             name = row.id.split(".")[1]

@@ -29,10 +29,9 @@ def list_facts(
         "Judges": tuple(_describe_judge(judge) for judge in judges),
         "Seeds": (f"{seeds}: the whole for each",) if len(experiment.all_seeds) > 1 else (seeds,),
         "Arms": tuple(
-            f"{name} sets {path} to {show_value(value)}"
+            f"{name} sets {', '.join(f'{p} to {show_value(v)}' for p, v in spec.set.items())}"
             for name, spec in experiment.arms.items()
-            for path, value in spec.set.items()
-            if arm is None or name == arm
+            if spec.set and (arm is None or name == arm)
         ),
     }
     return {heading: lines for heading, lines in found.items() if lines}
