@@ -7,8 +7,8 @@ GLOSSARY: dict[str, str] = {
     "policy": "The model being trained.",
     "held out": "Prompts reserved for evaluation and never trained on. All models answer the same "
     "ones.",
-    "arm": "One way of labelling the same pairs: by people, by an AI judge, at random, or with "
-    "some labels flipped. Arms differ only in their labels.",
+    "arm": "One of several policies of an experiment, by what differs between them: who labels the "
+    "same pairs, or any other keys. All are measured alike.",
     "judge": "Whatever decides which answer is better, or how good one is: a language model, a "
     "program, a reward model or a person.",
     "checks": "Rules that a program evaluates. Nothing is trained on the checks listed under "

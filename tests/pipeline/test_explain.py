@@ -280,6 +280,10 @@ def test_a_file_with_stages_and_arms(tmp_path: Path) -> None:
     assert node(flow, "warm").arm_words == "" and node(flow, "evaluate").apart
     said = node(flow, "evaluate").models
     assert said[0] == "measures M0" and said[1].endswith(" against M0 and warm")
+    # In round 2 `warm` is no longer the policy before, and is compared with because it is named.
+    assert said[2].endswith(" against M0 and warm")
+    assert flow.facts["Arms"][0] == "strong sets steps.rl.beta to 0.5"
+    assert "Arms" not in explain_file(path, arm="weak").facts
     pairs = {(e.source, e.target) for e in flow.edges if e.model and not e.back}
     assert (node(flow, "warm").name, node(flow, "answers").name) in pairs
     check_picture(flow, draw_flow(flow, standalone=True))

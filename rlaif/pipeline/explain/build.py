@@ -77,13 +77,15 @@ class _Builder:
             for node in stage.nodes
             if node.unused
         ]
-        facts |= self._describe_arms([node for stage in stages for node in stage.nodes])
+        shared = self._describe_arms([node for stage in stages for node in stage.nodes])
+        if shared:
+            facts["Arms"] = (*facts.pop("Arms", ()), *shared)
         return Flow(name, tuple(stages), tuple(edges), facts, (*unused, *thrown))
 
-    def _describe_arms(self, nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
+    def _describe_arms(self, nodes: Sequence[Node]) -> list[str]:
         """What the arms share, and what each has for itself."""
         if len(self.arms) < 2:
-            return {}
+            return []
         alone: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for arm in self.arms:
             titles = tuple(node.title for node in nodes if node.some_arms and arm in node.arms)
@@ -91,13 +93,14 @@ class _Builder:
         shared = [node.title for node in nodes if not node.some_arms and not node.apart]
         apart = [node.title for node in nodes if not node.some_arms and node.apart]
         lines = [
-            f"{', '.join(own)}: {', '.join(titles) or 'nothing'} of {who} own"
+            f"{', '.join(own)}: {', '.join(titles)} of {who} own"
             for titles, own in alone.items()
+            if titles
             for who in ["its" if len(own) == 1 else "their"]
         ]
         lines += [f"once for all: {', '.join(shared)}"] if shared else []
         lines += [f"alike, once in each: {', '.join(apart)}"] if apart else []
-        return {"Arms": tuple(lines)}
+        return lines
 
     def _find_groups(self) -> list[Group]:
         """One group for each step of the file and the arms that do the same in it."""
@@ -251,13 +254,14 @@ class _Builder:
         for row in sorted(group.rows, key=lambda row: row.round):
             others = against.setdefault(row.models["policy"][0], [])
             for name, digest in row.inputs.items():
-                head, _, what = name.partition("/")
-                of = what.rpartition(":")[2] == "completions"
-                if of and head != "train" and digest in self.rows:
+                # Such as initial/completions, against/sft/completions and initial/SET:completions.
+                is_answers = name.rpartition("/")[2].rpartition(":")[2] == "completions"
+                if is_answers and not name.startswith("train/") and digest in self.rows:
                     others.append(self.rows[digest].models["by"][0])
         for model, others in against.items():
             rest = [label for label in dict.fromkeys(others) if label != model]
-            yield f"measures {model}" + (f" against {' and '.join(rest)}" if rest else "")
+            together = " and ".join(filter(None, [", ".join(rest[:-1]), *rest[-1:]]))
+            yield f"measures {model}" + (f" against {together}" if rest else "")
         judges: dict[str, list[str]] = {}
         for row in group.helpers:
             name = row.id.split(".")[1]

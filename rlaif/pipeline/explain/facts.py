@@ -15,10 +15,10 @@ _OF_JUDGES = {"id", "kind", "by", "principles", "uses", "reasoning"}
 
 
 def list_facts(
-    experiment: Experiment, prompts: Mapping[str, tuple[int, int]]
+    experiment: Experiment, prompts: Mapping[str, tuple[int, int]], arm: str | None = None
 ) -> dict[str, tuple[str, ...]]:
     """Lines by heading; `prompts` counts those to train on and those held out, by set, as far as
-    that is known."""
+    that is known. Of the arms only `arm`, where it is given."""
     judges = experiment.all_judges().values()
     seeds = ", ".join(str(seed) for seed in experiment.all_seeds)
     sets = experiment.set_specs
@@ -28,6 +28,11 @@ def list_facts(
         "Constitution": (experiment.constitution,) if experiment.constitution else (),
         "Judges": tuple(_describe_judge(judge) for judge in judges),
         "Seeds": (f"{seeds}: the whole for each",) if len(experiment.all_seeds) > 1 else (seeds,),
+        "Arms": tuple(
+            f"{name} sets {', '.join(f'{p} to {show_value(v)}' for p, v in spec.set.items())}"
+            for name, spec in experiment.arms.items()
+            if spec.set and (arm is None or name == arm)
+        ),
     }
     return {heading: lines for heading, lines in found.items() if lines}
 

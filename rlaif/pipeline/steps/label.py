@@ -124,8 +124,9 @@ def _check_weights(walk: Walk, index: int, step: LabelStep, judges: list[str]) -
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
-    """One pair for each prompt."""
-    return Size(len(planned.prompts))
+    """One pair for each prompt, or as many labels as are used."""
+    count = len(planned.prompts)
+    return Size(min(count, planned.options.get("labels_used", count)))
 
 
 def run(context: StepContext) -> dict[str, Any]:
