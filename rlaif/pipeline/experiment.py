@@ -125,7 +125,7 @@ def run_experiment(
             if unsaid is None:
                 with name_step("dataset", out / "dataset"):
                     built = build_dataset(run, wanted, out / "dataset")
-        idle = find_stopped(plan, store) & missing
+        idle = find_stopped(plan, store)
     left = len(plan) - len(missing | idle)
     return RunResult(out, len(missing - idle), left, rounds, built, unsaid)
 

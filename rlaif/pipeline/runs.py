@@ -26,6 +26,7 @@ from rlaif.pipeline.labelling import arm_rows, labelling_rows
 from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
 from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
+from rlaif.pipeline.steps.choose import is_needless
 from rlaif.pipeline.steps.evaluate import OF_SET, VALUES
 from rlaif.report.arms import answer_sentences
 from rlaif.report.gather import Sources, gather_shown
@@ -307,10 +308,12 @@ class Run:
 
     def _is_stopped(self, step: Mapping[str, Any]) -> bool:
         """Whether a step is of a round that was not needed, since its stage stopped rising."""
-        for (seed, stage, arms), last in self._stopped_after.items():
-            if (step["seed"], step.get("stage", MAIN)) == (seed, stage) and step["number"] > last:
-                return set(step["arms"]) <= set(arms)
-        return False
+        return any(
+            (step["seed"], step.get("stage", MAIN)) == (seed, stage)
+            and step["number"] > last
+            and is_needless(step["kind"], step["arms"], arms)
+            for (seed, stage, arms), last in self._stopped_after.items()
+        )
 
     @cached_property
     def _stopped_after(self) -> dict[tuple[int, str, tuple[str, ...]], int]:

@@ -42,7 +42,7 @@ LOOP: dict[str, Any] = {
 LAST = {
     "id": "last",
     "steps": [
-        {"train": {"id": "late", "method": "sft", "uses": ["pair"], **TRAIN}},
+        {"train": {"id": "late", "method": "sft", "uses": ["pair@*"], **TRAIN}},
         {"evaluate": {"judges": ["gold"], "max_new_tokens": 5}},
     ],
 }
@@ -179,6 +179,73 @@ def test_a_stage_that_rises_to_the_end_keeps_its_last_round(write: Write, tmp_pa
     validation = {p.prompt_id for p in prepare(path).prompts.validation}
     seen = {p.id for p in plan if set(p.prompts) & validation}
     assert seen == {"loop.until.sample", "loop.until.gold"} and len(validation) == 3
+
+
+def test_arms_are_compared_in_the_rounds_that_all_have(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {"a": {}, "b": {"set": {"steps.dpo.beta": 0.5}}}
+    path, out = write(stages=[{**LOOP, "rounds": 3}], arms=arms), tmp_path / "run"
+    choices = [p for p in make_plan(prepare(path)) if p.kind == "choose"]
+    scripts = {"a": [0.5, 0.4, 0.9], "b": [0.1, 0.2, 0.3]}
+    means_of = {
+        choice.inputs[f"round/{n}"]: mean
+        for choice in choices
+        for n, mean in enumerate(scripts[choice.arms[0]], 1)
+    }
+
+    def means(planned: Planned, store: Any) -> dict[int, float | None]:
+        found: dict[int, float | None] = {}
+        for number in range(1, len(planned.inputs) + 1):
+            digest = planned.inputs[f"round/{number}"]
+            if store.step(digest).done() is None:
+                break
+            found[number] = means_of[digest]
+            if has_stopped(found, planned.step.stops_rising):
+                break
+        return found
+
+    monkeypatch.setattr(choose, "round_means", means)
+    run_experiment(path, out)
+    ends = [(r.arm, r.policy_out) for r in read_rounds(out) if r.round]
+    assert ends == [
+        ("a", "M1"), ("a", "M2"), ("b", "M1"), ("b", "M2"), ("b", "M3")
+    ]  # fmt: skip
+    run = Run(out)
+    assert [row["round"] for row in run.comparisons()] == [1, 2]
+    assert run.status()["state"] == "done"
+    best = {p.arms: p.hash for p in choices}
+    steps = {
+        (s["id"], tuple(s["arms"]), s["number"]): s["hash"] for s in read_manifest(out)["steps"]
+    }
+    for arm, number in (("a", 1), ("b", 3)):
+        chosen, own = best[arm,], steps["dpo", (arm,), number]
+        first, second = (out / "models" / h / "model.safetensors" for h in (chosen, own))
+        assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"uses": ["pair"]}, "uses: 'pair' may not be there"),
+        ({"uses": ["pair@last"]}, "pair@1 or pair@* is sure"),
+        ({"uses": ["pair@3"]}, "uses: 'pair@3' may not be there"),
+        ({"uses": ["pair@*"], "from": "dpo"}, "from: 'dpo' may not be there"),
+        ({"uses": ["pair@1"], "from": "dpo@1"}, ""),
+        ({"uses": ["pair@*"]}, ""),
+    ],
+)
+def test_what_may_not_have_run_cannot_be_named(
+    write: Write, train: dict[str, Any], words: str
+) -> None:
+    last = {"id": "last", "steps": [{"train": {"id": "late", "method": "sft", **train}}]}
+    path = write(stages=[LOOP, last])
+    if not words:
+        assert make_plan(prepare(path, fetch=False))
+        return
+    with pytest.raises(ConfigError) as error:
+        make_plan(prepare(path, fetch=False))
+    assert words in str(error.value) and "experiment.yaml:" in str(error.value)
 
 
 @pytest.mark.parametrize(

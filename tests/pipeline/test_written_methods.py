@@ -141,10 +141,12 @@ stages:
     prompts: more
     steps:
       - sample: {n: 2}
-      - sample: {id: again, n: 2, prompts: {set: ranked, count: 3}}
       - judge: gold
       - pair: {}
-      - train: {id: last}
+      - sample: {id: again, n: 2, prompts: {set: ranked, count: 3}}
+      - judge: {id: checks, kind: rules}
+      - pair: {id: later}
+      - train: {id: last, uses: [pair, later]}
       - evaluate: {prompts: [main, more, ranked]}
 """
 WAITING = {

@@ -322,7 +322,27 @@ class Walk:
         model = self.made_by(name) or self.given(name)
         if model is None:
             raise self.inputs.fail(index, f"{key}: {self._no_model(name)}", key)
+        self._refuse_unsure(index, name, key)
         return model
+
+    def _refuse_unsure(self, index: int, text: str, key: str) -> None:
+        """Raise ConfigError for the output of a round that may not run, since its stage may stop
+        before it."""
+        name, _, when = text.removesuffix("?").partition("@")
+        stage = self._stage_named(self._stage_with(name))
+        if stage.until is None or stage.id == self.stage.id or when == "*":
+            return
+        if not when.isdigit() or int(when) > stage.until.stops_rising:
+            sure = f"{name}@1" + ("" if key != "uses" else f" or {name}@*")
+            raise self.inputs.fail(
+                index,
+                f"{key}: {text!r} may not be there: stage {stage.id!r} may stop before that round "
+                f"(`until`). Its best model is `policy` once it has ended; {sure} is sure",
+                key,
+            )
+
+    def _stage_named(self, name: str) -> Stage:
+        return next(stage for stage in self.experiment.all_stages if stage.id == name)
 
     def made_by(self, name: str) -> Model | None:
         """The latest model of a step, or with ID@ROUND that of a round of its stage; None where
@@ -415,6 +435,8 @@ class Walk:
             steps = self._outputs(name, when, kinds)
             if not steps and not (text.endswith("?") and self._why_left_out(name, kinds)):
                 raise self._no_output(index, text, name, kinds)
+            if steps:
+                self._refuse_unsure(index, text, "uses")
             found += steps
         return list({s.hash: s for s in found}.values())
 

@@ -162,6 +162,13 @@ def has_stopped(means: Mapping[int, float | None], stops_rising: int) -> bool:
     return max(means) - (best_round(means) or 0) >= stops_rising
 
 
+def is_needless(kind: str, arms: Sequence[str], stopped: Sequence[str]) -> bool:
+    """Whether a step of these arms is not needed where some have stopped: arms are compared in
+    rounds that all of them have."""
+    over = set(arms) & set(stopped)
+    return bool(over) if kind == "compare" else over == set(arms)
+
+
 def find_stopped(plan: Sequence[Planned], store: Store) -> set[str]:
     """The hashes of steps in rounds that are not needed, since their stage stopped rising."""
     found: set[str] = set()
@@ -176,7 +183,7 @@ def find_stopped(plan: Sequence[Planned], store: Store) -> set[str]:
             for step in plan
             if (step.seed, step.stage) == (choice.seed, choice.stage)
             and step.number > max(means)
-            and set(step.arms) <= set(choice.arms)
+            and is_needless(step.kind, step.arms, choice.arms)
             and step.hash != choice.hash
         }
     return found
