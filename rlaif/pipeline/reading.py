@@ -149,7 +149,8 @@ def _changes_by_arm(own: FileOfArm, path: Path) -> dict[str, tuple[ArmSpec, list
             label = ",".join(map(_name_value, swept, places))
             whole = label if name == MAIN else f"{name}-{label}"
             if whole in found:
-                raise ConfigError(f"sweep: two arms would be called {whole!r}", path)
+                line = line_of(("sweep",), own.lines)
+                raise ConfigError(f"sweep: two arms would be called {whole!r}", path, line)
             values = arm.set | {change.path: change.value for change in swept}
             found[whole] = (arm.model_copy(update={"set": values}), [*changes, *swept])
     return found

@@ -709,7 +709,7 @@ VALUES |= {
         "until": INNER,
         "steps": INNER,
     },
-    "Until": {"by": "terms", "stops_rising": 2},
+    "Until": {"by": "terms", "stops_rising": Case(2, {"by": "terms"})},
     "StepEntry": dict.fromkeys(STEPS, INNER)
     | {"when": 2, "arms": Case(["cool"], base=("staged arms", ("stages", 0, "steps", 2)))},
     "Every": {"every": 2},

@@ -1,0 +1,102 @@
+"""Experiment files that are wrong in some way: each is planned, or refused at a line, and with the
+id of the step that is at fault.
+
+Seeded, so that a failure is found again: the case's number is in the message.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlaif.config.paths import step_places
+from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.yamlio import load_yaml
+from rlaif.pipeline.plan.unroll import make_plan
+from rlaif.pipeline.prepare import prepare
+from tests.config.mutations import mutated, write_sources
+
+SHIPPED = Path(__file__).parents[2] / "experiments"
+NAME = "case.yaml"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("mutated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
+
+
+def outcome(path: Path, text: str, profile: str | None) -> str:
+    """What becomes of a file. Raises AssertionError for a refusal that says too little."""
+    path.write_text(text, encoding="utf-8")
+    try:
+        make_plan(prepare(path, fetch=False, profile=profile))
+    except RlaifError as error:
+        fault = find_lack(path, str(error))
+        if fault is not None:
+            raise AssertionError(f"{fault}: {error}") from None
+        return "refused"
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__}: {error}") from error
+    return "planned"
+
+
+def find_lack(path: Path, message: str) -> str | None:
+    """What a refusal does not say: the line, or the id of the step at that line."""
+    if message.removeprefix(f"{path}: ").startswith("--profile"):
+        # It stands on the command line.
+        return None
+    lines = [int(found) for found in re.findall(rf"{re.escape(path.name)}:(\d+)", message)]
+    if not lines:
+        return "no line"
+    try:
+        data, known = load_yaml(path)
+    except ConfigError:
+        return None
+    for place in step_places(data):
+        own = {line for loc, line in known.items() if loc[: len(place.loc)] == place.loc}
+        # A file in flow style may have two steps in a line.
+        if set(lines) & own and not any(
+            p.id in message
+            for p in step_places(data)
+            if known[p.loc] in lines or p.loc == place.loc
+        ):
+            return f"not the id {place.id!r}"
+    return None
+
+
+def run_cases(folder: Path, first: int, count: int) -> Counter[str]:
+    sources = write_sources(folder, SHIPPED)
+    found: Counter[str] = Counter()
+    for number in range(first, first + count):
+        rng = random.Random(f"experiment {number}")
+        text = mutated(rng, rng.choice(sources))
+        profile = rng.choice([None, None, None, "full"])
+        try:
+            found[outcome(folder / NAME, text, profile)] += 1
+        except AssertionError as error:
+            raise AssertionError(f"case {number}: {error}\n{text}") from None
+    return found
+
+
+def test_good_files_are_planned(folder: Path) -> None:
+    for text in dict.fromkeys(write_sources(folder, SHIPPED)):
+        assert outcome(folder / NAME, text, None) == "planned"
+
+
+def test_mutated_files_are_planned_or_refused_at_a_line(folder: Path) -> None:
+    found = run_cases(folder, 0, 2000)
+    assert found["refused"] > 1000
+    assert found["planned"] > 100
+
+
+@pytest.mark.slow
+def test_many_mutated_files_are_planned_or_refused_at_a_line(folder: Path) -> None:
+    run_cases(folder, 2000, 20_000)
