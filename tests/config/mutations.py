@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -16,14 +17,14 @@ import yaml
 
 STAGED = """\
 name: staged
-seeds: [1, 2]
+seeds: [1]
 models:
   policy: {path: org/policy}
   labeller: {path: org/labeller, role: labeller}
 constitution: constitution.yaml
 prompts: {path: prompts.jsonl, holdout: 2, validation: 2}
 prompt_sets:
-  more: {path: more.jsonl, holdout: 1}
+  more: {path: more.jsonl, holdout: 1, validation: 2}
 judges:
   - {id: ai, kind: pairwise, by: labeller}
   - {id: self, kind: yes_no, by: policy, principles: [kind]}
@@ -86,7 +87,7 @@ arms:
 primary: [score/gold]
 steps:
   - load: {id: labelled, type: pairs, path: pairs.jsonl}
-  - judge: {id: ai, kind: pairwise, by: labeller}
+  - judge: {id: compared, kind: pairwise, by: labeller}
   - label: {}
   - train: {method: dpo, beta: 0.2, lora: {r: 2}}
   - evaluate: {judges: [gold]}
@@ -156,9 +157,16 @@ def write_sources(folder: Path, shipped: Path) -> list[str]:
     for name in ("constitution", "other"):
         text = yaml.safe_dump({"name": name, "principles": principles})
         (folder / f"{name}.yaml").write_text(text)
-    found = [path.read_text("utf-8") for path in sorted(shipped.glob("*.yaml"))]
+    found = [_quick(path.read_text("utf-8")) for path in sorted(shipped.glob("*.yaml"))]
     # Most of what is new is in those that are not shipped.
     return [*[STAGED] * 6, *[LABELLED, ROUNDS] * 3, *found]
+
+
+def _quick(text: str) -> str:
+    """A shipped file with what takes time to look at in a small size."""
+    text = text.replace("builtin/smollm2-135m-instruct", "org/policy")
+    text = re.sub(r"count: \d+", "count: 1000", text)
+    return text if "\ndata:" in text or "load:" not in text else f"{text}\ndata: pairs.jsonl\n"
 
 
 def _turn(role: str, text: str) -> dict[str, str]:
