@@ -72,7 +72,7 @@ def _with_arms(file: FileOfArm, arms: Mapping[str, ArmSpec], path: Path) -> File
     that a sweep has made of it. Raises ConfigError for a name of none."""
     experiment = file.experiment
 
-    def spell_out(names: Sequence[str] | None, loc: Loc) -> list[str] | None:
+    def spell_out(names: Sequence[str] | None, loc: Loc, note: str) -> list[str] | None:
         if names is None:
             return None
         found: dict[str, None] = {}
@@ -80,18 +80,18 @@ def _with_arms(file: FileOfArm, arms: Mapping[str, ArmSpec], path: Path) -> File
             own = [n for n in arms if n == name or _arm_of(n, experiment) == name]
             if not own:
                 hint = suggest(name, sorted({*arms, *experiment.arms}))
-                line = line_of(loc, file.lines)
                 raise ConfigError(
-                    f"{'.'.join(map(str, loc))}: {name!r} is no arm{hint}", path, line
+                    f"arms: {name!r} is no arm{hint}", path, line_of(loc, file.lines), note
                 )
             found |= dict.fromkeys(own)
         return list(found)
 
     def with_names(entries: Sequence[StepEntry], above: Loc) -> list[StepEntry]:
-        return [
-            entry.model_copy(update={"arms": spell_out(entry.arms, (*above, index, "arms"))})
-            for index, entry in enumerate(entries)
-        ]
+        found = []
+        for index, entry in enumerate(entries):
+            names = spell_out(entry.arms, (*above, index, "arms"), f"step {entry.step.id}")
+            found.append(entry.model_copy(update={"arms": names}))
+        return found
 
     update: dict[str, Any] = {"arms": dict(arms), "sweep": {}}
     if experiment.stages is None:
@@ -100,7 +100,7 @@ def _with_arms(file: FileOfArm, arms: Mapping[str, ArmSpec], path: Path) -> File
         update["stages"] = [
             stage.model_copy(
                 update={
-                    "arms": spell_out(stage.arms, ("stages", number, "arms")),
+                    "arms": spell_out(stage.arms, ("stages", number, "arms"), f"stage {stage.id}"),
                     "steps": with_names(stage.steps, ("stages", number, "steps")),
                 }
             )

@@ -34,7 +34,7 @@ judges:
 arms:
   plain: {}
   cool: {set: {steps.drafts.temperature: 0.2, judges.ai.cot: true}}
-sweep: {steps.rl.beta: [0.1, 0.2]}
+sweep: {steps.rl.beta: [0.1]}
 profiles:
   full: {steps.drafts.n: 8, stages.iterate.rounds: 4, models.policy.path: org/large}
 stages:
@@ -144,7 +144,11 @@ def write_sources(folder: Path, shipped: Path) -> list[str]:
     prompts = [{"prompt": f"What about {word}?", "tags": [word]} for word in words]
     _jsonl(folder / "prompts.jsonl", prompts)
     _jsonl(folder / "more.jsonl", [{"prompt": f"Why {word}?"} for word in words])
-    rows = [{"prompt": f"How is {word}?", "chosen": "Good.", "rejected": "No."} for word in words]
+    rows = [
+        {"prompt": f"{how} is {word}?", "chosen": "Good.", "rejected": "No."}
+        for how in ("How", "Where", "Whose", "When", "Which")
+        for word in words
+    ]
     _jsonl(folder / "pairs.jsonl", rows)
     told = [
         {"messages": [_turn("user", f"Is {word}?"), _turn("assistant", "It is.")]} for word in words
@@ -159,7 +163,7 @@ def write_sources(folder: Path, shipped: Path) -> list[str]:
         (folder / f"{name}.yaml").write_text(text)
     found = [_quick(path.read_text("utf-8")) for path in sorted(shipped.glob("*.yaml"))]
     # Most of what is new is in those that are not shipped.
-    return [*[STAGED] * 6, *[LABELLED, ROUNDS] * 3, *found]
+    return [*[STAGED] * 5, *[LABELLED, ROUNDS] * 3, *found]
 
 
 def _quick(text: str) -> str:
