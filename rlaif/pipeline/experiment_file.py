@@ -480,14 +480,24 @@ def read_experiment(
 
 def _notes_of_ids(data: Mapping[str, Any], notes: Mapping[Loc, str]) -> dict[Loc, str]:
     """What stands at each step and judge of the file, besides the notes on what was set."""
-    found: dict[Loc, str] = {place.loc: f"step {place.id}" for place in step_places(data)}
+    found: dict[Loc, str] = {}
+    for place in step_places(data):
+        entry: Any = data
+        for part in place.loc:
+            entry = entry[part]
+        found[place.loc] = f"step {_id_of_judge(entry.get('judge')) or place.id}"
     judges = data.get("judges")
     for index, judge in enumerate(judges if isinstance(judges, list) else []):
-        if isinstance(judge, dict):
-            found["judges", index] = f"judge {judge.get('id', judge.get('kind'))}"
+        found["judges", index] = f"judge {_id_of_judge(judge) or index}"
     for loc, note in notes.items():
         found[loc] = f"{found[loc]}, {note}" if loc in found else note
     return found
+
+
+def _id_of_judge(body: Any) -> str | None:
+    """A judge's id, which is its kind where it has none; None where the body is no judge's."""
+    named = body.get("id", body.get("kind")) if isinstance(body, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def _with_step_ids(data: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def refusal(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
+def name_of(step: str) -> str:
+    """The id of a step that is not given one."""
+    ((kind, body),) = yaml.safe_load(step).items()
+    return str(body["kind"] if kind == "judge" else kind)
+
+
 @pytest.mark.parametrize(
     ("step", "wrong", "right"),
     [
@@ -62,13 +69,16 @@ def test_unknown_keys_are_named_with_the_nearest_known_and_the_line(
 ) -> None:
     message = refusal(tmp_path, HEAD + "  - sample: {id: first}\n  - " + step + "\n")
     line = next(x for x in message.splitlines() if f"{wrong}'" in x)
-    assert f"{tmp_path / 'experiment.yaml'}:7: unknown key" in line
+    assert f"{tmp_path / 'experiment.yaml'}:7 (step {name_of(step)}): unknown key" in line
     assert f"did you mean '{right}'?" in line
 
 
 def test_unknown_top_level_key_and_step_kind(tmp_path: Path) -> None:
     message = refusal(tmp_path, HEAD + "  - sampel: {n: 2}\nround: 2\n")
-    assert "experiment.yaml:6: unknown key 'steps.0.sampel'; did you mean 'sample'?" in message
+    assert (
+        "experiment.yaml:6 (step sampel): unknown key 'steps.0.sampel'; did you mean 'sample'?"
+        in message
+    )
     assert "experiment.yaml:7: unknown key 'round'; did you mean 'rounds'?" in message
 
 
@@ -148,8 +158,10 @@ def test_wrong_values_are_named_with_their_line(
     tmp_path: Path, text: str, line: int | None, words: str
 ) -> None:
     message = refusal(tmp_path, text)
-    place = f"experiment.yaml:{line}: " if line else "experiment.yaml"
-    assert any(words in found and place in found for found in message.splitlines())
+    place = (
+        rf"experiment\.yaml:{line}( \((step|judge) [^)]+\))?: " if line else r"experiment\.yaml"
+    )
+    assert any(words in found and re.search(place, found) for found in message.splitlines())
 
 
 def test_every_fault_is_listed(tmp_path: Path) -> None:
