@@ -91,13 +91,19 @@ JudgeStep = Annotated[
 """A judge in the experiment file."""
 
 
-def _looks_at_constitution(spec: JudgeBase, inputs: JudgeInputs, judge: Judge) -> bool:
-    """Whether the judge would be another without its constitution, or could not be built."""
+def _looks_at_constitution(spec: JudgeBase, inputs: JudgeInputs) -> bool:
+    """Whether the judge, or one within, would be another without its constitution, or could not be
+    built."""
+    within = spec.judges_within().values()
+    if within:
+        return any(
+            one.constitution is None and _looks_at_constitution(one, inputs) for one in within
+        )
     try:
         without = spec.build_judge(replace(inputs, constitution=None))
     except ConfigError:
         return True
-    return without.judge_hash != judge.judge_hash
+    return without.judge_hash != spec.build_judge(inputs).judge_hash
 
 
 def build_judge(
@@ -118,7 +124,7 @@ def build_judge(
         constitution = load_constitution(find(spec.constitution, place))
     inputs = JudgeInputs(constitution, place, thinking)
     judge = spec.build_judge(inputs)
-    if spec.constitution is not None and not _looks_at_constitution(spec, inputs, judge):
+    if spec.constitution is not None and not _looks_at_constitution(spec, inputs):
         raise ConfigError(
             f"judge {spec.id}: `constitution` has no effect, since the judge looks at none of its "
             "principles. Name some in `principles`, or in those of the judges within, or drop it"

@@ -93,8 +93,12 @@ class Stage(Strict):
     steps: Annotated[list[StepEntry], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def check_rounds(self) -> Stage:
-        """The stage, whose steps and `at` all have rounds of it. Raises PydanticCustomError."""
+    def _steps_run(self) -> Stage:
+        self.check_rounds()
+        return self
+
+    def check_rounds(self) -> None:
+        """Raises PydanticCustomError where a step or `at` is of no round of the stage."""
         for index, entry in enumerate(self.steps):
             if not any(in_rounds(entry.when, number) for number in range(1, self.rounds + 1)):
                 raise fault_at(
@@ -107,7 +111,6 @@ class Stage(Strict):
                 raise fault_at(
                     ("at", rounds), f"{rounds!r} names none of the rounds (1 to {self.rounds})"
                 )
-        return self
 
 
 def has_arm(arms: list[str] | None, arm: str) -> bool:

@@ -145,12 +145,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (HEAD + "  - sample: {}\n    pair: {}\n", 6, "each step is one key"),
         (HEAD + "  - train: {micro_batch_tokens: 0}\n", 6, "micro_batch_tokens"),
         (HEAD + "  - judge: {kind: rating, samples: 2}\n", 6, "greedy samples"),
-        (HEAD + "  - sample: {}\n  - sample: {}\n", None, "step ids must differ"),
+        (HEAD + "  - sample: {}\n  - sample: {}\n", 7, "step ids must differ"),
         (HEAD + "  - sample: {id: 1st}\n", 6, "1st"),
         (HEAD.replace("policy:", "initial:") + "  - sample: {}\n", 2, "must name a `policy`"),
-        (HEAD + "  - sample: {}\nseed: 1\nseeds: [1]\n", None, "not both"),
-        (HEAD + "  - sample: {}\nseeds: [1, 1]\n", None, "different numbers"),
-        (HEAD.replace("path: p.jsonl", "holdout: 3") + "  - sample: {}\n", None, "needs a `path`"),
+        (HEAD + "  - sample: {}\nseed: 1\nseeds: [1]\n", 8, "not both"),
+        (HEAD + "  - sample: {}\nseeds: [1, 1]\n", 7, "different numbers"),
+        (HEAD.replace("path: p.jsonl", "holdout: 3") + "  - sample: {}\n", 4, "needs a `path`"),
         ("name: x\nsteps: []\n", 2, "steps"),
     ],
 )
@@ -158,9 +158,7 @@ def test_wrong_values_are_named_with_their_line(
     tmp_path: Path, text: str, line: int | None, words: str
 ) -> None:
     message = refusal(tmp_path, text)
-    place = (
-        rf"experiment\.yaml:{line}( \((step|judge) [^)]+\))?: " if line else r"experiment\.yaml"
-    )
+    place = rf"experiment\.yaml:{line}( \((step|judge) [^)]+\))?: " if line else r"experiment\.yaml"
     assert any(words in found and re.search(place, found) for found in message.splitlines())
 
 
