@@ -139,6 +139,13 @@ MORE: dict[str, dict[str, Any]] = {
     "priced": altered(
         "sample", *((("models", name, "price"), {"input": 1.0, "output": 2.0}) for name in SERVED)
     ),
+    "loaded set": experiment(
+        models=SERVED,
+        steps=[
+            {"load": {"id": "loaded", "type": "prompts", "path": "others.jsonl"}},
+            {"sample": SAMPLE | {"prompts": "loaded"}},
+        ],
+    ),
     "sets of prompts": altered(
         "sample", (("prompt_sets",), SETS), (("steps", 0, "sample", "prompts"), "others")
     ),

@@ -530,6 +530,7 @@ VALUES |= {
         "columns": {"prompt": "asked", "chosen": "one", "rejected": "two"},
         "on_error": Case("skip", {"path": "odd.jsonl"}, refused=True),
         "prompts": Case("other", {"path": "mixed.jsonl"}),
+        "holdout": Case(2, base=("loaded set", LOADED)),
     },
     "EvaluateStep": {
         "id": "else",
