@@ -840,6 +840,8 @@ ELSEWHERE: dict[str, str] = {
         ("ApiLimits.connect_seconds", "ApiLimits.read_seconds"),
         "tests/pipeline/plan/test_without_a_run.py::test_a_server_is_waited_for_as_long_as_is_said",
     ),
+    "LabelStep.human_price": "tests/pipeline/test_label_shares.py"
+    "::test_a_label_costs_what_its_judge_was_asked_for_it",
     "LabelColumns.subset": "tests/pipeline/plan/test_without_a_run.py"
     "::test_a_column_of_subsets_is_read",
     "Refresh.drop": "tests/train/test_refresh.py"
