@@ -33,15 +33,29 @@ class RlaifError(Exception):
         super().__init__(without_passwords(message))
 
 
+def say_place(path: Path | str | None, line: int | None, note: str = "") -> str:
+    """How a message begins that is about a place: `FILE:LINE (note): `; empty without a file."""
+    if path is None:
+        return ""
+    place = f"{path}:{line}" if line else f"{path}"
+    return f"{place} ({note}): " if note else f"{place}: "
+
+
 class ConfigError(RlaifError):
     """A YAML file, an override or a data row that cannot be used.
 
-    `path` and `line` (1-based) point at the offending place where it is known.
+    `path` and `line` (1-based) point at the offending place where it is known, and `note` says
+    what stands there, such as `step ID`.
     """
 
-    def __init__(self, message: str, path: Path | str | None = None, line: int | None = None):
-        place = "" if path is None else f"{path}:{line}: " if line else f"{path}: "
-        super().__init__(place + message)
+    def __init__(
+        self,
+        message: str,
+        path: Path | str | None = None,
+        line: int | None = None,
+        note: str = "",
+    ):
+        super().__init__(f"{say_place(path, line, note)}{message}")
         self.path = path
         self.line = line
 
@@ -59,6 +73,18 @@ class GateStopped(RlaifError):
     was computed is kept."""
 
     exit_code = EXIT_GATE
+
+
+@contextmanager
+def placed(path: Path, line: int | None, note: str = "") -> Iterator[None]:
+    """Say of errors within, but for those that point at `path` themselves, which place of `path`
+    they come from: another file is wrong as a rule, and this is where it is named."""
+    try:
+        yield
+    except RlaifError as error:
+        if str(error).startswith(f"{path}:"):
+            raise
+        raise type(error)(f"{say_place(path, line, note)}{error}") from error
 
 
 @contextmanager

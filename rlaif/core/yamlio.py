@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
-from rlaif.core.errors import HIDDEN, ConfigError, without_passwords
+from rlaif.core.errors import HIDDEN, ConfigError, say_place, without_passwords
 
 MOST_VALUES = 100_000
 """Keys and items of one file, aliases written out."""
@@ -111,6 +112,11 @@ def _collect_lines(node: yaml.Node, loc: Loc, lines: Lines, path: Path) -> None:
             _collect_lines(value, (*loc, index), lines, path)
 
 
+def fault_at(loc: Loc, message: str) -> PydanticCustomError:
+    """What the validator of a whole model raises for a fault at `loc` within it."""
+    return PydanticCustomError("at", "{message}", {"message": message, "loc": loc})
+
+
 def line_of(loc: Loc, lines: Lines) -> int | None:
     """The line of `loc`, or of the nearest thing around it that has one."""
     while loc and loc not in lines:
@@ -125,8 +131,8 @@ def validate(
     path: Path | str,
     notes: Mapping[Loc, str] | None = None,
 ) -> M:
-    """`data` as `model`, or one ConfigError listing every fault with its line, and with the note of
-    `notes` at its place or around it."""
+    """`data` as `model`, or one ConfigError listing every fault with its line, and with those of
+    `notes` that are at its place or around it."""
     refuse_absurd(data, lines, path)
     try:
         return model.model_validate(data)
@@ -174,13 +180,12 @@ def _explain_errors(
     """One line for each place: the members of a union say there what each of them expected."""
     said: dict[tuple[str, str], list[str]] = {}
     for fault in error.errors():
-        loc = tuple(fault["loc"])
+        loc = (*fault["loc"], *fault.get("ctx", {}).get("loc", ()))
         given = _trim_location(loc, data)
-        line = line_of(given, lines)
-        place = f"{path}:{line}" if line else f"{path}"
         where = ".".join(map(str, given))
-        note = next((notes[given[:n]] for n in range(len(given), 0, -1) if given[:n] in notes), "")
-        place += f" ({note})" if note else ""
+        around = (given[:n] for n in range(1, len(given) + 1))
+        note = ", ".join(dict.fromkeys(notes[outer] for outer in around if outer in notes))
+        place = say_place(path, line_of(given, lines), note).removesuffix(": ")
         if fault["type"] == "extra_forbidden":
             hint = suggest(str(loc[-1]), known_keys(model, loc[:-1]))
             said[f"{place}: unknown key {where!r}{hint}", ""] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +91,21 @@ JudgeStep = Annotated[
 """A judge in the experiment file."""
 
 
+def _looks_at_constitution(spec: JudgeBase, inputs: JudgeInputs) -> bool:
+    """Whether the judge, or one within, would be another without its constitution, or could not be
+    built."""
+    within = spec.judges_within().values()
+    if within:
+        return any(
+            one.constitution is None and _looks_at_constitution(one, inputs) for one in within
+        )
+    try:
+        without = spec.build_judge(replace(inputs, constitution=None))
+    except ConfigError:
+        return True
+    return without.judge_hash != spec.build_judge(inputs).judge_hash
+
+
 def build_judge(
     spec: JudgeBase,
     constitution: Constitution | None = None,
@@ -106,5 +122,11 @@ def build_judge(
     place = None if beside is None else Path(beside)
     if spec.constitution is not None:
         constitution = load_constitution(find(spec.constitution, place))
-    judge = spec.build_judge(JudgeInputs(constitution, place, thinking))
+    inputs = JudgeInputs(constitution, place, thinking)
+    judge = spec.build_judge(inputs)
+    if spec.constitution is not None and not _looks_at_constitution(spec, inputs):
+        raise ConfigError(
+            f"judge {spec.id}: `constitution` has no effect, since the judge looks at none of its "
+            "principles. Name some in `principles`, or in those of the judges within, or drop it"
+        )
     return judge if spec.reasoning == "keep" else AnswerOnly(judge, thinking)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def _read_form(text: str | None, lines: list[str], path: Path) -> Form | None:
         raise ConfigError(f"section form: {error}", path, _section_line("form", lines)) from None
 
 
+@lru_cache(maxsize=256)
 def _check_source(source: str, path: Path, allowed: frozenset[str]) -> frozenset[str]:
     known = environment()
     try:

@@ -19,7 +19,7 @@ from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.paths import step_places
 from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
-from rlaif.core.yamlio import Lines, Loc, line_of, suggest, validate
+from rlaif.core.yamlio import Lines, Loc, fault_at, line_of, suggest, validate
 from rlaif.judges.build import JudgeStep
 from rlaif.judges.common import JudgeBase
 from rlaif.metrics.figure_rules import RULES, find_key
@@ -126,7 +126,9 @@ class Experiment(Strict):
             raise ValueError("`models` must name a `policy`")
         taken = sorted((RESERVED_MODELS - {"policy"}) & set(models))
         if taken:
-            raise ValueError(f"{taken} are reserved names (initial, previous, current)")
+            raise fault_at(
+                (taken[0],), f"{taken[0]!r} is a reserved name: call the model something else"
+            )
         return models
 
     @model_validator(mode="after")
@@ -135,31 +137,40 @@ class Experiment(Strict):
             if not self.steps:
                 raise ValueError("give `steps`, or `stages` with steps")
             # Its own checks are those of every stage.
-            Stage(id=MAIN, rounds=self.rounds, steps=self.steps)
+            self.all_stages[0].check_rounds()
             return self
         if told(self, "steps", "rounds"):
-            raise ValueError("give `stages`, or `rounds` and `steps`, not both")
+            raise fault_at(("steps",), "give `stages`, or `rounds` and `steps`, not both")
         ids = [stage.id for stage in self.stages]
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        if twice:
-            raise ValueError(f"stage ids must differ; {twice} is used twice")
+        for number, name in enumerate(ids):
+            if name in ids[:number]:
+                raise fault_at(
+                    ("stages", number, "id"), f"stage ids must differ; {name!r} is used twice"
+                )
         return self
 
     @model_validator(mode="after")
     def _seeds_once(self) -> Experiment:
         if self.seeds is not None and "seed" in self.model_fields_set:
-            raise ValueError("give `seed` or `seeds`, not both")
+            raise fault_at(("seeds",), "give `seed` or `seeds`, not both")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
-            raise ValueError("`seeds` must be a list of different numbers")
+            raise fault_at(("seeds",), "`seeds` must be a list of different numbers")
         return self
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Experiment:
         defined = {judge.id: judge for judge in self.judges}
-        ids, run = [judge.id for judge in self.judges], set[tuple[str, str]]()
+        ids: set[str] = set()
+        run: set[tuple[str, str]] = set()
+        for index, judge in enumerate(self.judges):
+            if judge.id in ids:
+                fault = f"judge ids must differ; {judge.id!r} is used twice (set `id:`)"
+                raise fault_at(("judges", index), fault)
+            ids.add(judge.id)
+        places = iter(self.step_locs)
         for stage in self.all_stages:
             for entry in stage.steps:
-                name = entry.step.id
+                name, place = entry.step.id, next(places)
                 # A step may run a judge that `judges` defines, in each stage, on what it names.
                 known = defined.get(name)
                 is_run = (
@@ -170,52 +181,53 @@ class Experiment(Strict):
                 )
                 if is_run:
                     run.add((stage.id, name))
-                else:
-                    ids.append(name)
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        if twice:
-            raise ValueError(f"step ids must differ; {twice} is used twice (set `id:`)")
-        taken = sorted(set(self.made_models) & {*self.models, *RESERVED_MODELS})
-        if taken:
-            raise ValueError(
-                f"{taken[0]!r} is the name of a model and the id of a step that makes one: call "
-                "one of the two something else"
-            )
+                elif name in ids:
+                    fault = f"step ids must differ; {name!r} is used twice (set `id:`)"
+                    raise fault_at((*place, entry.kind), fault)
+                ids.add(name)
+                if entry.makes_model and name in {*self.models, *RESERVED_MODELS}:
+                    raise fault_at(
+                        (*place, entry.kind),
+                        f"{name!r} is the name of a model and the id of a step that makes one: "
+                        "call one of the two something else",
+                    )
         return self
 
     @model_validator(mode="after")
     def _names_known(self) -> Experiment:
         """Sets of prompts and arms, wherever they are named."""
         if MAIN in self.prompt_sets:
-            raise ValueError("prompt_sets: `main` is the set that `prompts` describes")
-        taken = [e.step.id for e in self.entries if e.load is not None and e.load.makes_set]
-        twice = sorted({*self.prompt_sets, MAIN} & {*taken})
-        if twice:
-            raise ValueError(f"load {twice[0]!r}: a set of prompts has that name already")
-        sets = [(f"stage {stage.id}", stage.prompts) for stage in self.all_stages]
-        arms = [
-            (f"stage {stage.id}", name) for stage in self.all_stages for name in stage.arms or ()
-        ]
-        for entry in self.entries:
-            where = f"{entry.kind} {entry.step.id}"
-            arms += [(where, name) for name in entry.arms or ()]
-            sets += [(where, name) for name in _sets_of(entry)]
-        for where, name in sets:
+            raise fault_at(("prompt_sets", MAIN), "`main` is the set that `prompts` describes")
+        for place, entry in zip(self.step_locs, self.entries, strict=True):
+            makes = entry.load is not None and entry.load.makes_set
+            if makes and entry.step.id in {*self.prompt_sets, MAIN}:
+                raise fault_at(
+                    (*place, "load"), f"a set of prompts has the name {entry.step.id!r} already"
+                )
+        sets: list[tuple[Loc, str]] = []
+        arms: list[tuple[Loc, str]] = []
+        for number, stage in enumerate(self.all_stages):
+            sets.append((("stages", number, "prompts"), stage.prompts))
+            arms += [(("stages", number, "arms"), name) for name in stage.arms or ()]
+        for place, entry in zip(self.step_locs, self.entries, strict=True):
+            arms += [((*place, "arms"), name) for name in entry.arms or ()]
+            sets += [((*place, entry.kind, "prompts"), name) for name in _sets_of(entry)]
+        for place, name in sets:
             if name not in self.set_specs:
                 hint = suggest(name, sorted(self.set_specs))
-                raise ValueError(f"{where}: {name!r} is no set of prompts{hint}")
-        for entry in self.entries:
+                raise fault_at(place, f"{name!r} is no set of prompts{hint}")
+        for place, entry in zip(self.step_locs, self.entries, strict=True):
             for name in (entry.evaluate.prompts or ()) if entry.evaluate else ():
                 if not self.set_specs[name].holdout:
-                    raise ValueError(
-                        f"evaluate {entry.evaluate.id}: no prompt of the set {name!r} is held out; "
-                        f"set its `holdout`"
+                    raise fault_at(
+                        (*place, "evaluate", "prompts"),
+                        f"no prompt of the set {name!r} is held out; set its `holdout`",
                     )
         known = {MAIN} if not self.arms and not self.sweep else {*self.arms}
-        for where, name in arms:
+        for place, name in arms:
             # What a sweep calls its arms is known once it is spread out.
             if name not in known and not self.sweep:
-                raise ValueError(f"{where}: {name!r} is no arm{suggest(name, sorted(known))}")
+                raise fault_at(place, f"{name!r} is no arm{suggest(name, sorted(known))}")
         return self
 
     @model_validator(mode="after")
@@ -228,10 +240,11 @@ class Experiment(Strict):
                 shares.setdefault(gpu, {})[name] = share if isinstance(share, float) else 1.0
         for gpu, taken in sorted(shares.items()):
             if len(taken) > 1 and sum(taken.values()) > 1:
-                raise ValueError(
+                raise fault_at(
+                    ("models", list(taken)[-1], "gpus"),
                     f"GPU {gpu} is among the `gpus` of {' and '.join(map(repr, taken))}: give them "
                     "different ones, or each a `gpu_memory_utilization` in `engine_args`, with a "
-                    "sum of at most 1"
+                    "sum of at most 1",
                 )
         return self
 
@@ -241,26 +254,29 @@ class Experiment(Strict):
             return self
         remote = {name: spec for name, spec in self.models.items() if spec.base_url is not None}
         if not remote:
-            raise ValueError("`budget` has no effect: no model has a `base_url`")
+            raise fault_at(("budget",), "`budget` has no effect: no model has a `base_url`")
         unpriced = sorted(name for name, spec in remote.items() if spec.price is None)
         if unpriced:
-            raise ValueError(
-                f"`budget` needs the `price` of every remote model; {unpriced} have none"
+            raise fault_at(
+                ("budget",),
+                f"`budget` needs the `price` of every remote model; {unpriced} have none",
             )
         return self
 
     @model_validator(mode="after")
     def _files_named(self) -> Experiment:
-        for entry in self.entries:
+        for place, entry in zip(self.step_locs, self.entries, strict=True):
             if entry.load is not None and self.loaded_name(entry.load) is None:
-                raise ValueError(
+                raise fault_at(
+                    (*place, "load"),
                     f"load {entry.load.id!r} names no file: give it `path`, or the experiment "
-                    "`data` (from the command line: --set data=PATH)"
+                    "`data` (from the command line: --set data=PATH)",
                 )
         if self.prompts.from_pairs and not self.pair_loads:
-            raise ValueError(
+            raise fault_at(
+                ("prompts",),
                 "`prompts` needs a `path` or a `dataset`; without them the prompts are those of "
-                "loaded pairs, and no step is `load: {type: pairs}`"
+                "loaded pairs, and no step is `load: {type: pairs}`",
             )
         return self
 
@@ -268,29 +284,39 @@ class Experiment(Strict):
     def _arms_can_label(self) -> Experiment:
         labels = [entry.label for entry in self.entries if entry.label is not None]
         pairs = [e.load for e in self.entries if e.load is not None and e.load.type == "pairs"]
+        places = [
+            (*place, "label")
+            for place, entry in zip(self.step_locs, self.entries, strict=True)
+            if entry.label is not None
+        ]
         if labels and not pairs:
-            raise ValueError(
+            raise fault_at(
+                places[0],
                 "a `label` step labels loaded pairs, and none are loaded: put "
-                "`- load: {type: pairs, path: FILE}` before it"
+                "`- load: {type: pairs, path: FILE}` before it",
             )
         given = [e.load.id for e in self.entries if e.load and e.load.type == "judgements"]
         taken = sorted(LABELLERS & {*self.all_judges(), *given}) if labels else []
         if taken:
-            raise ValueError(
-                f"`labels: {taken[0]}` has a meaning of its own: call that step something else"
+            raise fault_at(
+                self.loc_of(taken[0]),
+                f"`labels: {taken[0]}` has a meaning of its own: call {taken[0]!r} something else",
             )
         if not any(arm.labelled for arm in self.arms.values()):
             return self
         if not pairs:
-            raise ValueError(
+            raise fault_at(
+                ("arms",),
                 "`arms` compare labels of the same answers, and no pairs are loaded: put "
-                "`- load: {type: pairs, path: FILE}` and `- label:` before `train`"
+                "`- load: {type: pairs, path: FILE}` and `- label:` before `train`",
             )
         if len(labels) != 1:
-            raise ValueError(f"`arms` need one `label` step, and there are {len(labels)}")
+            raise fault_at(("arms",), f"`arms` need one `label` step, and there are {len(labels)}")
         said = all(arm.labels is not None for arm in self.arms.values())
         if said and {"labels", "flip"} & labels[0].model_fields_set:
-            raise ValueError("the arms say who labels: leave `labels` and `flip` out of `label`")
+            raise fault_at(
+                places[0], "the arms say who labels: leave `labels` and `flip` out of `label`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -300,28 +326,44 @@ class Experiment(Strict):
         kinds = ("pair", "label", "filter", "load")
         makers = [entry.step.id for entry in self.entries if entry.kind in kinds]
         if not makers:
-            raise ValueError("`dataset` needs preferences, and no step makes any: add `pair`")
+            raise fault_at(
+                ("dataset",), "`dataset` needs preferences, and no step makes any: add `pair`"
+            )
         if self.dataset.uses is not None and self.dataset.uses not in makers:
-            raise ValueError(f"dataset.uses: {self.dataset.uses!r} is none of {makers}")
+            raise fault_at(("dataset", "uses"), f"{self.dataset.uses!r} is none of {makers}")
         judges = sorted(e.judge.id for e in self.entries if e.judge is not None)
         if self.dataset.overall is not None and self.dataset.overall not in judges:
-            raise ValueError(f"dataset.overall: {self.dataset.overall!r} is no judge of {judges}")
+            raise fault_at(
+                ("dataset", "overall"), f"{self.dataset.overall!r} is no judge of {judges}"
+            )
         return self
 
     @model_validator(mode="after")
     def _primary_known(self) -> Experiment:
-        for name in self.primary or []:
+        for number, name in enumerate(self.primary or []):
             head, _, rest = name.partition("/")
             known = {"score": 1, "win_rate": 1, "win_rate_vs_initial": 1}
             if head in known and rest.split("/")[0] not in self.all_judges():
                 judges = ", ".join(self.all_judges()) or "none"
-                raise ValueError(f"primary: {name!r} is of no judge (judges: {judges})")
+                raise fault_at(("primary", number), f"{name!r} is of no judge (judges: {judges})")
             if not is_metric(name):
-                raise ValueError(
-                    f"primary: {name!r} is no metric of held-out answers, such as score/JUDGE, "
-                    "win_rate/JUDGE, reward_accuracy/human or check/ID"
+                raise fault_at(
+                    ("primary", number),
+                    f"{name!r} is no metric of held-out answers, such as score/JUDGE, "
+                    "win_rate/JUDGE, reward_accuracy/human or check/ID",
                 )
         return self
+
+    def loc_of(self, name: str) -> Loc:
+        """Where the judge or step of that id stands in the file."""
+        for index, judge in enumerate(self.judges):
+            if judge.id == name:
+                return ("judges", index)
+        return next(
+            place
+            for place, entry in zip(self.step_locs, self.entries, strict=True)
+            if entry.step.id == name
+        )
 
     @property
     def all_stages(self) -> list[Stage]:
@@ -433,7 +475,29 @@ def read_experiment(
 ) -> Experiment:
     """An experiment's file, which was read, with its short forms spelt out. Raises ConfigError."""
     spelt_out = _with_step_ids(_with_judges_by_id(data, lines, path))
-    return validate(Experiment, spelt_out, lines, path, notes)
+    return validate(Experiment, spelt_out, lines, path, _notes_of_ids(spelt_out, notes or {}))
+
+
+def _notes_of_ids(data: Mapping[str, Any], notes: Mapping[Loc, str]) -> dict[Loc, str]:
+    """What stands at each step and judge of the file, besides the notes on what was set."""
+    found: dict[Loc, str] = {}
+    for place in step_places(data):
+        entry: Any = data
+        for part in place.loc:
+            entry = entry[part]
+        found[place.loc] = f"step {_id_of_judge(entry.get('judge')) or place.id}"
+    judges = data.get("judges")
+    for index, judge in enumerate(judges if isinstance(judges, list) else []):
+        found["judges", index] = f"judge {_id_of_judge(judge) or index}"
+    for loc, note in notes.items():
+        found[loc] = f"{found[loc]}, {note}" if loc in found else note
+    return found
+
+
+def _id_of_judge(body: Any) -> str | None:
+    """A judge's id, which is its kind where it has none; None where the body is no judge's."""
+    named = body.get("id", body.get("kind")) if isinstance(body, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def _with_step_ids(data: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -18,10 +19,10 @@ from rlaif.config.arms import MAIN
 from rlaif.config.models import REMOTE, RESERVED_MODELS, ModelSpec, PromptsSpec, thinking_of
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution, load_constitution
-from rlaif.core.errors import ConfigError
+from rlaif.core.errors import ConfigError, placed
 from rlaif.core.records import content_hash
 from rlaif.core.resources import find
-from rlaif.core.yamlio import line_of, read_text
+from rlaif.core.yamlio import Lines, Loc, line_of, read_text
 from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
 from rlaif.data.rows import Source, rows_hash, source_rows
@@ -41,6 +42,7 @@ from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
 from rlaif.pipeline.reading import FileOfArm, load_arms
+from rlaif.pipeline.stages import StepEntry
 
 ABSENT = "not here yet:"
 """How the identity of a model begins that a dry run does not fetch."""
@@ -54,8 +56,8 @@ def prepare(
     prompts; `provisional` names them. Raises ConfigError, EngineError."""
     own, arms = load_arms(path, overrides, profile)
     preparing = _Preparing(path, fetch)
-    experiment = preparing.with_scripts(own.experiment)
-    sets = {name: preparing.prompts(name, experiment) for name in experiment.set_specs}
+    experiment = preparing.with_scripts(own)
+    sets = {name: preparing.prompts(name, experiment, own) for name in experiment.set_specs}
     sets, taken = split_apart(sets)
     inputs = preparing.inputs(own, sets)
     found = {}
@@ -82,14 +84,18 @@ class _Preparing:
 
     def inputs(self, file: FileOfArm, sets: Mapping[str, PromptSet]) -> PlanInputs:
         """The inputs of one arm's file."""
-        experiment, path = self.with_scripts(file.experiment), self.path
-        constitution = _load_constitution(experiment.constitution, path)
+        experiment, path = self.with_scripts(file), self.path
+        with self._at(file, ("constitution",)):
+            constitution = _load_constitution(experiment.constitution, path)
         thinking = thinking_of(experiment.models.values())
-        specs = experiment.all_judges()
-        judges = {n: build_judge(spec, constitution, path, thinking) for n, spec in specs.items()}
-        own = {n: _load_constitution(spec.constitution, path) for n, spec in specs.items()}
-        keys = self.model_keys(experiment)
-        check_same_weights(experiment, keys, judges)
+        judges: dict[str, Judge] = {}
+        own: dict[str, Constitution | None] = {}
+        for name, spec in experiment.all_judges().items():
+            with self._at(file, experiment.loc_of(name), f"judge {name}"):
+                judges[name] = build_judge(spec, constitution, path, thinking)
+                own[name] = _load_constitution(spec.constitution, path)
+        keys = self.model_keys(file, experiment)
+        check_same_weights(experiment, keys, judges, path, file.lines)
         inputs = PlanInputs(
             experiment,
             path,
@@ -98,7 +104,7 @@ class _Preparing:
             sets[MAIN],
             judges,
             keys,
-            self.file_hashes(experiment),
+            self.file_hashes(file, experiment),
             sets={name: found for name, found in sets.items() if name != MAIN},
             constitutions={name: found for name, found in own.items() if found is not None},
             at=file.at,
@@ -107,62 +113,76 @@ class _Preparing:
         _check_capabilities(inputs)
         return inputs
 
-    def with_scripts(self, experiment: Experiment) -> Experiment:
-        """The experiment with the fake engines' scripts found where its own file is."""
-        models = {
-            name: spec.model_copy(update={"script": str(find(spec.script, self.path))})
-            if spec.script
-            else spec
-            for name, spec in experiment.models.items()
-        }
-        return experiment.model_copy(update={"models": models})
+    def _at(self, file: FileOfArm, loc: Loc, note: str = "") -> AbstractContextManager[None]:
+        """Within, errors say that they come from `loc` of the file."""
+        return placed(self.path, line_of(loc, file.lines), note)
 
-    def prompts(self, name: str, experiment: Experiment) -> PromptSet:
+    def with_scripts(self, file: FileOfArm) -> Experiment:
+        """The experiment with the fake engines' scripts found where its own file is."""
+        models = dict(file.experiment.models)
+        for name, spec in models.items():
+            if spec.script:
+                with self._at(file, ("models", name, "script")):
+                    found = str(find(spec.script, self.path))
+                models[name] = spec.model_copy(update={"script": found})
+        return file.experiment.model_copy(update={"models": models})
+
+    def prompts(self, name: str, experiment: Experiment, file: FileOfArm) -> PromptSet:
         """The prompts of a set, made up where a dry run would have to fetch them."""
         spec = experiment.set_specs[name]
+        made = name not in {MAIN, *experiment.prompt_sets}
+        loc = experiment.loc_of(name) if made else ("prompt_sets", name)
+        loc = ("prompts",) if name == MAIN else loc
         if not self.fetch and spec.count is not None and not Path(spec.dataset or "").exists():
             self.provisional.append(f"{spec.count} made-up prompts in place of {spec.dataset}")
-            return provisional_prompts(spec)
+            with self._at(file, loc):
+                return provisional_prompts(spec)
         loads = [e.load for e in experiment.entries if e.load is not None]
         own = [load for load in loads if load.id == name and load.prompts == "own"]
-        if own or spec.from_pairs:
-            return _prompts_of_pairs(spec, own or experiment.pair_loads, experiment, self.path)
-        return load_prompts(spec, self.path)
+        with self._at(file, loc):
+            if own or spec.from_pairs:
+                return _prompts_of_pairs(spec, own or experiment.pair_loads, experiment, self.path)
+            return load_prompts(spec, self.path)
 
-    def model_keys(self, experiment: Experiment) -> dict[str, str]:
+    def model_keys(self, file: FileOfArm, experiment: Experiment) -> dict[str, str]:
         """Those of `model_keys`; what is the same weights in several arms is looked at once."""
-        found = model_keys(experiment, self._model_key)
+        found = model_keys(experiment, lambda spec, loc: self._model_key(spec, file, loc))
         for name, key in found.items():
             absent = f"model {name} ({key.removeprefix(ABSENT)}) is not here yet"
             if key.startswith(ABSENT) and absent not in self.provisional:
                 self.provisional.append(absent)
         return found
 
-    def _model_key(self, spec: ModelSpec) -> str:
+    def _model_key(self, spec: ModelSpec, file: FileOfArm, loc: Loc) -> str:
         known = spec.model_dump_json()
         if known not in self.keys:
-            self.keys[known] = model_key(spec, self.fetch)
+            with self._at(file, loc):
+                self.keys[known] = model_key(spec, self.fetch)
         return self.keys[known]
 
-    def file_hashes(self, experiment: Experiment) -> dict[str, str]:
+    def file_hashes(self, file: FileOfArm, experiment: Experiment) -> dict[str, str]:
         """The hashes of what the steps read, by name."""
-        sources = _list_sources(experiment, self.path)
-        self.files |= {
-            name: _source_hash(source) for name, source in sources.items() if name not in self.files
-        }
-        return {name: self.files[name] for name in sorted(sources)}
+        names: set[str] = set()
+        for loc, entry in zip(experiment.step_locs, experiment.entries, strict=True):
+            with self._at(file, loc, f"step {entry.step.id}"):
+                for name, source in _sources_of(entry, experiment, self.path).items():
+                    names.add(name)
+                    if name not in self.files:
+                        self.files[name] = _source_hash(source)
+        return {name: self.files[name] for name in sorted(names)}
 
 
 def _load_constitution(name: str | None, path: Path) -> Constitution | None:
     return None if name is None else load_constitution(find(name, path))
 
 
-def model_keys(experiment: Experiment, key_of: Callable[[ModelSpec], str]) -> dict[str, str]:
-    """Model name (or folder in a train step) to the identity of its weights."""
-    keys = {name: key_of(spec) for name, spec in experiment.models.items()}
+def model_keys(experiment: Experiment, key_of: Callable[[ModelSpec, Loc], str]) -> dict[str, str]:
+    """Model name (or folder in a train step) to the identity of its weights, which `key_of` tells
+    of a model and the place that names it."""
+    keys = {name: key_of(spec, ("models", name)) for name, spec in experiment.models.items()}
     policy = experiment.models["policy"]
     made = set(experiment.made_models)
-    for entry in experiment.entries:
+    for loc, entry in zip(experiment.step_locs, experiment.entries, strict=True):
         step = entry.train or entry.distill
         if step is None:
             continue
@@ -170,7 +190,7 @@ def model_keys(experiment: Experiment, key_of: Callable[[ModelSpec], str]) -> di
             # A folder of weights may be named where a model's name is expected.
             known = name in RESERVED_MODELS or name in keys or name.partition("@")[0] in made
             if not known and ("/" in name or Path(name).exists()):
-                keys[name] = key_of(replace_path(policy, name))
+                keys[name] = key_of(replace_path(policy, name), (*loc, entry.kind))
     return keys
 
 
@@ -215,16 +235,18 @@ def _prompts_of_pairs(
     return split_prompts(spec, prompts, ", ".join(map(str, names)))
 
 
-def _list_sources(experiment: Experiment, path: Path) -> dict[str, Source]:
-    """The files and datasets that the steps read, by name."""
-    loads = [e.load for e in experiment.entries if e.load is not None]
-    # The ids of prompts say all that a plan needs of a set.
-    read = [step for step in loads if step.type != "prompts"]
-    named = {experiment.loaded_name(step) or "": step for step in read}
-    sources = {name: loaded_source(step, name, path) for name, step in named.items()}
-    filters = [e.filter for e in experiment.entries if e.filter is not None]
-    sources |= {name: find(name, path) for wanted in filters for name in wanted.files()}
-    return sources | {n: model_folder(n, path) for wanted in filters for n in wanted.models()}
+def _sources_of(entry: StepEntry, experiment: Experiment, path: Path) -> dict[str, Source]:
+    """The files and datasets that a step reads, by name."""
+    if entry.load is not None and entry.load.type == "prompts":
+        # The ids of prompts say all that a plan needs of a set.
+        return {}
+    if entry.load is not None:
+        name = experiment.loaded_name(entry.load) or ""
+        return {name: loaded_source(entry.load, name, path)}
+    if entry.filter is None:
+        return {}
+    files: dict[str, Source] = {name: find(name, path) for name in entry.filter.files()}
+    return files | {name: model_folder(name, path) for name in entry.filter.models()}
 
 
 def _source_hash(source: Source) -> str:
@@ -250,8 +272,8 @@ def _check_judges(inputs: PlanInputs) -> None:
         for name in judge.asks().values():
             if name.partition("@")[0] not in known and name not in known:
                 line = line_of(("judges", index, "by"), inputs.lines)
-                fault = f"judge {judge.id}: by: {no_model(name, experiment)}"
-                raise ConfigError(fault, inputs.path, line)
+                fault = f"by: {no_model(name, experiment)}"
+                raise ConfigError(fault, inputs.path, line, f"judge {judge.id}")
 
 
 def _check_capabilities(inputs: PlanInputs) -> None:
@@ -287,7 +309,11 @@ def weights_names(spec: ModelSpec, key: str) -> frozenset[str]:
 
 
 def check_same_weights(
-    experiment: Experiment, keys: Mapping[str, str], judges: Mapping[str, Judge]
+    experiment: Experiment,
+    keys: Mapping[str, str],
+    judges: Mapping[str, Judge],
+    path: Path,
+    lines: Lines,
 ) -> None:
     """Refuse roles that are silently one model, and judges that are silently the policy. Raises
     ConfigError, unless the experiment says `allow_same_weights`."""
@@ -298,12 +324,15 @@ def check_same_weights(
         if silent:
             raise ConfigError(
                 f"judge {silent[0]}: `by` does not say which model is asked. Set `by: policy` to "
-                "have the policy judge itself, or name another one of `models`."
+                "have the policy judge itself, or name another one of `models`.",
+                path,
+                line_of(experiment.loc_of(name), lines),
             )
     if experiment.allow_same_weights:
         return
     names = {n: weights_names(spec, keys[n]) for n, spec in experiment.models.items()}
-    _check_roles(experiment, names)
+    with placed(path, line_of(("models",), lines)):
+        _check_roles(experiment, names)
     for judge in experiment.all_judges().values():
         for name in judge.asks().values():
             # A reserved name says openly that the policy judges.
@@ -311,7 +340,9 @@ def check_same_weights(
                 raise ConfigError(
                     f"judge {judge.id}: model {name!r} has the policy's own weights. Ask it by the "
                     "name `policy` (or `initial`, the policy before training), name other "
-                    "weights, or set `allow_same_weights: true`."
+                    "weights, or set `allow_same_weights: true`.",
+                    path,
+                    line_of(experiment.loc_of(judge.id), lines),
                 )
 
 

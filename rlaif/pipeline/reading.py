@@ -55,19 +55,65 @@ def load_arms(
     chosen = [] if profile is None else _profile_changes(data, profile, path)
     own = _read(data, lines, [*chosen, *settings], path)
     changes = _changes_by_arm(own, path)
-    arms = own.experiment.arms
-    if own.experiment.sweep:
-        arms = {name: arm for name, (arm, _) in changes.items()}
-    whole = own.experiment.model_copy(update={"arms": arms, "sweep": {}})
-    own = FileOfArm(whole, own.lines, own.at)
+    spread = {name: arm for name, (arm, _) in changes.items()} if own.experiment.sweep else None
+    own = own if spread is None else _with_arms(own, spread, path)
     found: dict[str, FileOfArm] = {}
     for name, (_, made) in changes.items():
         if made:
             one = _read(data, lines, [*chosen, *made, *settings], path)
-            experiment = one.experiment.model_copy(update={"arms": arms, "sweep": {}})
-            found[name] = FileOfArm(experiment, one.lines, one.at)
+            arms = own.experiment.arms if spread is None else spread
+            found[name] = _with_arms(one, arms, path)
             _refuse_other_yardstick(own.experiment, found[name], name, made, path)
     return own, found
+
+
+def _with_arms(file: FileOfArm, arms: Mapping[str, ArmSpec], path: Path) -> FileOfArm:
+    """The file with these arms and no sweep: where a stage or a step names an arm, it means all
+    that a sweep has made of it. Raises ConfigError for a name of none."""
+    experiment = file.experiment
+
+    def spell_out(names: Sequence[str] | None, loc: Loc, note: str) -> list[str] | None:
+        if names is None:
+            return None
+        found: dict[str, None] = {}
+        for name in names:
+            own = [n for n in arms if n == name or _arm_of(n, experiment) == name]
+            if not own:
+                hint = suggest(name, sorted({*arms, *experiment.arms}))
+                raise ConfigError(
+                    f"arms: {name!r} is no arm{hint}", path, line_of(loc, file.lines), note
+                )
+            found |= dict.fromkeys(own)
+        return list(found)
+
+    def with_names(entries: Sequence[StepEntry], above: Loc) -> list[StepEntry]:
+        found = []
+        for index, entry in enumerate(entries):
+            names = spell_out(entry.arms, (*above, index, "arms"), f"step {entry.step.id}")
+            found.append(entry.model_copy(update={"arms": names}))
+        return found
+
+    update: dict[str, Any] = {"arms": dict(arms), "sweep": {}}
+    if experiment.stages is None:
+        update["steps"] = with_names(experiment.steps, ("steps",))
+    else:
+        update["stages"] = [
+            stage.model_copy(
+                update={
+                    "arms": spell_out(stage.arms, ("stages", number, "arms"), f"stage {stage.id}"),
+                    "steps": with_names(stage.steps, ("stages", number, "steps")),
+                }
+            )
+            for number, stage in enumerate(experiment.stages)
+        ]
+    at = {key: with_names(entries, ("stages", key[0], "steps")) for key, entries in file.at.items()}
+    return FileOfArm(experiment.model_copy(update=update), file.lines, at)
+
+
+def _arm_of(name: str, experiment: Experiment) -> str:
+    """The arm of the file that an arm of the sweep was made of, which is called NAME-VALUES."""
+    made = [arm for arm in experiment.arms if name.startswith(f"{arm}-")]
+    return max(made, key=len, default=MAIN)
 
 
 def _read(
@@ -149,7 +195,8 @@ def _changes_by_arm(own: FileOfArm, path: Path) -> dict[str, tuple[ArmSpec, list
             label = ",".join(map(_name_value, swept, places))
             whole = label if name == MAIN else f"{name}-{label}"
             if whole in found:
-                raise ConfigError(f"sweep: two arms would be called {whole!r}", path)
+                line = line_of(("sweep",), own.lines)
+                raise ConfigError(f"sweep: two arms would be called {whole!r}", path, line)
             values = arm.set | {change.path: change.value for change in swept}
             found[whole] = (arm.model_copy(update={"set": values}), [*changes, *swept])
     return found

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, create_model, model_va
 from rlaif.config.arms import MAIN, ArmName
 from rlaif.config.base import Count, SpecAt, StepId, Strict
 from rlaif.config.rounds import Rounds, RoundsText, in_rounds
+from rlaif.core.yamlio import fault_at
 from rlaif.pipeline.steps import STEPS
 
 _SPECS = {kind: spec for kind, spec in STEPS.items() if spec is not None}
@@ -93,16 +94,23 @@ class Stage(Strict):
 
     @model_validator(mode="after")
     def _steps_run(self) -> Stage:
-        for entry in self.steps:
+        self.check_rounds()
+        return self
+
+    def check_rounds(self) -> None:
+        """Raises PydanticCustomError where a step or `at` is of no round of the stage."""
+        for index, entry in enumerate(self.steps):
             if not any(in_rounds(entry.when, number) for number in range(1, self.rounds + 1)):
-                raise ValueError(
+                raise fault_at(
+                    ("steps", index, "when"),
                     f"{entry.kind} {entry.step.id!r} never runs: `when` names none of the rounds "
-                    f"(1 to {self.rounds})"
+                    f"(1 to {self.rounds})",
                 )
         for rounds in self.at:
             if not any(in_rounds(rounds, number) for number in range(1, self.rounds + 1)):
-                raise ValueError(f"at: {rounds!r} names none of the rounds (1 to {self.rounds})")
-        return self
+                raise fault_at(
+                    ("at", rounds), f"{rounds!r} names none of the rounds (1 to {self.rounds})"
+                )
 
 
 def has_arm(arms: list[str] | None, arm: str) -> bool:

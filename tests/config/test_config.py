@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def refusal(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
+def name_of(step: str) -> str:
+    """The id of a step that is not given one."""
+    ((kind, body),) = yaml.safe_load(step).items()
+    return str(body["kind"] if kind == "judge" else kind)
+
+
 @pytest.mark.parametrize(
     ("step", "wrong", "right"),
     [
@@ -62,13 +69,16 @@ def test_unknown_keys_are_named_with_the_nearest_known_and_the_line(
 ) -> None:
     message = refusal(tmp_path, HEAD + "  - sample: {id: first}\n  - " + step + "\n")
     line = next(x for x in message.splitlines() if f"{wrong}'" in x)
-    assert f"{tmp_path / 'experiment.yaml'}:7: unknown key" in line
+    assert f"{tmp_path / 'experiment.yaml'}:7 (step {name_of(step)}): unknown key" in line
     assert f"did you mean '{right}'?" in line
 
 
 def test_unknown_top_level_key_and_step_kind(tmp_path: Path) -> None:
     message = refusal(tmp_path, HEAD + "  - sampel: {n: 2}\nround: 2\n")
-    assert "experiment.yaml:6: unknown key 'steps.0.sampel'; did you mean 'sample'?" in message
+    assert (
+        "experiment.yaml:6 (step sampel): unknown key 'steps.0.sampel'; did you mean 'sample'?"
+        in message
+    )
     assert "experiment.yaml:7: unknown key 'round'; did you mean 'rounds'?" in message
 
 
@@ -135,12 +145,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (HEAD + "  - sample: {}\n    pair: {}\n", 6, "each step is one key"),
         (HEAD + "  - train: {micro_batch_tokens: 0}\n", 6, "micro_batch_tokens"),
         (HEAD + "  - judge: {kind: rating, samples: 2}\n", 6, "greedy samples"),
-        (HEAD + "  - sample: {}\n  - sample: {}\n", None, "step ids must differ"),
+        (HEAD + "  - sample: {}\n  - sample: {}\n", 7, "step ids must differ"),
         (HEAD + "  - sample: {id: 1st}\n", 6, "1st"),
         (HEAD.replace("policy:", "initial:") + "  - sample: {}\n", 2, "must name a `policy`"),
-        (HEAD + "  - sample: {}\nseed: 1\nseeds: [1]\n", None, "not both"),
-        (HEAD + "  - sample: {}\nseeds: [1, 1]\n", None, "different numbers"),
-        (HEAD.replace("path: p.jsonl", "holdout: 3") + "  - sample: {}\n", None, "needs a `path`"),
+        (HEAD + "  - sample: {}\nseed: 1\nseeds: [1]\n", 8, "not both"),
+        (HEAD + "  - sample: {}\nseeds: [1, 1]\n", 7, "different numbers"),
+        (HEAD.replace("path: p.jsonl", "holdout: 3") + "  - sample: {}\n", 4, "needs a `path`"),
         ("name: x\nsteps: []\n", 2, "steps"),
     ],
 )
@@ -148,8 +158,8 @@ def test_wrong_values_are_named_with_their_line(
     tmp_path: Path, text: str, line: int | None, words: str
 ) -> None:
     message = refusal(tmp_path, text)
-    place = f"experiment.yaml:{line}: " if line else "experiment.yaml"
-    assert any(words in found and place in found for found in message.splitlines())
+    place = rf"experiment\.yaml:{line}( \((step|judge) [^)]+\))?: " if line else r"experiment\.yaml"
+    assert any(words in found and re.search(place, found) for found in message.splitlines())
 
 
 def test_every_fault_is_listed(tmp_path: Path) -> None:

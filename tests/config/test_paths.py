@@ -105,7 +105,9 @@ def test_a_fault_of_a_profile_names_its_line_and_the_steps(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_experiment(file, profile="wrong")
     said = str(caught.value)
-    assert said.startswith(f"{file}:{line_with('wrong:')} (profile wrong steps.train.beta: many")
+    assert said.startswith(
+        f"{file}:{line_with('wrong:')} (step train, profile wrong steps.train.beta: many"
+    )
     assert f"of the step in line {line_with('- train')}" in said
     assert "steps.4.train.beta" in said
 

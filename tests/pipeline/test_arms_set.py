@@ -136,6 +136,24 @@ def test_a_swept_training_can_be_run_again_from_the_kept_file(write: Write) -> N
     assert "sweep" not in yaml.safe_load(kept.read_text())
 
 
+def test_an_arm_of_the_file_means_all_that_a_sweep_makes_of_it(write: Write) -> None:
+    from rlaif.pipeline.experiment_file import resolved_yaml
+
+    arms = {"x": {}, "x-wide": {"set": {"steps.pair.min_margin": 0.1}}}
+    path = write(sweep={"steps.dpo.beta": [0.1, 0.2]}, arms=arms)
+    text, last = path.read_text(), "  - evaluate: {judges: [by_a, by_b]}\n"
+    path.write_text(text.replace(last, f"{last}  - sample: {{id: more}}\n    arms: [x]\n"))
+    plan = planned(path)
+    more = {arm for p in plan if p.id == "more" for arm in p.arms}
+    assert more == {"x-beta=0.1", "x-beta=0.2"}
+    kept = path.parent / "kept.yaml"
+    kept.write_text(resolved_yaml(load_experiment(path)[0]))
+    assert [(p.hash, p.arms) for p in planned(kept)] == [(p.hash, p.arms) for p in plan]
+    path.write_text(path.read_text().replace("arms: [x]", "arms: [y]"))
+    line = path.read_text().splitlines().index("    arms: [y]") + 1
+    assert f"{path}:{line} (step more): arms: 'y' is no arm" in fault(path)
+
+
 def test_later_changes_win(write: Write) -> None:
     path = write(
         arms={"a": {"set": {"steps.dpo.beta": 0.2}}, "b": {}},

@@ -72,7 +72,7 @@ def test_only_what_it_uses_may_differ(tmp_path: Path) -> None:
     [
         ("brif", "no judge of `judges` has that id, and no `kind` is given; did you mean 'brief'"),
         ("{id: brief, principles: [x]}", "only `uses` may stand beside its id (got principles)"),
-        ("{id: gold, kind: rules, principles: [brief]}", "['gold'] is used twice"),
+        ("{id: gold, kind: rules, principles: [brief]}", "'gold' is used twice"),
     ],
 )
 def test_what_is_no_judge_of_the_file_is_refused(tmp_path: Path, step: str, words: str) -> None:

@@ -200,8 +200,8 @@ def test_a_format_is_named_for_transcripts(tmp_path: Path) -> None:
     ("keys", "words"),
     [
         ({"type": "judgements", "format": "hh"}, "format: only for `type: preferences`"),
-        ({"type": "pairs", "prompts": "other"}, "prompts: only for `type: preferences`"),
-        ({"type": "text", "prompts": "other"}, "prompts: only for .* `type: demonstrations`"),
+        ({"type": "pairs", "prompts": "other"}, "other: only for `type: preferences`"),
+        ({"type": "text", "prompts": "other"}, "other: only for .* `type: demonstrations`"),
         ({"type": "text", "format": "hh"}, "format: raw texts have none"),
         ({"type": "text", "columns": COLUMNS}, "columns of pairs, and `type: text` reads texts"),
         ({"columns": {"text": "t"}}, "columns of texts, and .* reads pairs or answers"),

@@ -377,7 +377,7 @@ def test_unknown_names_are_refused_with_the_line(
 
     message = refusal(tmp_path, edit)
     line = line_of(tmp_path, f"    {key}:")
-    assert message.startswith(f"{tmp_path / 'experiment.yaml'}:{line}: ")
+    assert message.startswith(f"{tmp_path / 'experiment.yaml'}:{line} (step ")
     assert words in message
 
 

@@ -379,7 +379,7 @@ def test_a_model_that_is_not_there_is_named_at_its_step(
     line = 1 + next(
         n for n, text in enumerate(path.read_text().splitlines()) if f"{key}: {name}" in text
     )
-    assert words in said and f"experiment.yaml:{line}: " in said
+    assert words in said and f"experiment.yaml:{line} (step dpo): " in said
 
 
 def test_the_kept_file_plans_the_same(write: Write) -> None:

@@ -143,13 +143,14 @@ class PlanInputs:
 
     def fail(self, index: int, message: str, key: str | None = None) -> ConfigError:
         """A ConfigError at step `index` (and its key), with the line."""
-        kind = self.experiment.entries[index].kind
+        entry = self.experiment.entries[index]
+        kind = entry.kind
         place = self.experiment.step_locs[index]
         locs: list[Loc] = [(*place, kind, key)] if key else []
         locs += [(*place, kind), place]
         line = next((self.lines[loc] for loc in locs if loc in self.lines), None)
         which = "" if self.arm is None else f"arm {self.arm}: "
-        return ConfigError(which + message, self.path, line)
+        return ConfigError(which + message, self.path, line, f"step {entry.step.id}")
 
 
 def round_prompts(
@@ -407,8 +408,9 @@ class Walk:
             else:
                 model = self.made_by(name) or own.given(name)
             if model is None:
-                fault = f"judge {judge.id}: {no_model(name, self.experiment)}"
-                raise ConfigError(fault, self.inputs.path)
+                line = line_of(self.yardstick.experiment.loc_of(judge.id), self.yardstick.lines)
+                fault = no_model(name, self.experiment)
+                raise ConfigError(fault, self.inputs.path, line, f"judge {judge.id}")
             found[role] = model
         return found
 

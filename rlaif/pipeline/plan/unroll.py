@@ -11,6 +11,7 @@ from dataclasses import replace
 from rlaif.config.models import INITIAL
 from rlaif.config.rounds import in_rounds
 from rlaif.core.errors import ConfigError
+from rlaif.core.yamlio import line_of
 from rlaif.engines.base import Model
 from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
 from rlaif.pipeline.stages import Stage, StepEntry, has_arm
@@ -107,15 +108,17 @@ def _refuse_unlike(inputs: PlanInputs, walks: Mapping[str, Walk]) -> None:
             f"arm {idle} trains nothing, and others do. M0, the policy before training, is in "
             "every comparison: leave that arm out, or give it a train step",
             inputs.path,
+            line_of(("arms", idle), inputs.lines),
         )
-    for entry in inputs.experiment.entries:
+    for index, entry in enumerate(inputs.experiment.entries):
         name = entry.evaluate.judged_by if entry.evaluate else INITIAL
         judges = {m.key for walk in walks.values() if (m := walk.made_by(name)) is not None}
         if len(judges) > 1:
-            raise ConfigError(
-                f"evaluate {entry.step.id}: judged_by: {name!r} is another model in each arm, and "
-                "one has to judge them all. Train it in steps that all arms share",
-                inputs.path,
+            raise inputs.fail(
+                index,
+                f"judged_by: {name!r} is another model in each arm, and one has to judge them all. "
+                "Train it in steps that all arms share",
+                "judged_by",
             )
 
 

@@ -14,6 +14,14 @@ from msgspec.structs import replace
 from rlaif.core.records import Completion, Message, content_hash, make_prompt, to_json
 from tests.pipeline.plan.files import QUESTIONS, preferences
 
+WORDING: dict[str, Any] = {
+    "name": "wording",
+    "principles": [
+        {"id": "kind", "text": "The answer is warm."},
+        {"id": "brief", "check": {"rule": "word_limits", "params": {"min": 1, "max": 2}}},
+    ],
+}
+
 
 def completions(texts: Iterable[str], prompts: int = 4) -> list[dict[str, Any]]:
     """Answers to the first prompts, as completions of a run; each prompt has all of them."""
@@ -101,6 +109,10 @@ def write_more_files(folder: Path) -> None:
         for i, text in enumerate(QUESTIONS)
     ]
     _jsonl(folder / "pku.jsonl", pku)
+    (folder / "wording.yaml").write_text(yaml.safe_dump(WORDING))
+    others = [{"prompt": f"{text} Say why.", "reference": f"Since {text}"} for text in QUESTIONS]
+    _jsonl(folder / "others.jsonl", others)
+    _jsonl(folder / "still_others.jsonl", others[2:])
 
 
 def _trained(rows: list[dict[str, Any]]) -> set[str]:

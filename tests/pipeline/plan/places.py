@@ -10,11 +10,16 @@ from tests.pipeline.plan.bases import (
     DISTILLED,
     FAR,
     FITTED,
+    ON_POLICY,
+    PAIRS,
     SAMPLE,
     SERVED,
     TINY,
     TRAINING,
     experiment,
+)
+from tests.pipeline.plan.bases import (
+    MORE as MORE_PAIRS,
 )
 
 Path = tuple[str | int, ...]
@@ -61,7 +66,61 @@ def distilled(method: str, **keys: Any) -> dict[str, Any]:
     )
 
 
+SETS: dict[str, Any] = {"others": {"path": "others.jsonl", "holdout": 2}}
+EVALUATED = {"max_new_tokens": 8, "temperature": 1.0}
+TRAINED = TRAINING | {"method": "sft", "learning_rate": 0.05}
+STAGED = experiment(
+    models=SERVED,
+    prompt_sets=SETS,
+    stages=[
+        {
+            "id": "begin",
+            "rounds": 2,
+            "steps": [
+                {"sample": SAMPLE | {"prompts": {"set": "main", "count": 2}}},
+                {"judge": {"id": "a", "kind": "direct", "by": "other"}},
+                {"pair": {"strategy": "all"}},
+                {"evaluate": EVALUATED, "when": {"every": 1}},
+            ],
+        },
+        {"id": "end", "steps": [{"sample": SAMPLE | {"prompts": 2}}]},
+    ],
+)
+"""Two stages, of which the second samples once more."""
+JUDGED_IN_TRAINING = experiment(
+    models={"policy": TINY, "other": TINY | {"path": "@small"}},
+    judges=[{"id": "likely", "kind": "perplexity", "by": "policy"}],
+    prompt_sets=SETS,
+    stages=[
+        {"id": "begin", "steps": [PAIRS, {"train": TRAINED | {"id": "begun"}}]},
+        {
+            "id": "end",
+            "steps": [MORE_PAIRS, {"train": TRAINED | {"id": "ended"}}, {"evaluate": EVALUATED}],
+        },
+    ],
+)
+"""A policy of two stages, and a judge that is the policy of the moment."""
+CHOSEN_ROUND = experiment(
+    prompts={"path": "prompts.jsonl", "holdout": 2, "validation": 3},
+    judges=[{"id": "checks", "kind": "rules"}, {"id": "terms", "kind": "overlap"}],
+    stages=[
+        {
+            "id": "begin",
+            "rounds": 3,
+            "until": {"by": "checks"},
+            "steps": [PAIRS, {"train": TRAINED}],
+        }
+    ],
+)
+"""A stage that ends when its judge's mean no longer rises."""
+
 MORE: dict[str, dict[str, Any]] = {
+    "staged": STAGED,
+    "staged arms": STAGED
+    | {"arms": {"plain": {}, "cool": {"set": {"steps.sample.temperature": 0.5}}}},
+    "judged by the policy": JUDGED_IN_TRAINING,
+    "until": CHOSEN_ROUND,
+    **{f"sets {method}": BASES[f"train {method}"] | {"prompt_sets": SETS} for method in ON_POLICY},
     "judge overlap of thoughts": altered("judge overlap", ((*LOADED, "path"), "thoughts.jsonl")),
     "all columns": altered("columns", ((*LOADED, "path"), "columns.jsonl")),
     "label columns": altered(
@@ -79,6 +138,16 @@ MORE: dict[str, dict[str, Any]] = {
     ),
     "priced": altered(
         "sample", *((("models", name, "price"), {"input": 1.0, "output": 2.0}) for name in SERVED)
+    ),
+    "loaded set": experiment(
+        models=SERVED,
+        steps=[
+            {"load": {"id": "loaded", "type": "prompts", "path": "others.jsonl"}},
+            {"sample": SAMPLE | {"prompts": "loaded"}},
+        ],
+    ),
+    "sets of prompts": altered(
+        "sample", (("prompt_sets",), SETS), (("steps", 0, "sample", "prompts"), "others")
     ),
     "asked": altered(
         "sample",
@@ -268,10 +337,14 @@ PLACES: dict[str, tuple[str, Path]] = {
     "Refresh": ("refreshed", ("steps", 2, "distill", "refresh")),
     "ModelSpec": ("sample", ("models", "policy")),
     "PromptsSpec": ("sample", ("prompts",)),
+    "PromptSetSpec": ("sets of prompts", ("prompt_sets", "others")),
+    "PromptsOf": ("staged", ("stages", 0, "steps", 0, "sample", "prompts")),
+    "Stage": ("staged", ("stages", 0)),
+    "Until": ("until", ("stages", 0, "until")),
+    "StepEntry": ("staged", ("stages", 0, "steps", 3)),
+    "Every": ("staged", ("stages", 0, "steps", 3, "when")),
 }
 UNSWEPT: dict[str, tuple[str, ...]] = {
-    "StepEntry": ("tests/pipeline/test_when.py::test_steps_run_in_their_rounds_alone",),
-    "Every": ("tests/pipeline/test_when.py::test_which_rounds_are_meant",),
     "SemanticFilter": ("tests/data/test_hygiene.py::test_texts_that_mean_the_same_are_kept_once",),
     "AlarmsConfig": (
         "tests/pipeline/plan/test_without_a_run.py::test_every_limit_decides",
@@ -281,6 +354,6 @@ UNSWEPT: dict[str, tuple[str, ...]] = {
         "tests/pipeline/test_experiment.py::test_masters_that_a_new_round_needs_are_made_again",
     ),
 }
-"""Classes whose keys are not swept one by one, and the tests that look at them: of `StepEntry` each
-key but `when` is a kind of step with a row of its own; an embedding model takes seconds to load; an
-alarm needs figures that are wrong; and what is kept shows when it is needed again."""
+"""Classes whose keys are not swept one by one, and the tests that look at them: an embedding model
+takes seconds to load; an alarm needs figures that are wrong; and what is kept shows when it is
+needed again."""

@@ -9,6 +9,7 @@ from typing import Any
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.gates import Gate, Gates
 from rlaif.config.models import ApiLimits, Price
+from rlaif.pipeline.steps import STEPS
 from tests.pipeline.plan.bases import CLASSES, JURORS
 from tests.pipeline.plan.places import JUDGE, LOADED
 
@@ -63,10 +64,13 @@ SILENT = {
     "parse": {"pattern": "Verdict: (never)", "values": {"never": 1.0}},
 }
 """A juror that no answer suits."""
+META_OF = {"kind": "additive", "by": "policy", "samples": 2}
+BY_PRINCIPLE = {"template": "own/by_principle_template_example.j2", "per_principle": True}
 JUDGE_VALUES: dict[str, dict[str, Any]] = {
     "JudgeBase": {
         "id": "else",
         "principles": ["useful"],
+        "constitution": "wording.yaml",
         "uses": ["load"],
         "reasoning": "strip",
     },
@@ -118,6 +122,7 @@ JUDGE_VALUES |= {
     "RbrmJudge": {
         "template": "own/rbrm.j2",
         "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
         "structured": Refused(True),
         "classes": [{"id": "names", "text": "Else."}, {"id": "refuses", "text": "It does not."}],
         "tables": [{"rewards": {"names": 0.3, "refuses": 0.6}}],
@@ -152,13 +157,19 @@ VALUES |= {
         "min_label_mass": 0.95,
         "scale": [1, 7],
     },
-    "AdditiveJudge": EXPECTED | {"samples": 2, "template": "own/additive.j2"},
+    "AdditiveJudge": EXPECTED
+    | {
+        "samples": 2,
+        "template": "own/additive.j2",
+        "constitution": Case("wording.yaml", {"principles": ["kind"]}),
+    },
     "UltraFeedbackJudge": EXPECTED
     | {
         "aspects": ["honesty"],
         "order": "fixed",
         "template": "own/ultrafeedback.j2",
         "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
     },
     "PrometheusPairJudge": {
         "template": "own/prometheus_pair.j2",
@@ -177,20 +188,24 @@ VALUES |= {
         "parse": {"pattern": r"verdict:\W*(rude|plain|kind)", "values": {"rude": 2, "plain": 0}},
         "scale": [0, 4],
         "template": "own/template_example.j2",
+        "constitution": Case("wording.yaml", BY_PRINCIPLE),
         "per_principle": Case(True, also={"template": "own/by_principle_template_example.j2"}),
-        "principles": Case(
-            ["useful"],
-            {"template": "own/by_principle_template_example.j2", "per_principle": True},
-        ),
+        "principles": Case(["useful"], BY_PRINCIPLE),
         "structured": Refused(True),
         "min_label_mass": Refused(0.5),
     },
-    "RbrJudge": YES_NO | {"weights": "weights2.yaml", "template": "own/rbr.j2"},
+    "RbrJudge": YES_NO
+    | {
+        "weights": "weights2.yaml",
+        "template": "own/rbr.j2",
+        "constitution": Case("wording.yaml", {"weights": "weights2.yaml"}),
+    },
     "RubricJudge": YES_NO
     | {
         "items": [{"text": "Other items."}],
         "template": "own/rubric_item.j2",
         "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
         "items_file": Case("items.jsonl", also={"items": ...}),
         "generate": Case({"most": 2}, also={"items": ...}),
         "aggregate": Case("implicit", {"items": [{"text": "It names a fruit."}]}),
@@ -199,15 +214,20 @@ VALUES |= {
             {"items": [{"text": "a", "category": "important"}, {"text": "b"}]},
         ),
     },
-    "BaselineJudge": {"principles": Refused(["useful"])},
+    "BaselineJudge": {
+        "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
+    },
     "RewardModelJudge": {
         "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
         "reasoning": "strip",
         "by": "rivals",
         "condition": "Be safe.",
     },
     "RewardEnsembleJudge": {
         "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
         "members": ["rewards", "third"],
         "combine": "worst",
         "penalty": Case(3.0, {"combine": "uncertainty"}),
@@ -215,6 +235,7 @@ VALUES |= {
     },
     "ImplicitRewardJudge": {
         "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
         "by": "other",
         "reference": Case("other", {"by": "policy"}),
         "beta": Case(0.4, {"by": "other"}),
@@ -223,7 +244,8 @@ VALUES |= {
     "MetaJudge": {
         "template": "own/meta.j2",
         "principles": Refused(["useful"]),
-        "judge": {"kind": "additive", "by": "policy", "samples": 3},
+        "constitution": Case("wording.yaml", {"judge": META_OF | {"principles": ["kind"]}}),
+        "judge": META_OF | {"samples": 3},
         "first_labels": ["x"],
         "second_labels": ["y"],
     },
@@ -280,6 +302,10 @@ VALUES |= {
     },
 }
 OF_SET = {"path": ..., "dataset": "@set"}
+JUDGED_LATE: tuple[str, tuple[str | int, ...]] = (
+    "judged by the policy",
+    ("stages", 1, "steps", 2, "evaluate"),
+)
 LETTERS = list("abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 FAST = {"epochs": 3, "learning_rate": 0.05}
 VALUES |= {
@@ -312,6 +338,8 @@ VALUES |= {
         "processes": 2,
         "sharding": Case("full", {"processes": 2}),
         "checkpoint_every": 1,
+        # Where the next round begins.
+        "policy": Case(False, rounds=2),
     },
     "ReferenceTrain": {"reference": "other", "beta": 0.7},
     "DpoTrain": {
@@ -328,6 +356,7 @@ VALUES |= {
     "OrpoTrain": {"weight": 0.9},
     "DistillStep": {
         "train_on_eos": Refused(False),
+        "policy": Refused(False),
         "source_weights": {"human": 3.0},
         "replay": Case(0.3, base=("judged {method}", ("steps", 3, "distill"))),
         "refresh": {"drop": 0.1, "held_out": 0.4},
@@ -371,6 +400,7 @@ VALUES |= {
     },
     "QuantileDistill": {"quantiles": 5, "risk": 0.4},
     "OnPolicyTrain": {
+        "prompts": Case(["others"], base=("sets {method}", ("steps", 2, "train"))),
         "rewards": [{"judge": "rival"}],
         "gates": {"length": {"warn": 0.5}},
         "rollouts": 3,
@@ -479,10 +509,16 @@ VALUES |= {
         "id": "else",
         "labels": "random",
         "flip": 0.5,
+        "labels_used": 3,
         "weights": Case({"a": 1.0, "c": 0.0}, {"labels": "ai"}),
         "human_price": 0.67,
     },
-    "ArmSpec": {"labels": "random", "flip": 0.5},
+    "ArmSpec": {
+        "labels": "random",
+        "flip": 0.5,
+        "labels_used": 3,
+        "set": {"steps.label.weights": {"a": 1.0, "c": 0.0}},
+    },
     "LoadStep": {
         "id": "else",
         "type": Case("completions", also={"path": "answers.jsonl"}),
@@ -494,9 +530,13 @@ VALUES |= {
         "columns": {"prompt": "asked", "chosen": "one", "rejected": "two"},
         "on_error": Case("skip", {"path": "odd.jsonl"}, refused=True),
         "prompts": Case("other", {"path": "mixed.jsonl"}),
+        "holdout": Case(2, base=("loaded set", LOADED)),
     },
     "EvaluateStep": {
         "id": "else",
+        "model": "other",
+        "prompts": Case(["others"], base=JUDGED_LATE),
+        "judged_by": Case("begun", base=JUDGED_LATE),
         "against": ["initial"],
         "n": 2,
         "temperature": 0.3,
@@ -648,13 +688,34 @@ VALUES |= {
         "holdout": 3,
         "limit": 2,
         "max_words": 4,
+        "validation": 2,
         "count": Untried(
             "tests/config/test_paths.py::test_made_up_prompts_stand_for_a_dataset_that_is_not_here"
         ),
     },
 }
 VALUES |= {
+    "PromptSetSpec": {
+        "path": "still_others.jsonl",
+        "dataset": Case("@set", also={"path": ...}),
+        "max_words": 7,
+    },
+    "PromptsOf": {"set": "others", "count": 1},
+    "Stage": {
+        "id": "else",
+        "rounds": 3,
+        "prompts": Case("others", base=("staged", ("stages", 1))),
+        "arms": Case(["cool"], base=("staged arms", ("stages", 1))),
+        "at": {"2": {"steps.sample.n": 3}},
+        "until": INNER,
+        "steps": INNER,
+    },
+    "Until": {"by": "terms", "stops_rising": Case(2, {"by": "terms"})},
+    "StepEntry": dict.fromkeys(STEPS, INNER)
+    | {"when": 2, "arms": Case(["cool"], base=("staged arms", ("stages", 0, "steps", 2)))},
+    "Every": {"every": 2},
     "Experiment": {
+        "sweep": {"steps.sample.n": [2, 3]},
         "profiles": Untried(
             "tests/config/test_paths.py"
             "::test_a_profile_changes_values_and_replaces_and_leaves_out_steps"
@@ -671,7 +732,10 @@ VALUES |= {
         "budget": Case(1e-5, {"budget": 1000.0}, base=("priced", ()), ends=True),
         "allow_same_weights": True,
         **dict.fromkeys(
-            ("models", "prompts", "arms", "judges", "steps", "dataset", "alarms", "retention"),
+            (
+                *("models", "prompts", "prompt_sets", "arms", "judges", "stages", "steps"),
+                *("dataset", "alarms", "retention"),
+            ),
             INNER,
         ),
     },
@@ -740,6 +804,7 @@ UNHASHED: dict[str, str] = {
     "TrainStep.checkpoint_every": "when a training is saved",
     "OnPolicyTrain.gates": "a gate ends a training or leaves it alone",
     "SampleStep.id": "a name",
+    "Stage.id": "a name",
     "PairStep.id": "a name",
     "LabelStep.id": "a name",
     "LabelStep.human_price": "what labels cost, in reports",
@@ -775,6 +840,8 @@ ELSEWHERE: dict[str, str] = {
         ("ApiLimits.connect_seconds", "ApiLimits.read_seconds"),
         "tests/pipeline/plan/test_without_a_run.py::test_a_server_is_waited_for_as_long_as_is_said",
     ),
+    "LabelStep.human_price": "tests/pipeline/test_label_shares.py"
+    "::test_a_label_costs_what_its_judge_was_asked_for_it",
     "LabelColumns.subset": "tests/pipeline/plan/test_without_a_run.py"
     "::test_a_column_of_subsets_is_read",
     "Refresh.drop": "tests/train/test_refresh.py"

@@ -1,0 +1,52 @@
+"""A judge's own constitution reaches its questions, or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from rlaif.core.errors import ConfigError
+from rlaif.judges.base import Judge
+from rlaif.judges.build import JudgeStep, build_judge
+
+ADDITIVE = {"kind": "additive", "by": "policy", "samples": 2}
+NAMED = ADDITIVE | {"principles": ["kind"]}
+JUROR = {"kind": "yes_no", "by": "policy", "id": "juror"}
+
+
+def built(folder: Path, spec: dict[str, Any]) -> Judge:
+    text = "name: own\nprinciples: [{id: kind, text: The answer is kind.}]\n"
+    (folder / "own.yaml").write_text(text)
+    (folder / "plain.j2").write_text("{{ prompt }} {{ response }}\n")
+    own = {"constitution": "own.yaml"} | spec
+    return build_judge(TypeAdapter(JudgeStep).validate_python(own), None, folder / "file.yaml")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ADDITIVE,
+        {"kind": "template", "template": "plain.j2", "parse": {"pattern": "([0-9])"}},
+        {"kind": "meta", "by": "policy", "judge": ADDITIVE},
+        {"kind": "jury", "of": [ADDITIVE, ADDITIVE | {"id": "other"}]},
+    ],
+)
+def test_a_constitution_that_reaches_nothing_is_refused(
+    spec: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="`constitution` has no effect"):
+        built(tmp_path, spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(NAMED, JUROR, {"kind": "jury", "of": [JUROR, ADDITIVE]}),
+        {"kind": "meta", "by": "policy", "judge": NAMED},
+    ],
+)
+def test_a_constitution_that_is_looked_at_is_accepted(spec: dict[str, Any], tmp_path: Path) -> None:
+    assert built(tmp_path, spec).judge_hash
