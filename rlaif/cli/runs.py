@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Print the plan and what would be reused; run nothing."
 )
+@click.option(
+    "--strict", is_flag=True, help="Refuse steps that nothing uses, and arms that come out alike."
+)
 @click.option("--no-report", is_flag=True, help="Do not write report.html at the end.")
 @QUIET
 @JSON
@@ -35,6 +38,7 @@ def run(
     profile: str | None,
     settings: tuple[str, ...],
     dry_run: bool,
+    strict: bool,
     no_report: bool,
     quiet: bool,
     as_json: bool,
@@ -50,13 +54,19 @@ def run(
     if dry_run:
         from rlaif.pipeline.forecast import dry_run_report
 
-        click.echo(dry_run_report(path, out, settings, as_json, profile))
+        click.echo(dry_run_report(path, out, settings, as_json, profile, strict))
         return
     from rlaif.pipeline.experiment import run_experiment
     from rlaif.pipeline.runs import load_run
 
     result = run_experiment(
-        path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True), profile
+        path,
+        out,
+        settings,
+        progress_of(quiet),
+        lambda text: click.echo(text, err=True),
+        profile,
+        strict,
     )
     if result.unsaid is not None:
         click.echo(f"No dataset was written (rlaif build {out}): {result.unsaid}", err=True)

@@ -30,6 +30,7 @@ from rlaif.pipeline.manifest import write_manifest, write_rounds
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.remarks import list_remarks, refuse_remarks
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.choose import ROUND, find_stopped
@@ -69,9 +70,10 @@ def run_experiment(
     progress: StepProgress | None = None,
     say: Callable[[str], None] = lambda text: None,
     profile: str | None = None,
+    strict: bool = False,
 ) -> RunResult:
     """Run an experiment, by one of its profiles or as it stands, into the run folder `out`, or go
-    on with it.
+    on with it. With `strict`, what it would make for nothing is refused.
 
     Finished steps are found by the hash of their inputs and not run again. Raises RlaifError.
     """
@@ -85,12 +87,14 @@ def run_experiment(
     with store.locked():
         inputs = prepare(path, overrides, profile=profile)
         plan = make_plan(inputs)
+        if strict:
+            refuse_remarks(inputs, plan)
         missing = unfinished(plan, store)
         _check_space(store, plan, missing)
         write_manifest(store, inputs, plan)
         if inputs.prompts.duplicates:
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
-        for note in inputs.notes:
+        for note in [*inputs.notes, *list_remarks(inputs, plan)]:
             say(note)
         pool = EnginePool(store, budget=inputs.experiment.budget)
         try:

@@ -22,6 +22,7 @@ from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.remarks import list_remarks, refuse_remarks
 from rlaif.pipeline.steps import step_module
 
 BYTES_PER_TOKEN = 4.0
@@ -38,7 +39,9 @@ class Forecast:
 
     seed: int
     arms: str
+    stage: str
     round: int
+    number: int
     id: str
     kind: str
     records: str
@@ -80,7 +83,9 @@ def forecast(
             Forecast(
                 planned.seed,
                 " ".join(planned.arms),
+                planned.stage,
                 planned.round,
+                planned.number,
                 planned.id,
                 planned.kind,
                 module.MAKES,
@@ -178,16 +183,34 @@ def _longest_answers(tokens: int) -> list[Completion]:
 
 
 def dry_run_report(
-    path: Path, out: Path, overrides: Sequence[str], as_json: bool, profile: str | None = None
+    path: Path,
+    out: Path,
+    overrides: Sequence[str],
+    as_json: bool,
+    profile: str | None = None,
+    strict: bool = False,
 ) -> str:
-    """The plan as a table, or as JSON. Nothing is run, fetched or written."""
+    """The plan as a table, or as JSON. Nothing is run, fetched or written. With `strict`, what the
+    plan makes for nothing is refused."""
     inputs = prepare(path, overrides, fetch=False, profile=profile)
-    rows = forecast(inputs, Store(out))
+    plan = make_plan(inputs)
+    if strict:
+        refuse_remarks(inputs, plan)
+    rows = forecast(inputs, Store(out), plan)
+    notes = [*inputs.notes, *list_remarks(inputs, plan)]
     if as_json:
         steps = [asdict(row) for row in rows]
-        return json.dumps({"out": str(out), "provisional": inputs.provisional, "steps": steps})
+        said = {"out": str(out), "provisional": inputs.provisional, "notes": notes}
+        return json.dumps({**said, "steps": steps})
     provisional = [f"provisional: {text}" for text in inputs.provisional]
-    return "\n".join([_make_table(inputs.experiment, rows, out), *provisional, *inputs.notes])
+    table = _make_table(inputs.experiment, rows, out)
+    return "\n".join([table, *provisional, *(f"note: {note}" for note in notes)])
+
+
+def _place_of(experiment: Experiment, row: Forecast) -> str:
+    """The round; in several stages, the stage and the round within it."""
+    many = len(experiment.all_stages) > 1
+    return f"{row.stage} {row.number}" if many else str(row.round)
 
 
 def _step_name(experiment: Experiment, row: Forecast) -> str:
@@ -198,9 +221,11 @@ def _step_name(experiment: Experiment, row: Forecast) -> str:
 
 def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
     width = max([28, *(len(_step_name(experiment, row)) for row in rows)])
+    places = {row.hash: _place_of(experiment, row) for row in rows}
+    wide = max([5, *map(len, places.values())])
     lines = [
         f"{experiment.name}: {len(rows)} steps into {out}; nothing is run",
-        f"{'seed':>6} {'round':>5}  {'step':{width}} {'makes':12} {'count':>6} {'calls':>6} "
+        f"{'seed':>6} {'round':>{wide}}  {'step':{width}} {'makes':12} {'count':>6} {'calls':>6} "
         f"{'tokens':>8} {'time':>7} {'cost':>9}  state",
     ]
     for row in rows:
@@ -210,8 +235,8 @@ def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> 
         state = "reused" if row.reused else "to do"
         name = _step_name(experiment, row)
         lines.append(
-            f"{row.seed:>6} {row.round:>5}  {name:{width}} {row.records:12} {row.units:>6} "
-            f"{row.calls:>6} {row.tokens:>8} {time:>7} {cost:>9}  {state}"
+            f"{row.seed:>6} {places[row.hash]:>{wide}}  {name:{width}} {row.records:12} "
+            f"{row.units:>6} {row.calls:>6} {row.tokens:>8} {time:>7} {cost:>9}  {state}"
         )
     todo = [row for row in rows if not row.reused]
     guess = (

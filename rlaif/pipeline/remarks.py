@@ -1,0 +1,62 @@
+"""What a plan makes for nothing: outputs that no step uses, and arms that come out alike.
+
+None of it is wrong in itself, so it is said; `--strict` refuses it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from rlaif.core.errors import ConfigError
+from rlaif.pipeline.explain.facts import list_kept
+from rlaif.pipeline.plan.base import PlanInputs, Planned
+
+THERE_FOR_THEMSELVES = frozenset({"evaluate", "compare", "logprobs"})
+"""Kinds of steps whose output is for people, or belongs to one that is."""
+
+
+def list_remarks(inputs: PlanInputs, plan: Sequence[Planned]) -> list[str]:
+    """A sentence for each step of which nothing is used in some round, and for arms alike."""
+    return [*_unused(inputs, plan), *_alike(plan)]
+
+
+def refuse_remarks(inputs: PlanInputs, plan: Sequence[Planned]) -> None:
+    """Raise ConfigError with all remarks, where there are any."""
+    found = list_remarks(inputs, plan)
+    if found:
+        raise ConfigError("--strict: " + "\n".join(found), inputs.path)
+
+
+def _unused(inputs: PlanInputs, plan: Sequence[Planned]) -> Iterator[str]:
+    read: set[str] = set()
+    for planned in plan:
+        # An evaluation shows its round's samples and pairs, which does not make them useful.
+        shown = {h for name, h in planned.inputs.items() if name.startswith("train/")}
+        read |= planned.sources - shown
+    last = {(p.seed, arm): p.hash for p in plan if p.kind in ("train", "choose") for arm in p.arms}
+    read |= set(last.values())
+    kept = set(list_kept(inputs.experiment))
+    idle: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for planned in plan:
+        name = planned.id.partition("/")[0]
+        for_itself = planned.kind in THERE_FOR_THEMSELVES or {planned.kind, name} & kept
+        if not for_itself and "." not in name and planned.hash not in read:
+            idle[planned.kind, name, planned.stage].add(planned.number)
+    for (kind, name, _), numbers in idle.items():
+        rounds = ", ".join(map(str, sorted(numbers)))
+        yield f"{kind} {name}: no step uses what it makes (round {rounds} of its stage)"
+
+
+def _alike(plan: Sequence[Planned]) -> Iterator[str]:
+    """Arms that have all their steps in common are one policy under several names."""
+    steps: dict[str, set[str]] = defaultdict(set)
+    for planned in plan:
+        for arm in planned.arms if planned.kind != "compare" else ():
+            steps[arm].add(planned.hash)
+    groups: dict[frozenset[str], list[str]] = defaultdict(list)
+    for arm, hashes in steps.items():
+        groups[frozenset(hashes)].append(arm)
+    for arms in groups.values():
+        if len(arms) > 1:
+            yield f"arms {', '.join(arms)} come out alike: nothing differs between them"
