@@ -21,11 +21,13 @@ CEILING = 0.02
 """Closer than this to the end of its scale a figure has no room in which a change could be seen."""
 
 
-def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
+def self_judge_words(
+    judge: str, rounds: Sequence[RoundMetrics], frozen: str = "initial model"
+) -> list[str]:
     """What the latest of `rounds` (0..r, round 0 the initial model) says about `judge`.
 
     Reads label_mass/, score/, drift/, samples/spread/ and judge_corr/ of the judge; what was not
-    measured is passed over. `score/` is by the frozen initial model, `drift/` is what the moved
+    measured is passed over. `score/` is by the `frozen` model, `drift/` is what the moved
     policy adds to it on fixed texts, `judge_corr/` is the within-prompt rank correlation with the
     round's rules judge.
     """
@@ -36,7 +38,7 @@ def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
     spread, corr = metrics.get(f"samples/spread/{judge}"), metrics.get(f"judge_corr/{judge}")
     words = [
         *_mass_words(judge, mass),
-        *_score_words(judge, rounds),
+        *_score_words(judge, rounds, frozen),
         *_drift_words(judge, drift),
         *_spread_words(judge, spread),
         *_corr_words(judge, corr),
@@ -90,16 +92,16 @@ def _mass_words(judge: str, mass: IntervalJson | None) -> list[str]:
     ]
 
 
-def _score_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
+def _score_words(judge: str, rounds: Sequence[RoundMetrics], frozen: str) -> list[str]:
     name = f"score/{judge}"
     score, change = rounds[-1]["metrics"].get(name), find_delta(rounds, name, "initial")
     if score is None:
         return []
     sides = both_means(rounds, name)
     if change is None or sides is None:
-        return [f"The frozen initial model as judge {judge!r} gives {show_interval(score)}."]
+        return [f"The frozen {frozen} as judge {judge!r} gives {show_interval(score)}."]
     return [
-        f"The frozen initial model as judge {judge!r} scored the answers {show_number(sides[0])} "
+        f"The frozen {frozen} as judge {judge!r} scored the answers {show_number(sides[0])} "
         f"at the start and {show_number(sides[1])} now, a change of "
         f"{show_interval(change, signed=True)}: "
         f"{ceiling_words(change, 1) or movement_words(change)}."

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.models import RESERVED_MODELS
+from rlaif.config.models import INITIAL, RESERVED_MODELS
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.integrity import CHECK, file_digest, is_whole, seal_row, unseal_row
 from rlaif.core.records import RoundRecord, content_hash, from_json, to_json
@@ -182,7 +182,9 @@ def _round_record(
         for name, spec in inputs.experiment.all_judges().items()
         if RESERVED_MODELS & {spec.asks()[role] for role in roles_of(inputs.judges[name])}
     ]
-    words = [w for name in moving for w in self_judge_words(name, history)]
+    judged_by = planned.step.judged_by
+    frozen = "initial model" if judged_by == INITIAL else f"model {judged_by}"
+    words = [w for name in moving for w in self_judge_words(name, history, frozen)]
     return RoundRecord(
         arm=arm,
         seed=planned.seed,
@@ -209,8 +211,8 @@ def _policy_before(plan: Sequence[Planned], planned: Planned, arm: str) -> str:
     before = [
         p.models["made"].label
         for p in plan
-        if p.kind == "train" and p.round < planned.round and p.seed == planned.seed
-        if arm in p.arms and p.step.policy
+        if p.kind == "choose" or (p.kind == "train" and p.step.policy)
+        if p.round < planned.round and p.seed == planned.seed and arm in p.arms
     ]
     return before[-1] if before else "M0"
 

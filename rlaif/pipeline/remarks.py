@@ -36,6 +36,9 @@ def _unused(inputs: PlanInputs, plan: Sequence[Planned]) -> Iterator[str]:
         read |= planned.sources - shown
     last = {(p.seed, arm): p.hash for p in plan if p.kind in ("train", "choose") for arm in p.arms}
     read |= set(last.values())
+    if not last:
+        # Without a policy to train, the reward models are what it is about.
+        read |= {p.hash for p in plan if p.kind == "distill"}
     kept = set(list_kept(inputs.experiment))
     idle: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for planned in plan:

@@ -154,6 +154,7 @@ def test_rounds_that_are_not_needed_never_run(
     assert (best / "model.safetensors").read_bytes() == (chosen / "model.safetensors").read_bytes()
     late = next(s for s in steps if s["id"] == "late")
     assert late["models"]["start"][0] == "loop.best"
+    assert read_rounds(out)[-1].policy_in == "loop.best"
     rounds = [(r.stage, r.number, r.policy_out) for r in read_rounds(out)]
     assert rounds[-4:] == [
         ("loop", 1, "dpo@1"), ("loop", 2, "dpo@2"), ("loop", 3, "dpo@3"), ("last", 1, "late")
