@@ -330,7 +330,7 @@ def overlap_groups(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
 
     def group_of(planned: Planned) -> tuple[bool, int]:
         # Whether a round of a stage with `until` runs is known once the round before is judged.
-        judged = planned.number if ".until." in planned.id else 0
+        judged = planned.number if planned.id.startswith(f"{planned.stage}-best.") else 0
         return planned.kind in OVERLAPPING, judged
 
     for (together, _), run in groupby(plan, key=group_of):

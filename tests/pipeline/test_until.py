@@ -153,8 +153,8 @@ def test_rounds_that_are_not_needed_never_run(
     best, chosen = out / "models" / made["dpo", 2], out / "models" / choice.hash
     assert (best / "model.safetensors").read_bytes() == (chosen / "model.safetensors").read_bytes()
     late = next(s for s in steps if s["id"] == "late")
-    assert late["models"]["start"][0] == "loop.best"
-    assert read_rounds(out)[-1].policy_in == "loop.best"
+    assert late["models"]["start"][0] == "loop-best"
+    assert read_rounds(out)[-1].policy_in == "loop-best"
     rounds = [(r.stage, r.number, r.policy_out) for r in read_rounds(out)]
     assert rounds[-4:] == [
         ("loop", 1, "dpo@1"), ("loop", 2, "dpo@2"), ("loop", 3, "dpo@3"), ("last", 1, "late")
@@ -179,7 +179,7 @@ def test_a_stage_that_rises_to_the_end_keeps_its_last_round(write: Write, tmp_pa
     plan = make_plan(prepare(path))
     validation = {p.prompt_id for p in prepare(path).prompts.validation}
     seen = {p.id for p in plan if set(p.prompts) & validation}
-    assert seen == {"loop.until.sample", "loop.until.gold"} and len(validation) == 3
+    assert seen == {"loop-best.sample", "loop-best.gold"} and len(validation) == 3
 
 
 def test_arms_are_compared_in_the_rounds_that_all_have(

@@ -18,6 +18,7 @@ from rlaif.pipeline.explain.groups import (
     name_role,
 )
 from rlaif.pipeline.explain.rows import Row
+from rlaif.pipeline.steps.choose import ROUND
 from rlaif.report.flow import Edge, Flow, Node, Stage, rounds_in_words
 
 EARLIER = " of earlier rounds too"
@@ -51,7 +52,7 @@ class _Builder:
             (row.seed, arm): row.hash
             for row in rows
             for arm in row.arms
-            if row.kind in ("train", "average")
+            if row.kind in ("train", "choose")
         }
         self.last = set(policies.values())
         self.order = _find_order(rows, self.keys, self.arms)
@@ -189,6 +190,7 @@ class _Builder:
                     continue
             else:
                 what = {"policy": "evaluated"}.get(role, name_role(role))
+                what = "to choose from" if role.startswith(ROUND) else what
             yield maker, what, True
 
     def _find_read(self) -> set[str]:

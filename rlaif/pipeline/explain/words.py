@@ -129,6 +129,14 @@ def _describe_evaluate(planned: Planned) -> list[str]:
     return [f"{prompts}, {count_words(planned.step.n, 'answer')} to each"]
 
 
+def _describe_choice(planned: Planned) -> list[str]:
+    step, rounds = planned.step, len(planned.inputs)
+    return [
+        f"the best of {count_words(rounds, 'round')} by {step.by}'s mean on validation prompts",
+        f"no further round once it has not risen for {count_words(step.stops_rising, 'round')}",
+    ]
+
+
 _WORDS: dict[str, Callable[[Planned], list[str]]] = {
     "sample": _describe_sample,
     "load": _describe_load,
@@ -139,6 +147,7 @@ _WORDS: dict[str, Callable[[Planned], list[str]]] = {
     "distill": _describe_distill,
     "train": _describe_train,
     "evaluate": _describe_evaluate,
+    "choose": _describe_choice,
 }
 _SAID: dict[str, set[str]] = {
     "sample": {"n", "prompts"},
@@ -146,6 +155,7 @@ _SAID: dict[str, set[str]] = {
     "filter": {"records"},
     "judge": {"principles"},
     "pair": {"strategy"},
+    "choose": {"stops_rising"},
     "label": {"labels", "flip", "labels_used"},
     "train": {"rollouts", "n"},
     "evaluate": {"n", "judges"},

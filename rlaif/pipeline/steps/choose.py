@@ -34,6 +34,12 @@ ROUND = "round/"
 """What the names of a round's model and judgements begin with."""
 
 
+def name_choice(stage: Stage) -> str:
+    """What the step and the model are called, and what the ids of the steps begin with that judge
+    each round for it."""
+    return f"{stage.id}-best"
+
+
 def check_until(walk: Walk, stage: Stage, until: Until) -> None:
     """Raises ConfigError where the stage cannot be judged by `until`, or has one round alone."""
     judges = walk.experiment.all_judges()
@@ -60,11 +66,11 @@ def plan_round(walk: Walk, stage: Stage, until: Until) -> tuple[Model, Planned]:
     samples = (e.sample for e in walk.yardstick.experiment.entries)
     template = next(filter(None, samples), SampleStep())
     plain = dict.fromkeys(("pool", "principles", "system_prompt"))
-    step = template.model_copy(update={"n": 1, "id": f"{stage.id}.until.sample", **plain})
+    step = template.model_copy(update={"n": 1, "id": f"{name_choice(stage)}.sample", **plain})
     answers = sampled(walk, step, walk.policy, ids, f"validation/{walk.seed}", step.id)
     judge = walk.yardstick.experiment.all_judges()[until.by]
     models = walk.frozen_models(judge)
-    name = f"{stage.id}.until.{until.by}"
+    name = f"{name_choice(stage)}.{until.by}"
     own = walk.yardstick.judges[until.by]
     return walk.policy, judged(walk, judge, [answers], models, name, judge=own)
 
@@ -77,7 +83,7 @@ def plan_choice(
     digest = step_hash(
         "choose", identities, until.stops_rising, walk.yardstick_weights(), walk.seed
     )
-    name = f"{stage.id}.best"
+    name = name_choice(stage)
     made = Model(f"train:{digest}", name, walk.policy.spec, digest)
     models = {f"{ROUND}{number}": model for number, (model, _) in enumerate(rounds, 1)}
     judgements = {f"{ROUND}{number}": judged.hash for number, (_, judged) in enumerate(rounds, 1)}
@@ -98,8 +104,8 @@ def plan_choice(
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
-    """One model."""
-    return Size(1)
+    """Nothing is computed: a model is kept."""
+    return Size(0)
 
 
 def run(context: StepContext) -> dict[str, Any]:
