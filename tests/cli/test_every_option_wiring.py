@@ -55,6 +55,7 @@ ROWS = [
             "--out": "there",
             "--profile": "full",
             "--set": "a=1",
+            "--strict": ("", "True"),
             "--quiet": ("", "QuietProgress"),
         },
     ),
@@ -62,7 +63,13 @@ ROWS = [
         "run",
         "rlaif.pipeline.forecast.dry_run_report",
         "e.yaml --dry-run",
-        {"--out": "there", "--profile": "full", "--set": "a=1", "--json": ("", "True")},
+        {
+            "--out": "there",
+            "--profile": "full",
+            "--set": "a=1",
+            "--strict": ("", "True"),
+            "--json": ("", "True"),
+        },
     ),
     Row("status", "rlaif.pipeline.runs.load_run", "run"),
     Row("status", "rlaif.pipeline.verify.verify_run", "run --verify"),
@@ -96,7 +103,52 @@ ROWS = [
         "rules.yaml",
         {"--prompts": ("prompts.jsonl", "Name a fruit."), "--revise": ("", "True")},
     ),
-    Row("constitution diff", "rlaif.analysis.reach.measure_reach", "rules.yaml own.yaml --run run"),
+    Row("new", "rlaif.cli.recipes.writing.check_places", "x.yaml", {"--force": ("", "True")}),
+    Row(
+        "new",
+        "rlaif.cli.recipes.writing.write_with_schema",
+        "x.yaml",
+        {
+            "--recipe": ("on-policy", "method: grpo"),
+            "--name": ("Mine", "name: Mine"),
+            "--model": "some/model",
+            "--constitution": ("honest", "constitutions/honest.yaml"),
+            "--judge": "some/judge",
+            "--prompts": "mine.jsonl",
+            "--rounds": ("4", "rounds: 4"),
+            "--seeds": ("3,9", "[3, 9]"),
+        },
+    ),
+    Row(
+        "new",
+        "rlaif.cli.recipes.writing.write_with_schema",
+        "x.yaml --recipe constitutions",
+        {"--against": ("honest", "constitutions/honest.yaml")},
+    ),
+    Row(
+        "new",
+        "rlaif.cli.recipes.writing.write_with_schema",
+        "x.yaml --judge http://127.0.0.1:1/v1 --judge-model served",
+        {"--judge-model": "other-model"},
+    ),
+    Row(
+        "new",
+        "rlaif.cli.recipes.writing.write_with_schema",
+        "x.yaml --recipe human-vs-ai --data labelled.jsonl",
+        {"--data": "others.jsonl"},
+    ),
+    Row(
+        "new",
+        "rlaif.cli.recipes.writing.write_with_schema",
+        "x.yaml --recipe self-rewarding",
+        {"--demonstrations": "demos.jsonl"},
+    ),
+    Row(
+        "constitution diff",
+        "rlaif.analysis.reach.measure_reach",
+        "rules.yaml own.yaml --run run",
+        {"--arm": "left"},
+    ),
     Row(
         "constitution import",
         "rlaif.data.constitutions.import_constitution",
@@ -107,7 +159,7 @@ ROWS = [
         "constitution ablate",
         "rlaif.analysis.whatif.ablate_principles",
         "run",
-        {"--labels": ("pairs.jsonl", "Name a fruit.")},
+        {"--labels": ("pairs.jsonl", "Name a fruit."), "--arm": "left"},
     ),
     Row(
         "constitution ablate",
@@ -157,7 +209,23 @@ ROWS = [
         "constitution fit",
         "rlaif.analysis.fit_weights.run_votes",
         "run --labels pairs.jsonl",
-        {"--judge": "j", "--labels": ("more.jsonl", "Name a bird.")},
+        {
+            "--judge": "j",
+            "--labels": ("more.jsonl", "Name a bird."),
+            "--arm": ("left", "pairings of left"),
+        },
+    ),
+    Row(
+        "constitution fit",
+        "rlaif.analysis.fit_weights.fitted_constitution",
+        "run --labels pairs.jsonl",
+        {"--judge": "j", "--arm": "left"},
+    ),
+    Row(
+        "constitution fit",
+        "rlaif.pipeline.constitutions.judges_constitutions",
+        "run --labels pairs.jsonl",
+        {"--arm": "left"},
     ),
     Row(
         "constitution fit",
@@ -175,6 +243,22 @@ ROWS = [
             "--set": "rounds=2",
             "--quiet": ("", "QuietProgress"),
         },
+    ),
+    *(
+        Row(
+            "build",
+            function,
+            words,
+            {
+                "--arm": ("left", "arm='left'"),
+                "--seed": ("6", "seed=6"),
+                "--step": ("second", "step='second'"),
+            },
+        )
+        for function, words in (
+            ("rlaif.pipeline.choice.Choice.check", "dataset.yaml"),
+            ("rlaif.pipeline.dataset.build_chosen", "run"),
+        )
     ),
     Row(
         "prompts",
@@ -344,6 +428,7 @@ WRITTEN = {
     "--tokens": "test_tokens_and_tables_are_shown_where_they_are_asked_for",
     "--table": "test_tokens_and_tables_are_shown_where_they_are_asked_for",
     "--push": "tests/data/test_dataset.py",
+    "new --yes": "tests/cli/test_new.py",
     "constitution infer --keep": "tests/cli/test_cli_wiring.py",
     "constitution fit --folds": "tests/cli/test_cli_wiring.py",
     "constitution infer --out": "tests/cli/test_cli_wiring.py",
@@ -367,7 +452,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("time.time", lambda: 1_000_000.0)
     monkeypatch.setattr("rlaif.pipeline.runs.load_run", lambda path: Run(path))
-    monkeypatch.setattr("rlaif.analysis.whatif.load_pairings", lambda run: ["pairings"])
+    monkeypatch.setattr("rlaif.analysis.whatif.load_pairings", load_pairings)
     monkeypatch.setattr("rlaif.pipeline.explain.plan.explain_file", lambda *given: given)
     monkeypatch.setattr("rlaif.engines.build.whole", lambda path: tmp_path / path)
     monkeypatch.setattr("rlaif.engines.build.refuse_no_reward_model", lambda folder: None)
@@ -426,7 +511,7 @@ class Run:
     def __init__(self, path: Path):
         self.path = path
         self.root = path
-        self.manifest: dict[str, Any] = {"arms": [], "constitution": RULES, "name": "run"}
+        self.manifest: dict[str, Any] = {"arms": ["left"], "constitution": RULES, "name": "run"}
 
     def view(self) -> str:
         return f"view of {self.path}"
@@ -438,6 +523,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"run {self.path}"
+
+
+def load_pairings(run: Run, arm: str | None = None) -> list[str]:
+    """Pairings that say whose they are."""
+    return [f"pairings of {arm}"]
 
 
 def handed(row: Row, *more: str) -> str:

@@ -385,6 +385,13 @@ def test_nothing_is_asked_without_a_terminal(here: Path) -> None:
     assert "method: dpo" in Path("my.yaml").read_text()
 
 
+@pytest.mark.parametrize("option", ["--yes", "-y"])
+def test_nothing_is_asked_in_a_terminal_after_yes(option: str, here: Path) -> None:
+    done = new("my.yaml", option, input=Terminal(b"self-rewarding\n"))
+    assert done.exit_code == 0 and "Recipe" not in done.output
+    assert "method: dpo" in Path("my.yaml").read_text()
+
+
 SHORT = ("--set", "steps.sample.max_new_tokens=8")
 DEMONSTRATIONS = ("--demonstrations", "demos.jsonl")
 
