@@ -40,8 +40,8 @@ def load_experiment(
     path: str | Path, overrides: Sequence[str] = (), profile: str | None = None
 ) -> tuple[Experiment, Lines]:
     """The experiment in `path` with a profile of its own and then `a.b=c` overrides applied, and
-    the line of every key. Raises ConfigError."""
-    own, _ = load_arms(path, overrides, profile)
+    the line of every key; what its arms set is not looked at. Raises ConfigError."""
+    own = _Written.read(Path(path), overrides, profile).own
     return own.experiment, own.lines
 
 
@@ -49,22 +49,43 @@ def load_arms(
     path: str | Path, overrides: Sequence[str] = (), profile: str | None = None
 ) -> tuple[FileOfArm, dict[str, FileOfArm]]:
     """The file itself, and by name the arms that set keys in it. Raises ConfigError."""
-    path = Path(path)
-    data, lines = load_yaml(path)
-    settings = [read_setting(setting) for setting in overrides]
-    chosen = [] if profile is None else _profile_changes(data, profile, path)
-    own = _read(data, lines, [*chosen, *settings], path)
-    changes = _changes_by_arm(own, path)
-    spread = {name: arm for name, (arm, _) in changes.items()} if own.experiment.sweep else None
-    own = own if spread is None else _with_arms(own, spread, path)
-    found: dict[str, FileOfArm] = {}
-    for name, (_, made) in changes.items():
-        if made:
-            one = _read(data, lines, [*chosen, *made, *settings], path)
-            arms = own.experiment.arms if spread is None else spread
-            found[name] = _with_arms(one, arms, path)
-            _refuse_other_yardstick(own.experiment, found[name], name, made, path)
-    return own, found
+    written = _Written.read(Path(path), overrides, profile)
+    return written.own, {name: written.of_arm(name) for name, made in written.made.items() if made}
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A file as it is written, and `own`, what it says with its profile and settings. `made` are
+    the changes of each arm, those of a sweep spread out."""
+
+    path: Path
+    data: Mapping[str, Any]
+    lines: Lines
+    chosen: Sequence[Change]
+    settings: Sequence[Change]
+    own: FileOfArm
+    made: Mapping[str, Sequence[Change]]
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str], profile: str | None) -> _Written:
+        data, lines = load_yaml(path)
+        settings = [read_setting(setting) for setting in overrides]
+        chosen = [] if profile is None else _profile_changes(data, profile, path)
+        own = _read(data, lines, [*chosen, *settings], path)
+        arms = _changes_by_arm(own, path)
+        if own.experiment.sweep:
+            own = _with_arms(own, {name: arm for name, (arm, _) in arms.items()}, path)
+        made = {name: changes for name, (_, changes) in arms.items()}
+        return cls(path, data, lines, chosen, settings, own, made)
+
+    def of_arm(self, name: str) -> FileOfArm:
+        """The file as an arm has it."""
+        changes = [*self.chosen, *self.made[name], *self.settings]
+        one = _read(self.data, self.lines, changes, self.path)
+        arms = self.own.experiment.arms
+        found = _with_arms(one, arms, self.path)
+        _refuse_other_yardstick(self.own.experiment, found, name, self.made[name], self.path)
+        return found
 
 
 def _with_arms(file: FileOfArm, arms: Mapping[str, ArmSpec], path: Path) -> FileOfArm:
