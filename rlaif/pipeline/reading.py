@@ -7,7 +7,7 @@ the profile, the arm, the sweep, `--set`; then `at` in its rounds. Later ones wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ class _Written:
         if own.experiment.sweep:
             own = _with_arms(own, {name: arm for name, (arm, _) in arms.items()}, path)
         made = {name: changes for name, (_, changes) in arms.items()}
+        kept = {n: _without_overridden(a, settings) for n, a in own.experiment.arms.items()}
+        own = replace(own, experiment=own.experiment.model_copy(update={"arms": kept}))
         return cls(path, data, lines, chosen, settings, own, made)
 
     def of_arm(self, name: str) -> FileOfArm:
@@ -86,6 +88,14 @@ class _Written:
         found = _with_arms(one, arms, self.path)
         _refuse_other_yardstick(self.own.experiment, found, name, self.made[name], self.path)
         return found
+
+
+def _without_overridden(arm: ArmSpec, settings: Sequence[Change]) -> ArmSpec:
+    """The arm without the values that the command line has set to others: a run folder keeps the
+    file as it was run."""
+    paths = [setting.path for setting in settings]
+    own = {p: v for p, v in arm.set.items() if not any(f"{p}.".startswith(f"{o}.") for o in paths)}
+    return arm.model_copy(update={"set": own})
 
 
 def _with_arms(file: FileOfArm, arms: Mapping[str, ArmSpec], path: Path) -> FileOfArm:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rlaif.core.errors import ConfigError
+from rlaif.pipeline.experiment_file import resolved_yaml
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
@@ -127,8 +128,6 @@ def test_a_sweep_is_a_grid_times_the_arms_and_the_seeds(write: Write) -> None:
 
 
 def test_a_swept_training_can_be_run_again_from_the_kept_file(write: Write) -> None:
-    from rlaif.pipeline.experiment_file import resolved_yaml
-
     path = write(sweep={"steps.dpo.beta": [0.1, 0.2]})
     kept = path.parent / "kept.yaml"
     kept.write_text(resolved_yaml(load_experiment(path)[0]))
@@ -137,8 +136,6 @@ def test_a_swept_training_can_be_run_again_from_the_kept_file(write: Write) -> N
 
 
 def test_an_arm_of_the_file_means_all_that_a_sweep_makes_of_it(write: Write) -> None:
-    from rlaif.pipeline.experiment_file import resolved_yaml
-
     arms = {"x": {}, "x-wide": {"set": {"steps.pair.min_margin": 0.1}}}
     path = write(sweep={"steps.dpo.beta": [0.1, 0.2]}, arms=arms)
     text, last = path.read_text(), "  - evaluate: {judges: [by_a, by_b]}\n"
@@ -167,6 +164,11 @@ def test_later_changes_win(write: Write) -> None:
     assert trained(None) == [(0.2, 1), (0.1, 1)]
     assert trained("big") == [(0.2, 3), (0.4, 3)]
     assert trained("big", "steps.dpo.beta=0.7", "steps.pair.max_pairs=2") == [(0.7, 3), (0.7, 3)]
+    # A run folder keeps the file as it was run.
+    overrides = ["steps.dpo.beta=0.7"]
+    kept = path.parent / "kept.yaml"
+    kept.write_text(resolved_yaml(load_experiment(path, overrides)[0]))
+    assert [p.hash for p in planned(kept)] == [p.hash for p in planned(path, *overrides)]
 
 
 def test_an_arm_may_leave_out_replace_and_split_steps(write: Write) -> None:
