@@ -184,6 +184,11 @@ class LoadStep(Strict):
     holdout: Annotated[NonNegativeInt, LATE] = Field(
         0, description="Of a set of prompts that is loaded: how many are held out."
     )
+    source: Annotated[Annotated[str, Field(min_length=1)] | None, LATE] = Field(
+        None,
+        description="Of preferences and demonstrations: what `source_weights` and `conditions` of a"
+        " `distill` know them by; default: as the rows say.",
+    )
 
     @model_validator(mode="after")
     def _check_reading(self) -> LoadStep:
@@ -193,6 +198,8 @@ class LoadStep(Strict):
             )
         if self.prompts == "own" and self.type != "pairs":
             raise ValueError("prompts: own: only for `type: pairs`")
+        if self.source is not None and self.type not in ("preferences", "demonstrations"):
+            raise ValueError("source: only for `type: preferences` or `type: demonstrations`")
         if self.holdout and not self.makes_set:
             raise ValueError("holdout: only for `type: prompts`, or pairs with `prompts: own`")
         unread = told(self, "format", "columns", "on_error", "dataset_config")
@@ -286,6 +293,11 @@ class PairStep(Strict):
     )
     balance_lengths: Annotated[bool, LATE] = Field(
         False, description="Keep as many pairs with the longer answer chosen as the shorter."
+    )
+    source: Annotated[Annotated[str, Field(min_length=1)] | None, LATE] = Field(
+        None,
+        description="What `source_weights` and `conditions` of a `distill` know these pairs by; "
+        "default: rlaif, or reference.",
     )
     uses: list[str] | None = None
 

@@ -233,7 +233,8 @@ def make_preference(
         for judge, scores in sorted(parts.items())
     ]
     return Preference(
-        preference_id="f_" + content_hash(*ids),
+        # Of two sources the same pair is two records.
+        preference_id="f_" + content_hash(*ids, *([options.source] if options.source else [])),
         prompt_id=prompt.prompt_id,
         round=round_number,
         prompt=prompt.messages,
@@ -246,7 +247,7 @@ def make_preference(
         weight=1.0,
         reason=f"{options.strategy}: combined {chosen.score:.3f} against {rejected.score:.3f}; "
         + "; ".join(reasons),
-        source="rlaif",
+        source=options.source or "rlaif",
         judgement_ids=sorted(
             {
                 judgement.judgement_id
@@ -261,17 +262,18 @@ def make_preference(
 
 
 def against_reference(
-    prompt: Prompt, completions: Sequence[Completion], round_number: int
+    prompt: Prompt, completions: Sequence[Completion], round_number: int, source: str | None = None
 ) -> list[Preference]:
     """The prompt's reference answer as chosen against each different sample (SPIN, arXiv
-    2401.01335). Nothing was scored, so no margin is known."""
+    2401.01335). Nothing was scored, so no margin is known. `source` as in `PairStep`."""
     if not (prompt.reference or "").strip():
         return []
     chosen: list[Message] = [{"role": "assistant", "content": prompt.reference or ""}]
     chosen_id = "x_" + content_hash(prompt.messages, chosen)
     return [
         Preference(
-            preference_id="f_" + content_hash(chosen_id, c.completion_id),
+            preference_id="f_"
+            + content_hash(chosen_id, c.completion_id, *([source] if source else [])),
             prompt_id=prompt.prompt_id,
             round=round_number,
             prompt=prompt.messages,
@@ -283,7 +285,7 @@ def against_reference(
             prob=1.0,
             weight=1.0,
             reason="reference: the prompt's own answer against a sample; nothing was judged",
-            source="reference",
+            source=source or "reference",
             judgement_ids=[],
             chosen_id=chosen_id,
             rejected_id=c.completion_id,

@@ -326,6 +326,41 @@ def test_iterative_dpo_against_the_previous_policy(write: Write, tmp_path: Path)
     assert last.metrics["deltas"]["previous"] == last.metrics["deltas"]["dpo@1"]
 
 
+def test_the_same_pairs_of_two_sources_are_learned_under_both_conditions(
+    write: Write, tmp_path: Path
+) -> None:
+    path = write(
+        steps=[
+            {"sample": {"n": 5, "prompts": 3, "max_new_tokens": 20}},
+            {"judge": {"id": "one", "kind": "rules"}},
+            {"pair": {"id": "help", "strategy": "all", "uses": ["one"], "source": "helpful"}},
+            {"judge": {"id": "two", "kind": "rules"}},
+            {"pair": {"id": "harm", "strategy": "all", "uses": ["two"]}},
+            {"load": {"id": "hacks", "type": "preferences", "path": "people.jsonl",
+                      "source": "hacks"}},
+            {
+                "distill": {
+                    "method": "conditional",
+                    "uses": ["help", "harm", "hacks"],
+                    "conditions": {"helpful": "Help.", "rlaif": "Be kind.", "hacks": "Look out."},
+                    "batch_size": 2,
+                    "precision": "fp32",
+                }
+            },
+        ],
+    )  # fmt: skip
+    run_experiment(path, tmp_path / "run")
+    pairs = Run(tmp_path / "run").preferences
+    by_step = {step: pairs[pairs.step == step] for step in ("help", "harm", "hacks")}
+    sources = {step: set(found.source) for step, found in by_step.items()}
+    assert sources == {"help": {"helpful"}, "harm": {"rlaif"}, "hacks": {"hacks"}}
+    ids = {step: set(found.preference_id) for step, found in by_step.items()}
+    answers = {step: set(found.chosen_id) for step, found in by_step.items()}
+    assert answers["help"] == answers["harm"] and not ids["help"] & ids["harm"]
+    (done,) = [s for s in Run(tmp_path / "run").status()["steps"] if s["kind"] == "distill"]
+    assert done["counts"]["preferences"] == len(pairs)
+
+
 def kept(out: Path) -> dict[str, Any]:
     """All of a run that time does not change."""
     rounds = (out / "rounds.jsonl").read_bytes()

@@ -55,17 +55,20 @@ stages:
     steps:
       - sample: {id: answers, n: 4, prompts: 4}
       - judge: ai_help
-      - pair: {id: help_pairs, uses: [ai_help]}
+      - pair: {id: help_pairs, uses: [ai_help], source: help}
       - judge: {id: ai_harm, uses: [answers]}
-      - pair: {id: harm_pairs, uses: [ai_harm]}
-      - load: {id: hacks, type: preferences, path: pairs.jsonl}   # pairs against a found hack
+      - pair: {id: harm_pairs, uses: [ai_harm], source: harm}
+      - load: {id: hacks, type: preferences, path: pairs.jsonl, source: hacks}   # the fast path
         when: "2-"
       - distill:
           id: rm
           method: conditional
           from: rm
           uses: ["help_pairs@*", "harm_pairs@*", "hacks?"]
-          conditions: {rlaif: Judge how helpful the answer is., hacks: Judge how helpful it is.}
+          conditions:
+            help: Judge how helpful the answer is.
+            harm: Judge how harmless the answer is.
+            hacks: Judge how helpful the answer is.
       - train:
           id: ppo
           method: ppo

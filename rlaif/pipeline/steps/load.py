@@ -96,7 +96,9 @@ def plan(walk: Walk, index: int, step: LoadStep) -> None:
 def _how_read(step: LoadStep) -> dict[str, Any]:
     """The keys that decide how the rows of a file are read, where they are set."""
     return step.model_dump(
-        mode="json", include={"format", "columns", "on_error", "prompts"}, exclude_defaults=True
+        mode="json",
+        include={"format", "columns", "on_error", "prompts", "source"},
+        exclude_defaults=True,
     )
 
 
@@ -144,6 +146,8 @@ def _read_source(
         records, left_out = _read_preferences(step, source, context.planned.round)
     else:
         records, left_out = _read_demonstrations(step, source)
+    if step.source is not None:
+        records = [structs.replace(record, source=step.source) for record in records]
     if step.prompts == "other":
         return _of_others(records, left_out, context, source)
     return records, left_out

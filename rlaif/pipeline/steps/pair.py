@@ -261,11 +261,12 @@ def _against_references(context: StepContext) -> dict[str, Any]:
     groups = by_prompt(context.completions())
     context.refuse_strangers(groups)
     number, limit = context.planned.round, context.planned.step.max_pairs
+    source = context.planned.step.source
     made = [
         pair
         for prompt_id in sorted(groups)
         for pair in sorted(
-            against_reference(context.prompts[prompt_id], groups[prompt_id], number),
+            against_reference(context.prompts[prompt_id], groups[prompt_id], number, source),
             key=lambda pair: pair.preference_id,
         )
     ]

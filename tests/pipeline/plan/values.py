@@ -502,6 +502,7 @@ VALUES |= {
         "max_pairs": 1,
         "tier": Case(0.5, {"strategy": "length_tiered", "tier": 0.0}),
         "max_overlap": Case(0.0, base=("pairs of alike answers", ("steps", 4, "pair"))),
+        "source": "mine",
         "balance_lengths": Case(True, base=("pairs of alike answers", ("steps", 4, "pair"))),
         "uses": ["a"],
     },
@@ -531,6 +532,7 @@ VALUES |= {
         "on_error": Case("skip", {"path": "odd.jsonl"}, refused=True),
         "prompts": Case("other", {"path": "mixed.jsonl"}),
         "holdout": Case(2, base=("loaded set", LOADED)),
+        "source": "mine",
     },
     "EvaluateStep": {
         "id": "else",
