@@ -123,7 +123,7 @@ def test_counts_out_of_range_are_refused(
 def test_ablate_says_when_no_judgement_is_about_a_principle(
     finished: Path, rlaif: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlaif.analysis.whatif._count_judged", lambda _: {})
+    monkeypatch.setattr("rlaif.analysis.whatif._count_judged", lambda *_: {})
     code, out, _ = rlaif("ablate", finished / "run")
     assert code == 0
     assert "nothing to leave out" in out

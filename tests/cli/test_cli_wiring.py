@@ -389,17 +389,20 @@ def test_reading_hands_on_every_option(hand: Hand, tmp_path: Path) -> None:
 def test_a_run_hands_on_every_option(hand: Hand, tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text("{}", "utf-8")
     sets = ["--set", "a=1", "--set", "b=2", "--profile", "full"]
-    path, out, settings, progress, _, profile = hand("run_experiment", "run", "e.yaml", *sets)
+    given = hand("run_experiment", "run", "e.yaml", *sets)
+    path, out, settings, progress, _, profile, strict = given
+    assert strict is False and hand("run_experiment", "run", "e.yaml", "--strict")[6] is True
     assert (path, out) == (tmp_path / "e.yaml", Path("runs/e-full"))
     assert (settings, profile) == (("a=1", "b=2"), "full")
     assert not isinstance(progress, QuietProgress)
     words = ["run", "e.yaml", "--out", "there", "-q"]
     assert hand("run_experiment", *words)[1] == Path("there")
     assert isinstance(hand("run_experiment", *words)[3], QuietProgress)
-    path, out, settings, as_json, profile = hand(
-        "dry_run_report", "run", "e.yaml", "--dry-run", "--json", *sets
+    path, out, settings, as_json, profile, strict = hand(
+        "dry_run_report", "run", "e.yaml", "--dry-run", "--json", "--strict", *sets
     )
     assert (out, settings, as_json, profile) == (Path("runs/e-full"), ("a=1", "b=2"), True, "full")
+    assert strict is True
     words = ["prompt", "render", "e.yaml", "--judge", "j", "--prompt-id", "p", "--response", "one"]
     assert hand("rendered", *words, "--response-2", "two", *sets) == (
         tmp_path / "e.yaml",

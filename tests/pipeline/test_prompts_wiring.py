@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rlaif.config.prompting import PromptsFile
+from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Judgement, make_prompt
@@ -20,6 +21,7 @@ from rlaif.data.describe import describe_data
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.base import GenerateResult, Model
 from rlaif.pipeline import provenance as told
+from rlaif.pipeline.constitutions import hash_constitution
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.prompt_generation.ask import writing
 from rlaif.pipeline.prompt_generation.mix import mixed, shares
@@ -239,23 +241,30 @@ def run(tmp_path: Path) -> Any:
     return SimpleNamespace(
         root=tmp_path,
         experiment=lambda: experiment,
+        spec_of=lambda step: next(
+            (e.step for e in experiment.entries if e.step.id == step["id"]), None
+        ),
         manifest={
             "prompts": {"train": 30, "heldout": 4},
             "judges": {"j": "hash of j", "unused": "x"},
-            "constitution": {"name": "rules", "version": "2"},
-            "constitution_hash": "abc",
+            "constitution": RULES.model_dump(mode="json"),
+            "constitution_hash": hash_constitution(RULES),
+            "arms": {},
         },
         store=SimpleNamespace(step=lambda name: Folder(markers.get(name), rows.get(name, []))),
     )
 
 
+RULES = Constitution.model_validate(
+    {"name": "rules", "version": "2", "principles": [{"id": "kind", "text": "Be kind."}]}
+)
 ABOVE = [
-    {"id": "draw", "kind": "sample", "hash": "s1", "round": 1},
-    {"id": "j", "kind": "judge", "hash": "j1", "round": 1},
-    {"id": "people", "kind": "load", "hash": "l1", "round": 1},
-    {"id": "pair", "kind": "pair", "hash": "p1", "round": 1},
-    {"id": "draw", "kind": "sample", "hash": "s2", "round": 2},
-    {"id": "pair", "kind": "pair", "hash": "p2", "round": 2},
+    {"id": "draw", "kind": "sample", "hash": "s1", "round": 1, "arms": []},
+    {"id": "j", "kind": "judge", "hash": "j1", "round": 1, "arms": []},
+    {"id": "people", "kind": "load", "hash": "l1", "round": 1, "arms": []},
+    {"id": "pair", "kind": "pair", "hash": "p1", "round": 1, "arms": []},
+    {"id": "draw", "kind": "sample", "hash": "s2", "round": 2, "arms": []},
+    {"id": "pair", "kind": "pair", "hash": "p2", "round": 2, "arms": []},
 ]
 
 
@@ -293,9 +302,11 @@ def test_judges_weights_and_constitution_are_those_of_the_run(run: Any) -> None:
         f"{start}j 0.125, k 250; at least 0.25 apart",
         f"{start}j 1; at least 0.25 apart",
     ]
-    assert told.constitution(run) == "rules, version 2, hash abc"
+    judging = [step for step in ABOVE if step["kind"] == "judge"]
+    said = told.constitution(run, None, judging)
+    assert said == f"rules, version 2, hash {hash_constitution(RULES)}"
     run.manifest["constitution"] = None
-    assert told.constitution(run) is None
+    assert told.constitution(run, None, judging) is None
     assert told.models({("m2", "w"): 3, ("m1", "v"): 5}) == [
         {"model": "m1", "weights": "v", "answers": "5"},
         {"model": "m2", "weights": "w", "answers": "3"},

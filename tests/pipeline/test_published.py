@@ -137,8 +137,8 @@ def test_self_rewarding_with_an_sft_first(write: Write, tmp_path: Path) -> None:
     assert (frozen, drift) == ({"sft"}, ["dpo@1", "dpo@2"])
     labels = [(row["round"], row["label"]) for row in Run(run).round_rows()]
     assert labels == [(0, "M0"), (1, "sft"), (2, "dpo@1"), (3, "dpo@2")]
-    (said,) = [w for w in read_rounds(run)[-1].metrics["words"] if "as judge 'self'" in w]
-    assert said.startswith("The frozen model sft as judge 'self' scored the answers")
+    said = [w for w in read_rounds(run)[-1].metrics["words"] if "as judge 'self' scored" in w]
+    assert said[0].startswith("The frozen model sft as judge 'self' scored the answers")
 
 
 def test_three_arms_of_rlaif(write: Write, tmp_path: Path, model_folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rlaif.config.models import ModelSpec
-from rlaif.config.steps import EvaluateStep, SampleStep
+from rlaif.config.steps import EvaluateStep, LabelStep, SampleStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Completion, Preference, Prompt, make_prompt
@@ -73,7 +73,10 @@ def test_the_rounds_of_every_seed_and_arm_are_read_from_their_own_steps(tmp_path
             models = {"policy": model}
             place: Any = (seed, number)
             if number:
-                label = Planned(f"l{name}", "label", "label", *place, None, arms=arms)
+                said = {"labels": "human", "flip": None}
+                label = Planned(
+                    f"l{name}", "label", "label", *place, LabelStep(), options=said, arms=arms
+                )
                 store.step(label.hash).finish({"counts": {"preferences": len(plan)}}, None)
                 plan.append(label)
             step = EvaluateStep(id="ev")
@@ -121,6 +124,8 @@ def test_the_rounds_of_every_seed_and_arm_are_read_from_their_own_steps(tmp_path
         "round": 1,
         "stage": "main",
         "number": 0,
+        "does": ["0 held-out prompts, 1 answer to each"],
+        "settings": [],
         "inputs": {"labels/51two": "l51two"},
         "models": {"policy": ["M1 of 51two", "k51two"]},
     }

@@ -442,11 +442,13 @@ TRAINED = SHARED | {
     "train_on_eos": True,
     "lora": None,
     "processes": "auto",
+    "policy": True,
     "sharding": "none",
     "checkpoint_every": 50,
 }
 COMPARED = TRAINED | {"reference": "current", "beta": 0.1}
 FRESH = COMPARED | {
+    "prompts": None,
     "gates": Gates(),
     "rollouts": 50,
     "n": 8,
