@@ -26,9 +26,9 @@ from rlaif.metrics.decompose import change_sentences
 from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.metrics.words import self_judge_words
 from rlaif.pipeline.constitutions import hash_constitution, other_constitutions, other_judges
-from rlaif.pipeline.experiment_file import resolved_yaml
 from rlaif.pipeline.explain.rows import manifest_row
 from rlaif.pipeline.plan.base import PlanInputs, Planned
+from rlaif.pipeline.spelling import resolved_yaml
 
 MANIFEST, CONFIG, PROMPTS = "manifest.json", "config.yaml", "prompts.jsonl"
 KEYS = {"format", "name", "seeds", "arms", "models", "constitution", "judges", "prompts", "steps"}

@@ -19,7 +19,8 @@ from rlaif.config.paths import Change, apply_changes, read_changes, read_setting
 from rlaif.config.rounds import in_rounds
 from rlaif.core.errors import ConfigError
 from rlaif.core.yamlio import Lines, Loc, line_of, load_yaml, suggest
-from rlaif.pipeline.experiment_file import Experiment, read_experiment
+from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.spelling import read_experiment
 from rlaif.pipeline.stages import StepEntry
 
 FIXED = ("name", "description", "seed", "seeds", "prompts", "prompt_sets", "primary", "margin")

@@ -15,8 +15,9 @@ import yaml
 from rlaif.config.paths import apply_changes, read_setting
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
-from rlaif.pipeline.experiment_file import Experiment, experiment_schema, resolved_yaml
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.reading import load_experiment
+from rlaif.pipeline.spelling import experiment_schema, resolved_yaml
 
 HEAD = """\
 name: test

@@ -21,10 +21,10 @@ from rlaif.config.paths import Change, apply_changes, read_setting, step_places
 from rlaif.core.errors import ConfigError
 from rlaif.core.yamlio import load_yaml
 from rlaif.data.sources import provisional_prompts
-from rlaif.pipeline.experiment_file import resolved_yaml
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.reading import load_experiment
+from rlaif.pipeline.spelling import resolved_yaml
 
 SHIPPED = sorted(Path(__file__).parents[2].joinpath("experiments").glob("*.yaml"))
 

@@ -11,10 +11,10 @@ import yaml
 
 from rlaif.core.errors import ConfigError
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.experiment_file import experiment_schema, resolved_yaml
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.reading import load_experiment
+from rlaif.pipeline.spelling import experiment_schema, resolved_yaml
 
 HEAD = """\
 name: by-id
