@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
+from rlaif.config.models import REMOTE
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.steps import SampleStep
 from rlaif.core.records import Completion
 from rlaif.core.store import StepFolder, Store
 from rlaif.engines.base import GenerateRequest, Model, ScoreRequest
+from rlaif.engines.model_folders import BUILTIN, locate
 from rlaif.engines.remote.decode import Usage
 from rlaif.engines.remote.meter import run_account
 from rlaif.pipeline.experiment import unfinished
@@ -26,6 +29,8 @@ from rlaif.pipeline.remarks import list_remarks, refuse_remarks
 from rlaif.pipeline.steps import step_module
 
 BYTES_PER_TOKEN = 4.0
+SMALL_BYTES = 600_000_000
+"""Of a model's weights: about the 135M model in 32 bits, which the guessed rates are of."""
 PRICED_PROMPTS = 16
 """English text has about 4 bytes in a token; prompts that the mean length is taken from."""
 
@@ -35,7 +40,9 @@ class Forecast:
     """One planned step. `units` are completions, calls, pairs or optimiser examples, at most.
     `cost` is what the calls to a priced server come to when every answer is as long as it may be;
     None where no priced server is asked. `cost_known` is false where a judge asks several models,
-    one of them priced: which is asked how much shows in the answers; `cost` is then the rest's."""
+    one of them priced: which is asked how much shows in the answers; `cost` is then the rest's.
+    `seconds` are measured in this run folder, or guessed for models as small as the built-in one;
+    None where neither can be."""
 
     seed: int
     arms: str
@@ -50,7 +57,7 @@ class Forecast:
     units: int
     calls: int
     tokens: int
-    seconds: float
+    seconds: float | None
     measured: bool
     cost: float | None
     cost_known: bool
@@ -74,6 +81,7 @@ def forecast(
         known.units[planned.hash] = size.units
         rate = rates.get(planned.kind, module.SECONDS_PER_UNIT)
         asks = planned.kind != "judge" or bool(planned.models)
+        timed = planned.kind in rates or _is_guessable(planned)
         to_do = planned.hash in missing
         steps[planned.hash] = planned
         cost, cost_known = (None, True)
@@ -94,13 +102,29 @@ def forecast(
                 size.units,
                 size.calls,
                 size.tokens,
-                round(size.units * rate, 1) if asks and to_do else 0.0,
+                (round(size.units * rate, 1) if timed else None) if asks and to_do else 0.0,
                 planned.kind in rates,
                 cost,
                 cost_known,
             )
         )
     return rows
+
+
+def _is_guessable(planned: Planned) -> bool:
+    """Whether the guessed rates say anything of a step: they are those of a small model here."""
+    return all(
+        spec.engine == "fake" or spec.engine in REMOTE or _is_small(spec.path)
+        for spec in (model.spec for model in planned.models.values())
+    )
+
+
+@cache
+def _is_small(path: str) -> bool:
+    folder = locate(path)
+    if folder is None:
+        return path in BUILTIN
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= SMALL_BYTES
 
 
 def _measured_rates(store: Store) -> dict[str, float]:
@@ -230,6 +254,7 @@ def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> 
     ]
     for row in rows:
         time = f"{row.seconds:.0f} s" if row.seconds else "-"
+        time = "unknown" if row.seconds is None else time
         cost = "-" if row.cost is None else f"{row.cost:.4g}"
         cost = cost if row.cost_known else "unknown"
         state = "reused" if row.reused else "to do"
@@ -247,11 +272,21 @@ def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> 
     lines.append(
         f"{len(rows) - len(todo)} steps reused, {len(todo)} to do: at most "
         f"{sum(r.calls for r in todo)} model calls, {sum(r.tokens for r in todo)} new tokens, "
-        f"about {sum(r.seconds for r in todo) / 60:.1f} min ({guess})"
+        + _describe_time(todo, guess)
     )
     if any(row.cost is not None or not row.cost_known for row in todo):
         lines.append(_describe_cost(experiment, todo, out))
     return "\n".join(lines)
+
+
+def _describe_time(todo: Sequence[Forecast], guess: str) -> str:
+    unknown = sum(row.seconds is None for row in todo)
+    known = f"about {sum(row.seconds or 0.0 for row in todo) / 60:.1f} min ({guess})"
+    if not unknown:
+        return known
+    why = "no rate is known for a model of its size until steps of its kind have run here"
+    some = f"{known} and " if any(row.seconds for row in todo) else ""
+    return f"{some}an unknown time in {unknown} steps: {why}"
 
 
 def _describe_cost(experiment: Experiment, todo: Sequence[Forecast], out: Path) -> str:

@@ -1,0 +1,59 @@
+"""A dry run gives no time where nothing is known of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rlaif.cli import cli
+from rlaif.pipeline import forecast
+
+FILE = """\
+name: time
+models: {policy: {path: MODEL}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 2}
+steps:
+  - sample: {n: 2}
+  - judge: {id: checks, kind: rules}
+  - pair: {}
+  - train: {}
+"""
+
+
+def dry_run(path: Path, *words: str) -> str:
+    result = CliRunner().invoke(cli, ["run", str(path), "--dry-run", "--out", "nowhere", *words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("model", ["builtin/smollm2-135m-instruct", "here", "large", "org/absent"])
+def test_a_time_is_guessed_for_small_models_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    forecast._is_small.cache_clear()
+    for name, size in (("here", 1000), ("large", 1001)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"x" * size)
+    monkeypatch.setattr(forecast, "SMALL_BYTES", 1000)
+    monkeypatch.setattr("rlaif.pipeline.prepare.check_weights", lambda folder: None)
+    monkeypatch.setattr("rlaif.pipeline.prepare.model_hash", lambda folder, spec: spec.path)
+    monkeypatch.setattr("rlaif.pipeline.forecast.locate", lambda name: ((tmp_path / name).exists()
+                        and tmp_path / name) or None)  # fmt: skip
+    lines = "".join(f'{{"prompt": "Question {n}?"}}\n' for n in range(9))
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(FILE.replace("MODEL", model))
+    known = model in ("builtin/smollm2-135m-instruct", "here")
+    steps = {s["kind"]: s["seconds"] for s in json.loads(dry_run(path, "--json"))["steps"]}
+    assert (steps["sample"], steps["train"]) == ((4.2, 8.4) if known else (None, None))
+    # A program takes no time that counts, whatever the model.
+    assert steps["judge"] == steps["pair"] == 0.0
+    last = dry_run(path)
+    assert ("an unknown time in 2 steps" in last) == (not known)
+    assert ("about 0.2 min (a rough guess" in last) == known
