@@ -221,7 +221,11 @@ def test_a_file_that_the_manifest_vouches_for_is_named(
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]"])
-def test_a_finished_step_is_counted_without_its_meters(tmp_path: Path, text: str | None) -> None:
+def test_a_finished_step_is_counted_without_its_meters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    # A server of another test may have had this one's port, and its answers are kept.
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
     with ScriptedServer(tops={"Yes": -0.2, "No": -2.0}, context=5000) as server:
         path = damage.write(tmp_path / "e", damage.served(server.url))
         out = tmp_path / "run"
