@@ -122,16 +122,22 @@ def run_experiment(
             pool.close()
         shutil.rmtree(store.root / COPIES, ignore_errors=True)
         rounds = write_rounds(inputs, plan, store)
-        wanted, built, unsaid = inputs.experiment.dataset, None, None
-        if wanted is not None:
-            run = load_run(out)
-            unsaid = find_unsaid(run, wanted)
-            if unsaid is None:
-                with name_step("dataset", out / "dataset"):
-                    built = build_dataset(run, wanted, out / "dataset")
+        built, unsaid = _build_wanted(inputs.experiment, out)
         idle = find_stopped(plan, store)
     left = len(plan) - len(missing | idle)
     return RunResult(out, len(missing - idle), left, rounds, built, unsaid)
+
+
+def _build_wanted(experiment: Experiment, out: Path) -> tuple[Built | None, str | None]:
+    """The dataset that the experiment asks for, or what has to be said before it can be built."""
+    if experiment.dataset is None:
+        return None, None
+    run = load_run(out)
+    unsaid = find_unsaid(run, experiment.dataset)
+    if unsaid is not None:
+        return None, unsaid
+    with name_step("dataset", out / "dataset"):
+        return build_dataset(run, experiment.dataset, out / "dataset"), None
 
 
 def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Judgement
+from rlaif.core.store import StepFolder
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.manifest import read_manifest, read_rounds
 from rlaif.pipeline.plan.base import Planned
@@ -112,13 +113,25 @@ def test_the_mean_is_over_prompts_and_of_what_has_a_value(tmp_path: Path) -> Non
     step = Planned(
         "h", "choose", "x", 0, 1, choose.Until(by="gold"), options={"principle_weights": {}}
     )
-    assert choose._mean_of(step, rows) == pytest.approx((0.3 + 0.9) / 2)
-    assert choose._mean_of(step, rows[3:]) is None
+
+    def mean_of(given: list[Judgement]) -> float | None:
+        folder = StepFolder(tmp_path / str(len(given)))
+        folder.path.mkdir()
+        folder.append("judgements", given)
+        return choose._mean_of(step, folder)
+
+    assert mean_of(rows) == pytest.approx((0.3 + 0.9) / 2)
+    assert mean_of(rows[3:]) is None
 
 
 def choice_of(path: Path) -> Planned:
     (found,) = [p for p in make_plan(prepare(path)) if p.kind == "choose"]
     return found
+
+
+def script_means(monkeypatch: pytest.MonkeyPatch, means: Mapping[str, float]) -> None:
+    """Verdicts have these means, by the hash of their step; all that follows of them is real."""
+    monkeypatch.setattr(choose, "_mean_of", lambda planned, folder: means[folder.path.name])
 
 
 def test_rounds_that_are_not_needed_never_run(
@@ -128,18 +141,7 @@ def test_rounds_that_are_not_needed_never_run(
     choice = choice_of(path)
     wanted = {choice.inputs[f"round/{n}"]: mean for n, mean in enumerate([0.2, 0.6, 0.5, 0.9], 1)}
 
-    def means(planned: Planned, store: Any) -> dict[int, float | None]:
-        found: dict[int, float | None] = {}
-        for number in range(1, len(planned.inputs) + 1):
-            digest = planned.inputs[f"round/{number}"]
-            if store.step(digest).done() is None:
-                break
-            found[number] = wanted[digest]
-            if has_stopped(found, planned.step.stops_rising):
-                break
-        return found
-
-    monkeypatch.setattr(choose, "round_means", means)
+    script_means(monkeypatch, wanted)
     result = run_experiment(path, out)
     steps = read_manifest(out)["steps"]
     state = {}
@@ -195,18 +197,7 @@ def test_arms_are_compared_in_the_rounds_that_all_have(
         for n, mean in enumerate(scripts[choice.arms[0]], 1)
     }
 
-    def means(planned: Planned, store: Any) -> dict[int, float | None]:
-        found: dict[int, float | None] = {}
-        for number in range(1, len(planned.inputs) + 1):
-            digest = planned.inputs[f"round/{number}"]
-            if store.step(digest).done() is None:
-                break
-            found[number] = means_of[digest]
-            if has_stopped(found, planned.step.stops_rising):
-                break
-        return found
-
-    monkeypatch.setattr(choose, "round_means", means)
+    script_means(monkeypatch, means_of)
     run_experiment(path, out)
     ends = [(r.arm, r.policy_out) for r in read_rounds(out) if r.round]
     assert ends == [

@@ -7,14 +7,14 @@ those that are not needed never run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from rlaif.config.steps import SampleStep
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Judgement
-from rlaif.core.store import Store
+from rlaif.core.store import StepFolder, Store
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.engines.model_folders import weights_hash
@@ -142,14 +142,14 @@ def round_means(planned: Planned, store: Store) -> dict[int, float | None]:
         folder = store.step(planned.inputs[f"{ROUND}{number}"])
         if folder.done() is None:
             break
-        found[number] = _mean_of(planned, folder.records(Judgement))
+        found[number] = _mean_of(planned, folder)
         if has_stopped(found, planned.step.stops_rising):
             break
     return found
 
 
-def _mean_of(planned: Planned, records: Iterable[Judgement]) -> float | None:
-    judgements, judge = list(records), planned.step.by
+def _mean_of(planned: Planned, folder: StepFolder) -> float | None:
+    judgements, judge = list(folder.records(Judgement)), planned.step.by
     subjects = {judgement.subject for judgement in judgements}
     weights = planned.options["principle_weights"]
     values = judge_values(judge, judgements, weights, subjects).get(f"score/{judge}", {})
