@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ if importlib.util.find_spec("hypothesis") is not None:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+UNSTABLE_NAME = re.compile(r"[\[\-(]\{'[^':]*'[,}]|frozenset\(| at 0x[0-9a-f]{6}")
 QUESTIONS = [
     "Name a red fruit.",
     "How do I boil an egg?",
@@ -59,6 +61,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # The printed order of a set and an object's address differ between the workers, which then
+    # refuse to run anything, in some runs and not in others.
+    unstable = [item.nodeid for item in items if UNSTABLE_NAME.search(item.nodeid)]
+    if unstable:
+        raise pytest.UsageError(f"these names differ between two processes: {unstable}")
     if config.getoption("--run-slow"):
         return
     for item in items:
