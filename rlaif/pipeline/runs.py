@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,26 +12,33 @@ import msgspec
 import yaml
 
 from rlaif.config.arms import MAIN
-from rlaif.constitution.model import Constitution
-from rlaif.core.errors import StoreError
-from rlaif.core.records import Prompt, content_hash, from_json, to_json
+from rlaif.core.records import content_hash
 from rlaif.core.store import Store
 from rlaif.engines.remote.meter import Meter, meters_of
-from rlaif.pipeline.constitutions import constitution_texts, hash_constitution
+from rlaif.pipeline.constitutions import constitution_texts
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.explain.run import explain_run
 from rlaif.pipeline.labelling import arm_rows, labelling_rows
-from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
+from rlaif.pipeline.manifest import read_manifest, read_rounds
+from rlaif.pipeline.prompt_file import PromptFile, read_rows
 from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
+from rlaif.pipeline.run_rows import (
+    held_out_answers,
+    list_lineage,
+    make_round_row,
+    pair_rows,
+    report_step,
+    settings_of,
+)
 from rlaif.pipeline.steps.choose import is_needless
-from rlaif.pipeline.steps.evaluate import OF_SET, VALUES
+from rlaif.pipeline.steps.evaluate import VALUES
 from rlaif.report.arms import answer_sentences
 from rlaif.report.gather import Sources, gather_shown
 from rlaif.report.labels import curves_json, find_curves
 from rlaif.report.merged import Page, make_page
 from rlaif.report.rows import arms_of
-from rlaif.report.view import ArmRow, HeldOutRow, LineageRow, RoundRow, RunView, StepRow, Values
+from rlaif.report.view import ArmRow, RoundRow, RunView, Values
 
 if TYPE_CHECKING:
     import pandas
@@ -94,7 +99,7 @@ class Run:
 
     def prompt_rows(self) -> Iterator[dict[str, Any]]:
         """The prompts as JSON, one held at a time."""
-        return _read_jsonl(self.root / "prompts.jsonl")
+        return read_rows(self.root / "prompts.jsonl")
 
     def prompt_records(self) -> PromptFile:
         """The prompts by id, as records that are read when they are asked for."""
@@ -137,13 +142,13 @@ class Run:
         the second's policy has over the first's, each figure with its interval.
         """
         return [
-            {"seed": step["seed"], "round": step["round"], "point": self._point_of(step), **row}
+            {"seed": step["seed"], "round": step["round"], "point": self.point_of(step), **row}
             for step in self.manifest["steps"]
             if step["kind"] == "compare"
             for row in self.store.step(step["hash"]).read("comparison")
         ]
 
-    def _point_of(self, step: Mapping[str, Any]) -> int:
+    def point_of(self, step: Mapping[str, Any]) -> int:
         """The place of an evaluation, or of a comparison of arms after it, among `points`."""
         name = step["id"].removesuffix(".arms") if step["kind"] == "compare" else step["id"]
         return self.points.get((step["round"], name), 0)
@@ -169,7 +174,7 @@ class Run:
             step
             for step in self.manifest["steps"]
             if step["kind"] == "evaluate"
-            and (step["seed"], self._point_of(step)) == (seed, point)
+            and (step["seed"], self.point_of(step)) == (seed, point)
             and (arm in step["arms"] or not step["arms"])
         ]
         values: dict[str, Mapping[str, float]] = {}
@@ -183,7 +188,7 @@ class Run:
         name of the model. M0 is one row, with the figures of all evaluations."""
         found: dict[tuple[str, int, int], RoundRow] = {}
         for record in read_rounds(self.root):
-            row = _round_row(record)
+            row = make_round_row(record)
             row["round"] = self.points.get((record.round, record.step), record.round)
             key = (row["arm"], row["seed"], row["round"])
             if key not in found:
@@ -354,7 +359,11 @@ class Run:
         loaded = yaml.safe_load(config)
         rounds = self.round_rows()
         sources = Sources(
-            self._read_pairs, self._held_out, self.judgements_of, self.answers_to, self.prompt_rows
+            lambda: pair_rows(self.rows("preferences"), self.manifest),
+            lambda: held_out_answers(self.manifest, self.store, self.point_of),
+            self.judgements_of,
+            self.answers_to,
+            self.prompt_rows,
         )
         return RunView(
             name=self.manifest["name"],
@@ -362,11 +371,11 @@ class Run:
             state=status["state"],
             config_yaml=config,
             manifest={k: v for k, v in self.manifest.items() if k not in SHOWN_APART},
-            lineage=self._list_lineage(),
+            lineage=list_lineage(self.manifest, self.store),
             remote=status["remote"],
             comparisons=self.comparisons(),
             rounds=rounds,
-            steps=[_report_step(step) for step in status["steps"]],
+            steps=[report_step(step) for step in status["steps"]],
             rollouts=rollout_rows(self.store, self.manifest["steps"], loaded),
             shown=gather_shown(sources, by_arm=len(arms_of(rounds)) > 1),
             constitutions=constitution_texts(self),
@@ -378,139 +387,14 @@ class Run:
             labelling=labelling_rows(self),
             margin=experiment.margin,
             staged=len(experiment.all_stages) > 1,
-            settings=_settings_of(experiment),
+            settings=settings_of(experiment),
             flow=explain_run(self.manifest, experiment, self.store),
         )
-
-    def _read_pairs(self) -> Iterator[dict[str, Any]]:
-        staged = len(self.manifest.get("stages", ())) > 1
-        for row in self.rows("preferences"):
-            if row["chosen"] and row["rejected"]:
-                # One stage trains one model a round, which its pairs are listed under.
-                label = f"M{row['round']}" if not staged else f"{row['step']}, {row['run_stage']}"
-                yield row | {"seed": row["run_seed"], "arm": row["run_arms"], "label": label}
-
-    def _held_out(self) -> Iterator[tuple[HeldOutRow, dict[str, Any]]]:
-        for step in self.manifest["steps"]:
-            if step["kind"] == "evaluate":
-                own = [h for n, h in step["inputs"].items() if _is_own_answers(n)]
-                completions = chain(*(self.store.step(h).rows("completions") for h in own))
-                policy = step["models"]["policy"][0]
-                # M0 and a policy that all arms share belong to none of them.
-                shared = len(step["arms"]) == max(len(self.manifest["arms"]), 1)
-                model = policy if shared else f"{policy} {' '.join(step['arms'])}"
-                for completion in completions:
-                    row: HeldOutRow = {
-                        "seed": step["seed"],
-                        "round": self._point_of(step),
-                        "model": model,
-                        "prompt_id": completion["prompt_id"],
-                        "completion_id": completion["completion_id"],
-                    }
-                    yield row, completion
-
-    def _list_lineage(self) -> list[LineageRow]:
-        rows: list[LineageRow] = [
-            {"kind": "model", "name": name, "hash": key, "detail": "given"}
-            for name, key in self.manifest["models"].items()
-        ]
-        for step in self.manifest["steps"]:
-            if "made" in step["models"]:
-                marker = self.store.step(step["hash"]).done() or {}
-                others = {r: m[0] for r, m in step["models"].items() if r != "made"}
-                made = step["models"]["made"][0]
-                arms = f", arm {' '.join(step['arms'])}" if self.manifest["arms"] else ""
-                name = f"{made} (seed {step['seed']}{arms})"
-                digest = marker.get("weights_hash", "not trained yet")
-                detail = f"trained from {others.get('start')} by step {step['hash']}"
-                if step["kind"] == "choose":
-                    detail = f"the best of {', '.join(others.values())} by step {step['hash']}"
-                rows.append({"kind": "model", "name": name, "hash": digest, "detail": detail})
-        rows += [
-            {
-                "kind": "judge",
-                "name": name,
-                "hash": digest,
-                "detail": "options, template, principles",
-            }
-            for name, digest in self._judge_hashes().items()
-        ]
-        held = {"": self.manifest["constitution"], **self.manifest.get("constitutions", {})}
-        for whose, row in held.items():
-            if row:
-                constitution = Constitution.model_validate(row)
-                count = f"{len(constitution.principles)} principles"
-                said = [f"version {constitution.version}", count, *filter(None, [whose])]
-                digest = hash_constitution(constitution)
-                name, detail = constitution.name, ", ".join(said)
-                rows.append(
-                    {"kind": "constitution", "name": name, "hash": digest, "detail": detail}
-                )
-        prompts = self.manifest["prompts"]
-        detail = f"{prompts['train']} for training, {prompts['heldout']} held out"
-        rows.append(
-            {"kind": "prompts", "name": "prompts", "hash": prompts["hash"], "detail": detail}
-        )
-        return rows
-
-    def _judge_hashes(self) -> dict[str, str]:
-        """The judges by name, those that an arm has in another form under `NAME (arm ARM)`."""
-        found: dict[str, str] = dict(self.manifest["judges"])
-        for arm, judges in self.manifest.get("arm_judges", {}).items():
-            found |= {f"{name} (arm {arm})": digest for name, digest in judges.items()}
-        return found
 
 
 def load_run(root: Path | str) -> Run:
     """The run in a folder. Raises ConfigError when it is no run folder."""
     return Run(Path(root))
-
-
-class PromptFile(Mapping[str, Prompt]):
-    """The prompts of a file by id. Ids and places are held, and no texts; the file is opened for
-    each reading."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._places: dict[str, int] = {}
-        place = 0
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    if line.strip():
-                        self._places[_parse_prompt(path, line).prompt_id] = place
-                    place += len(line)
-
-    def __getitem__(self, prompt_id: str) -> Prompt:
-        place = self._places[prompt_id]
-        with self._path.open("rb") as file:
-            file.seek(place)
-            return _parse_prompt(self._path, file.readline())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-
-def _parse_prompt(path: Path, line: bytes) -> Prompt:
-    return from_json(Prompt, _row_of(path, line))
-
-
-def _row_of(path: Path, line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8", "surrogatepass"))
-    except (ValueError, RecursionError):
-        raise StoreError(f"{path}: damaged. {ADVICE}") from None
-
-
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        with path.open("rb") as file:
-            for line in file:
-                if line.strip():
-                    yield _row_of(path, line)
 
 
 class _About(msgspec.Struct):
@@ -524,30 +408,6 @@ class _Called(msgspec.Struct):
     """The field of an answer that says which call it answers."""
 
     call_id: str
-
-
-def _round_row(record: Any) -> RoundRow:
-    row = to_json(record)
-    wanted = ("arm", "seed", "round", "step", "policy_in", "policy_out", "counts", "metrics")
-    found = {key: row[key] for key in wanted}
-    return found | {"label": record.policy_out}  # type: ignore[return-value]
-
-
-def _settings_of(experiment: Experiment) -> dict[str, dict[str, str]]:
-    """The paths and values that each arm sets, where any does."""
-    return {
-        name: {
-            path: yaml.safe_dump(value, default_flow_style=True, width=200).split("\n")[0]
-            for path, value in arm.set.items()
-        }
-        for name, arm in experiment.arms.items()
-        if any(arm.set for arm in experiment.arms.values())
-    }
-
-
-def _is_own_answers(name: str) -> bool:
-    """Whether an evaluation's input has the evaluated model's answers, to any set of prompts."""
-    return "/" not in name and name.rpartition(OF_SET)[2] == "completions"
 
 
 def _list_claims(page: Page) -> dict[str, Any]:
@@ -566,22 +426,4 @@ def _list_claims(page: Page) -> dict[str, Any]:
             for name, standing in sorted(row["metrics"].get("standing", {}).items())
             if standing != "none" or name in page.primary
         ],
-    }
-
-
-def _report_step(step: dict[str, Any]) -> StepRow:
-    return {
-        "seed": step["seed"],
-        "arms": step["arms"],
-        "round": step["round"],
-        "id": step["id"],
-        "kind": step["kind"],
-        "hash": step["hash"],
-        "seconds": step["seconds"],
-        "counts": step["counts"],
-        "cost": step["cost"],
-        "estimated_cost": step["estimated_cost"],
-        "errors": step["errors"],
-        "notes": step["notes"],
-        "kernels": step["kernels"],
     }
