@@ -378,13 +378,21 @@ def test_sigterm_says_what_ctrl_c_says(tmp_path: Path) -> None:
         words = [sys.executable, "-m", "rlaif", "run", str(path), "-q"]
         out = tmp_path / number.name
         process = subprocess.Popen(
-            [*words, "--out", str(out)], stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
+            [*words, "--out", str(out)],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path.cwd(),
+            # A shell starts what runs in its background with Ctrl-C ignored, which is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-        deadline = time.monotonic() + 60
-        while not list(out.glob("steps/*/done.json")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        try:
+            deadline = time.monotonic() + 60
+            while not list(out.glob("steps/*/done.json")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
         said.append((process.returncode, err.strip().splitlines()[-1]))
     assert said[0] == said[1]
     assert said[0] == (130, "rlaif: interrupted; run the same command again to go on")
