@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 @click.option(
     "--strict", is_flag=True, help="Refuse steps that nothing uses, and arms that come out alike."
 )
+@click.option(
+    "--flops",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --dry-run: FLOP/s that one device reaches, such as 4e14, for the time.",
+)
+@click.option(
+    "--device-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --dry-run: GiB of one device, such as 80; says which steps need more.",
+)
 @click.option("--no-report", is_flag=True, help="Do not write report.html at the end.")
 @QUIET
 @JSON
@@ -39,6 +49,8 @@ def run(
     settings: tuple[str, ...],
     dry_run: bool,
     strict: bool,
+    flops: float | None,
+    device_memory: float | None,
     no_report: bool,
     quiet: bool,
     as_json: bool,
@@ -54,8 +66,11 @@ def run(
     if dry_run:
         from rlaif.pipeline.forecast import dry_run_report
 
-        click.echo(dry_run_report(path, out, settings, as_json, profile, strict))
+        options = (as_json, profile, strict, flops, device_memory)
+        click.echo(dry_run_report(path, out, settings, *options))
         return
+    if flops is not None or device_memory is not None:
+        raise click.UsageError("--flops and --device-memory are for --dry-run.")
     from rlaif.pipeline.experiment import run_experiment
     from rlaif.pipeline.runs import load_run
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -63,6 +64,7 @@ READ_BY = {
     "system_role": ("hf", "vllm", "vllm-server", "openai"),
     "max_context": ("hf", "vllm", "vllm-server", "fake"),
     "adapter": ("hf", "vllm", "vllm-server"),
+    "parameters": ("hf", "vllm", "vllm-server"),
     "chat_template_kwargs": ("hf", "vllm", "vllm-server", "openai"),
     "engine_args": ("vllm", "vllm-server"),
     "gpus": ("vllm", "vllm-server"),
@@ -165,6 +167,29 @@ THINKING = ThinkingSpec()
 """What is known of a model that says nothing of its thinking."""
 
 
+_SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?(?:[eE]\+?\d{1,2})?)\s*([KMBT]?)")
+
+
+def read_quantity(value: Any) -> Any:
+    """A whole number from how people write large ones: 8B, 350M, 8.0e9. Anything else as it is."""
+    if isinstance(value, float) and math.isfinite(value):
+        return round(value)
+    found = _QUANTITY.fullmatch(value.strip()) if isinstance(value, str) else None
+    return value if found is None else round(float(found[1]) * _SCALES[found[2]])
+
+
+Quantity = Annotated[
+    int,
+    Field(ge=1, le=10**15),
+    BeforeValidator(
+        read_quantity,
+        json_schema_input_type=Annotated[float, Field(gt=0)]
+        | Annotated[str, Field(pattern=f"^{_QUANTITY.pattern}$")],
+    ),
+]
+
+
 class ModelSpec(Strict):
     """One model, named once. `path` is builtin/NAME, a local folder, a hub id, or with engine
     openai the name that the server knows it by."""
@@ -202,6 +227,12 @@ class ModelSpec(Strict):
     )
     adapter: str | None = Field(
         None, description="A folder with a LoRA adapter in peft's format, for the model in `path`."
+    )
+    parameters: Quantity | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="How many parameters a model has that is not on this machine, such as 8B, for "
+        "the memory and time of a dry run; those of a model in a folder are counted.",
     )
     engine_args: dict[str, Any] = Field(
         {},

@@ -12,27 +12,31 @@ from functools import cache
 from pathlib import Path
 
 from rlaif.config.models import REMOTE
-from rlaif.config.on_policy import OnPolicyTrain
-from rlaif.config.steps import SampleStep
-from rlaif.core.records import Completion
 from rlaif.core.store import StepFolder, Store
-from rlaif.engines.base import GenerateRequest, Model, ScoreRequest
+from rlaif.engines.base import Model
 from rlaif.engines.model_folders import BUILTIN, locate
 from rlaif.engines.remote.decode import Usage
 from rlaif.engines.remote.meter import run_account
 from rlaif.pipeline.experiment import unfinished
 from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.flops import count_flops, device_seconds
+from rlaif.pipeline.lengths import (
+    answer_tokens,
+    mean_tokens,
+    prompt_texts,
+    question_texts,
+    some_prompts,
+)
+from rlaif.pipeline.memory import Device, Sizes, estimate_memory, held_models, planned_device
+from rlaif.pipeline.memory_table import advise_memory, list_memory, make_memory_table
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.remarks import list_remarks, refuse_remarks
 from rlaif.pipeline.steps import step_module
 
-BYTES_PER_TOKEN = 4.0
 SMALL_BYTES = 600_000_000
 """Of a model's weights: about the 135M model in 32 bits, which the guessed rates are of."""
-PRICED_PROMPTS = 16
-"""English text has about 4 bytes in a token; prompts that the mean length is taken from."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Forecast:
     `cost` is what the calls to a priced server come to when every answer is as long as it may be;
     None where no priced server is asked. `cost_known` is false where a judge asks several models,
     one of them priced: which is asked how much shows in the answers; `cost` is then the rest's.
-    `seconds` are measured in this run folder, or guessed for models as small as the built-in one;
-    None where neither can be."""
+    `seconds` follow from parameters, tokens and a stated FLOP/s, or are measured in this run
+    folder, or guessed for models as small as the built-in one; None where none of these can be."""
 
     seed: int
     arms: str
@@ -64,29 +68,35 @@ class Forecast:
 
 
 def forecast(
-    inputs: PlanInputs, store: Store, plan: Sequence[Planned] | None = None
+    inputs: PlanInputs,
+    store: Store,
+    plan: Sequence[Planned] | None = None,
+    speed: float | None = None,
 ) -> list[Forecast]:
     """Every step with its size, and whether its output is there already; `plan` is that of the
-    inputs, where it is made already."""
+    inputs, where it is made already, and `speed` the FLOP/s of a device, where that is stated."""
     plan = make_plan(inputs) if plan is None else plan
     missing = unfinished(plan, store)
     known = Known()
     rates = _measured_rates(store)
     rows = []
     steps: dict[str, Planned] = {}
+    sizes = Sizes()
     for planned in plan:
         module = step_module(planned.kind)
         size: Size = module.size(inputs, planned, known)
         known.prompts[planned.hash] = planned.prompts
         known.units[planned.hash] = size.units
-        rate = rates.get(planned.kind, module.SECONDS_PER_UNIT)
-        asks = planned.kind != "judge" or bool(planned.models)
-        timed = planned.kind in rates or _is_guessable(planned)
         to_do = planned.hash in missing
         steps[planned.hash] = planned
         cost, cost_known = (None, True)
+        seconds: float | None = 0.0
         if to_do:
-            cost, cost_known = _estimate_cost(inputs, planned, size, _answer_tokens(planned, steps))
+            cost, cost_known = _estimate_cost(inputs, planned, size, answer_tokens(planned, steps))
+            seconds = _estimate_rate(planned, size, rates)
+            if speed is not None and _is_all_held(planned):
+                flops = count_flops(inputs, planned, size, steps, sizes)
+                seconds = None if flops is None else device_seconds(planned, flops, speed)
         rows.append(
             Forecast(
                 planned.seed,
@@ -102,13 +112,29 @@ def forecast(
                 size.units,
                 size.calls,
                 size.tokens,
-                (round(size.units * rate, 1) if timed else None) if asks and to_do else 0.0,
+                None if seconds is None else round(seconds, 1),
                 planned.kind in rates,
                 cost,
                 cost_known,
             )
         )
     return rows
+
+
+def _estimate_rate(planned: Planned, size: Size, rates: Mapping[str, float]) -> float | None:
+    """Seconds at the rate of the step's kind, measured or guessed; None where neither is known."""
+    if planned.kind == "judge" and not planned.models:
+        return 0.0
+    if planned.kind not in rates and not _is_guessable(planned):
+        return None
+    rate: float = rates.get(planned.kind, step_module(planned.kind).SECONDS_PER_UNIT)
+    return size.units * rate
+
+
+def _is_all_held(planned: Planned) -> bool:
+    """Whether the step computes with models, and all of them are on devices of ours."""
+    asked = [role for role in planned.models if role != "made"]
+    return bool(asked) and len(held_models(planned)) == len(asked)
 
 
 def _is_guessable(planned: Planned) -> bool:
@@ -147,13 +173,12 @@ def _estimate_cost(
 ) -> tuple[float | None, bool]:
     """What the priced calls come to, as far as it is known, and whether it is: calls times the
     length of some real prompts, and answers as long as they may be."""
-    prompts = inputs.every_prompt()[:PRICED_PROMPTS]
+    prompts = some_prompts(inputs)
     model = planned.models.get("by")
     if planned.kind == "sample":
         if model is None or model.spec.price is None:
             return None, True
-        texts = ["".join(m["content"] for m in p.messages) for p in prompts]
-        return _price_calls(model, texts, size.calls, size.tokens), True
+        return _price_calls(model, prompt_texts(prompts), size.calls, size.tokens), True
     costs: list[float] = []
     known = True
     for ask in size.judges:
@@ -162,48 +187,14 @@ def _estimate_cost(
         if set(ask.models) != {"by"}:
             known = False
             continue
-        longest = _longest_answers(answer_tokens)
-        texts = [
-            "".join(m["content"] for m in call.request.messages)
-            for prompt in prompts
-            for call in ask.judge.calls(prompt, longest, planned.seed)
-            if isinstance(call.request, GenerateRequest | ScoreRequest)
-        ]
+        texts = question_texts(ask, prompts, answer_tokens, planned.seed)
         costs.append(_price_calls(ask.models["by"], texts, ask.calls, ask.tokens))
     return (sum(costs) if costs else None), known
 
 
 def _price_calls(model: Model, texts: Sequence[str], calls: int, tokens: int) -> float:
-    size = sum(len(text.encode()) for text in texts) / max(len(texts), 1) / BYTES_PER_TOKEN
-    return Usage(round(calls * size), max(tokens, calls)).cost(model.spec.price)
-
-
-def _answer_tokens(planned: Planned, steps: Mapping[str, Planned]) -> int:
-    """How long the answers that a step has judged may be; of given answers, as long as a sample
-    step's."""
-    if isinstance(planned.step, OnPolicyTrain):
-        return planned.step.max_new_tokens
-    read = [steps[digest] for digest in planned.inputs.values() if digest in steps]
-    lengths = [one.step.max_new_tokens for one in read if one.kind == "sample"]
-    return max(lengths, default=SampleStep().max_new_tokens)
-
-
-def _longest_answers(tokens: int) -> list[Completion]:
-    """Two different answers of so many tokens."""
-    size = round(tokens * BYTES_PER_TOKEN)
-    return [
-        Completion(
-            completion_id=name,
-            prompt_id="",
-            sample_index=index,
-            messages=[{"role": "assistant", "content": name * size}],
-            model="",
-            weights_hash="",
-            sampling={},
-            finish_reason="length",
-        )
-        for index, name in enumerate("ab")
-    ]
+    read = round(calls * mean_tokens(texts))
+    return Usage(read, max(tokens, calls)).cost(model.spec.price)
 
 
 def dry_run_report(
@@ -213,22 +204,30 @@ def dry_run_report(
     as_json: bool,
     profile: str | None = None,
     strict: bool = False,
+    flops: float | None = None,
+    device_memory: float | None = None,
 ) -> str:
     """The plan as a table, or as JSON. Nothing is run, fetched or written. With `strict`, what the
-    plan makes for nothing is refused."""
+    plan makes for nothing is refused. `flops` is what one device computes in a second and
+    `device_memory` what it holds, in GiB, where they are stated."""
     inputs = prepare(path, overrides, fetch=False, profile=profile)
     plan = make_plan(inputs)
     if strict:
         refuse_remarks(inputs, plan)
-    rows = forecast(inputs, Store(out), plan)
-    notes = [*inputs.notes, *list_remarks(inputs, plan)]
+    rows = forecast(inputs, Store(out), plan, flops)
+    device = planned_device(device_memory, flops)
+    to_do = {row.hash for row in rows if not row.reused}
+    memory = list_memory(estimate_memory(plan, to_do, device))
+    notes = [*inputs.notes, *list_remarks(inputs, plan), *advise_memory(memory, plan, device)]
     if as_json:
         steps = [asdict(row) for row in rows]
         said = {"out": str(out), "provisional": inputs.provisional, "notes": notes}
-        return json.dumps({**said, "steps": steps})
+        assumed = {"device": asdict(device), "memory": [one.to_json() for one in memory]}
+        return json.dumps({**said, **assumed, "steps": steps})
     provisional = [f"provisional: {text}" for text in inputs.provisional]
-    table = _make_table(inputs.experiment, rows, out)
-    return "\n".join([table, *provisional, *(f"note: {note}" for note in notes)])
+    table = _make_table(inputs.experiment, rows, out, device)
+    shown = make_memory_table(memory, device)
+    return "\n".join([table, *shown, *provisional, *(f"note: {note}" for note in notes)])
 
 
 def _place_of(experiment: Experiment, row: Forecast) -> str:
@@ -243,7 +242,7 @@ def _step_name(experiment: Experiment, row: Forecast) -> str:
     return f"{row.id} ({row.arms})" if some else row.id
 
 
-def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
+def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path, device: Device) -> str:
     width = max([28, *(len(_step_name(experiment, row)) for row in rows)])
     places = {row.hash: _place_of(experiment, row) for row in rows}
     wide = max([5, *map(len, places.values())])
@@ -269,6 +268,8 @@ def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> 
         if any(r.measured for r in todo)
         else ("a rough guess for a 135M model on two CPU cores")
     )
+    if device.flops is not None:
+        guess = f"models on devices of ours at {device.flops:.4g} FLOP/s, as stated; else {guess}"
     lines.append(
         f"{len(rows) - len(todo)} steps reused, {len(todo)} to do: at most "
         f"{sum(r.calls for r in todo)} model calls, {sum(r.tokens for r in todo)} new tokens, "
@@ -284,7 +285,10 @@ def _describe_time(todo: Sequence[Forecast], guess: str) -> str:
     known = f"about {sum(row.seconds or 0.0 for row in todo) / 60:.1f} min ({guess})"
     if not unknown:
         return known
-    why = "no rate is known for a model of its size until steps of its kind have run here"
+    why = (
+        "no rate is known for a model of its size until steps of its kind have run here, or "
+        "--flops and the model's `parameters` are given"
+    )
     some = f"{known} and " if any(row.seconds for row in todo) else ""
     return f"{some}an unknown time in {unknown} steps: {why}"
 

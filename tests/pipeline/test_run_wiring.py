@@ -21,7 +21,8 @@ from rlaif.data.sources import PromptSet
 from rlaif.engines.base import GenerateRequest, Model, Sampling
 from rlaif.judges.base import Call
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.forecast import _answer_tokens, _estimate_cost
+from rlaif.pipeline.forecast import _estimate_cost
+from rlaif.pipeline.lengths import answer_tokens
 from rlaif.pipeline.manifest import read_manifest, write_manifest, write_rounds
 from rlaif.pipeline.plan.base import JudgeCalls, PlanInputs, Planned, Size
 from rlaif.pipeline.rollouts import rollout_rows
@@ -204,7 +205,7 @@ def test_costs_are_those_of_each_models_own_price(tmp_path: Path) -> None:
         name: Planned(name, "sample", name, 9, 1, SampleStep(max_new_tokens=tokens))
         for name, tokens in (("one", 5), ("two", 3), ("else", 90))
     }
-    longest = _answer_tokens(train, known)
+    longest = answer_tokens(train, known)
     asks = (
         JudgeCalls(judge, {"by": cheap}, 4, 4, 10),
         JudgeCalls(judge, {"by": free}, 6, 6, 20),
