@@ -3,13 +3,12 @@
     python benchmarks/memory.py [--model FOLDER] [--device cpu|cuda] [--quick] [--json]
 
 Every row is a process of its own with a random Llama, or with --model a given model: DPO of all
-weights and of adapters, with 8-bit moments where bitsandbytes is installed, layers recomputed, GRPO
-with its reference beside it, and an engine's weights. `state` is what stays between the steps:
-tensors that live (weights, masters, gradients, moments); beside it the resident memory above that
-before the model was loaded (on a GPU, of allocated tensors). `work` is what a step's backward pass
-keeps, by its saved tensors, beside the estimate for the same tokens, which has what is recomputed of
-one layer as well; `peak` the most that was ever held, with what the allocator keeps and what libraries
-load late.
+weights and of adapters, with 8-bit moments where bitsandbytes is installed, layers recomputed, a
+policy with its reference beside it, and an engine's weights. `state` is what stays between the
+steps: the bytes of all weights, masters, gradients and moments. `work` is what a backward pass
+keeps, by its saved tensors, and the estimate for the same tokens, which has what is recomputed of
+one layer as well. `resident` and `peak` are above what was held before the model was loaded, on a
+GPU in tensors; on a CPU they have what the allocator keeps and what libraries load late.
 """
 
 from __future__ import annotations

@@ -141,6 +141,7 @@ def estimate_memory(plan: Sequence[Planned], to_do: set[str], device: Device) ->
         else:
             continue
         if parts or unknown:
+            unknown = list(dict.fromkeys(unknown))
             found.append(
                 StepMemory(planned.id, planned.kind, planned.hash, tuple(parts), tuple(unknown))
             )
@@ -255,7 +256,7 @@ def training_parts(
         held = _reference_part(name_model(reference), frozen, width, shared)
         if not isinstance(step, OnPolicyTrain):
             if reference.key != start.key:
-                phases.append([held])
+                phases.append([replace(held, state=frozen.parameters * FP32, words=in_fp32)])
         elif reference.key != start.key or step.lora is None:
             # It is loaded in fp32 beside a policy that has no moments yet.
             fresh = replace(trained, state=trained.state - _moments(step, size), work=0)
@@ -289,6 +290,7 @@ def trained_part(name: str, step: TrainStep, size: ModelSize, width: int, kind: 
         words = f"{_dtype(width)} weights; adapters of {trained:,} parameters: {words}"
     if shared > 1:
         words += f", divided over {shared} devices, and layers as they are gathered"
+        words += " (not counted: their sizes are not known)" * (size.largest_layer is None)
         outside, layer = size.outside or 0, size.largest_layer or 0
         # A copy of what lies outside the layers and of two of these, and one's whole gradient.
         state += width * (outside + 2 * layer) + (width + FP32) * max(outside, layer)

@@ -6,7 +6,7 @@ None of it is wrong in itself, so it is said; `--strict` refuses it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from rlaif.core.errors import ConfigError
 from rlaif.pipeline.explain.facts import list_kept
@@ -40,15 +40,47 @@ def _unused(inputs: PlanInputs, plan: Sequence[Planned]) -> Iterator[str]:
         # Without a policy to train, the reward models are what it is about.
         read |= {p.hash for p in plan if p.kind == "distill"}
     kept = set(list_kept(inputs.experiment))
-    idle: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    idle: dict[tuple[str, str], set[int]] = defaultdict(set)
+    left = dict(_left_policies(plan, read))
+    for one, other in left.values():
+        idle[_say_left(one, other), other.stage].add(other.number)
     for planned in plan:
+        if planned.hash in left:
+            continue
         name = planned.id.partition("/")[0]
         for_itself = planned.kind in THERE_FOR_THEMSELVES or {planned.kind, name} & kept
         if not for_itself and "." not in name and planned.hash not in read:
-            idle[planned.kind, name, planned.stage].add(planned.number)
-    for (kind, name, _), numbers in idle.items():
+            what = f"{planned.kind} {name}: no step uses what it makes"
+            idle[what, planned.stage].add(planned.number)
+    for (what, _), numbers in idle.items():
         rounds = ", ".join(map(str, sorted(numbers)))
-        yield f"{kind} {name}: no step uses what it makes (round {rounds} of its stage)"
+        yield f"{what} (round {rounds} of its stage)"
+
+
+def _left_policies(
+    plan: Sequence[Planned], read: Set[str]
+) -> Iterator[tuple[str, tuple[Planned, Planned]]]:
+    """Trainings whose policy the next training of the policy does not start from, and nothing else
+    uses: by hash, with that next one."""
+    last: dict[tuple[int, str], Planned] = {}
+    for planned in plan:
+        if planned.kind not in ("train", "choose"):
+            continue
+        trains = planned.kind == "train"
+        if trains and not planned.step.policy:
+            continue
+        for arm in planned.arms:
+            before = last.get((planned.seed, arm))
+            if trains and before is not None and before.hash not in read:
+                yield before.hash, (before, planned)
+            last[planned.seed, arm] = planned
+
+
+def _say_left(one: Planned, other: Planned) -> str:
+    return (
+        f"train {other.id}: it starts from `{other.step.from_}`, which leaves the policy that "
+        f"train {one.id} made just before unused"
+    )
 
 
 def _alike(plan: Sequence[Planned]) -> Iterator[str]:

@@ -398,9 +398,11 @@ def test_a_run_hands_on_every_option(hand: Hand, tmp_path: Path) -> None:
     words = ["run", "e.yaml", "--out", "there", "-q"]
     assert hand("run_experiment", *words)[1] == Path("there")
     assert isinstance(hand("run_experiment", *words)[3], QuietProgress)
-    path, out, settings, as_json, profile, strict = hand(
-        "dry_run_report", "run", "e.yaml", "--dry-run", "--json", "--strict", *sets
+    stated = ["--flops", "4e14", "--device-memory", "80"]
+    path, out, settings, as_json, profile, strict, flops, gib = hand(
+        "dry_run_report", "run", "e.yaml", "--dry-run", "--json", "--strict", *stated, *sets
     )
+    assert (flops, gib) == (4e14, 80.0)
     assert (out, settings, as_json, profile) == (Path("runs/e-full"), ("a=1", "b=2"), True, "full")
     assert strict is True
     words = ["prompt", "render", "e.yaml", "--judge", "j", "--prompt-id", "p", "--response", "one"]

@@ -68,6 +68,8 @@ ROWS = [
             "--profile": "full",
             "--set": "a=1",
             "--strict": ("", "True"),
+            "--flops": ("4e14", "400000000000000.0"),
+            "--device-memory": ("80", "80.0"),
             "--json": ("", "True"),
         },
     ),

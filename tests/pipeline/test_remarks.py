@@ -62,6 +62,46 @@ def remarks(path: Path) -> list[str]:
                        {"train": {"beta": 0.2}}, STEPS[4]]},
             ["train side: no step uses what it makes (round 1 of its stage)"],
         ),
+        # A training that leaves the policy which was trained just before it names both.
+        (
+            {"steps": [*STEPS[:3], {"train": {"id": "first"}},
+                       {"train": {"id": "second", "from": "initial", "reference": "initial",
+                                  "beta": 0.2}}, STEPS[4]]},
+            ["train second: it starts from `initial`, which leaves the policy that train first "
+             "made just before unused (round 1 of its stage)"],
+        ),
+        (
+            {"steps": [*STEPS[:3], {"train": {"id": "first"}},
+                       {"train": {"id": "second", "beta": 0.2}}, STEPS[4]]},
+            [],
+        ),
+        # Something else uses it: as a reference here, and to sample in the next round.
+        (
+            {"steps": [*STEPS[:3], {"train": {"id": "first"}},
+                       {"train": {"id": "second", "reference": "first", "from": "initial"}},
+                       STEPS[4]]},
+            [],
+        ),
+        (
+            {"steps": [*STEPS[:3], {"train": {"id": "again", "from": "initial",
+                                              "reference": "initial"}}], "rounds": 2},
+            [],
+        ),
+        # From a model beside the policy; one beside it leaves the policy as it is.
+        (
+            {"steps": [*STEPS[:3], {"train": {"id": "side", "policy": False}},
+                       {"train": {"id": "first", "beta": 0.3}},
+                       {"train": {"id": "second", "from": "side", "reference": "side"}},
+                       STEPS[4]]},
+            ["train second: it starts from `side`, which leaves the policy that train first made "
+             "just before unused (round 1 of its stage)"],
+        ),
+        (
+            {"steps": [*STEPS[:3], {"train": {"id": "first"}},
+                       {"train": {"id": "side", "from": "initial", "beta": 0.3, "policy": False}},
+                       {"train": {"id": "third", "from": "first", "reference": "side"}}, STEPS[4]]},
+            [],
+        ),
         (
             {"steps": [*STEPS[:2], {"judge": {"id": "more", "kind": "rules"}},
                        {"pair": {"uses": ["checks"]}}, *STEPS[3:]], "rounds": 2},

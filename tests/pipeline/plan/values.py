@@ -663,6 +663,7 @@ VALUES |= {
         "adapter": Untried(
             "tests/engines/test_adapters.py::test_log_probs_are_those_of_peft_with_the_adapter"
         ),
+        "parameters": Case(10**6, base=LOCAL),
         "engine_args": Untried(f"{VLLM}::test_settings_of_the_environment_are_the_users"),
         "gpus": Untried(f"{VLLM}::test_a_model_on_gpus_of_its_own_stays_while_others_train"),
         "start_seconds": Untried(
@@ -797,6 +798,7 @@ UNHASHED: dict[str, str] = {
     "ModelSpec.key_env": "who pays",
     "ModelSpec.price": "what is counted",
     "ModelSpec.limits": "how hard a server is asked",
+    "ModelSpec.parameters": "how large a model is, in dry runs",
     "ModelSpec.cache": "where answers are looked for first",
     "ModelSpec.prefill": "what a server can do: a judge that needs it is refused without",
     "ModelSpec.max_tokens_key": "how a server calls the limit",
@@ -831,6 +833,8 @@ ELSEWHERE: dict[str, str] = {
     "::test_other_weights_under_the_same_name_are_asked_again",
     "ModelSpec.limits": "tests/engines/test_openai_faults.py"
     "::test_after_the_last_attempt_a_request_fails_with_its_reason",
+    "ModelSpec.parameters": "tests/pipeline/test_memory.py"
+    "::test_the_memory_is_in_the_table_and_in_json",
     "ModelSpec.batch_tokens": "tests/engines/test_hf.py"
     "::test_done_batches_are_skipped_and_the_rest_is_the_same",
     "ApiLimits.concurrency": "tests/engines/test_openai_stops.py"
