@@ -131,7 +131,7 @@ def estimate_memory(plan: Sequence[Planned], to_do: set[str], device: Device) ->
     for planned in plan:
         if planned.hash not in to_do:
             continue
-        if planned.makes_model:
+        if isinstance(planned.step, TextStep):
             # Every engine is closed before a training.
             loaded.clear()
             parts, unknown = training_parts(planned, planned.step, sizes, device)
