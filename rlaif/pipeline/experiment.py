@@ -33,6 +33,7 @@ from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.remarks import list_remarks, refuse_remarks
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.steps import step_module
+from rlaif.pipeline.steps.average import MEMBER
 from rlaif.pipeline.steps.choose import ROUND, find_stopped
 from rlaif.pipeline.steps.context import CheckedProgress, LiveSamples, Progress, StepContext
 
@@ -140,6 +141,15 @@ def _build_wanted(experiment: Experiment, out: Path) -> tuple[Built | None, str 
         return build_dataset(run, experiment.dataset, out / "dataset"), None
 
 
+FROM_MASTERS = ("start", "reference", "teacher", "last")
+"""The roles of models whose fp32 masters a step reads, where they have some."""
+
+
+def _makes_masters(planned: Planned) -> bool:
+    """Whether a step's model has fp32 masters; an average has those that its members have."""
+    return bool(planned.options.get("masters", planned.step.makes_masters))
+
+
 def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     """The hashes of the steps that must run.
 
@@ -148,7 +158,7 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     a body leaves it as it is and has none. So it does when any unfinished step needs its model and
     that was removed.
     """
-    fitted = {p.hash for p in plan if p.makes_model and not p.step.makes_masters}
+    fitted = {p.hash for p in plan if p.makes_model and not _makes_masters(p)}
     idle = find_stopped(plan, store)
     missing = {p.hash for p in plan if store.step(p.hash).done() is None} - idle
     # From the end, so that a step that comes to be missing is itself looked at in its turn.
@@ -160,7 +170,7 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
         if not planned.makes_model:
             continue
         for role, model in planned.models.items():
-            starts = role in ("start", "reference", "last") or role.startswith(ROUND)
+            starts = role in FROM_MASTERS or role.startswith((ROUND, MEMBER))
             if not starts or model.train_hash is None or model.train_hash in fitted | idle:
                 continue
             if not (store.model_path(model.train_hash) / "masters").is_dir():
@@ -274,10 +284,11 @@ def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> No
     fp32 masters (4 bytes) of every seed and arm, those of one more round, and a checkpoint of
     weights and both Adam moments (3 x 4 bytes).
     """
-    trains = [p for p in plan if "start" in p.models and p.makes_model and p.hash in missing]
+    trains = [p for p in plan if p.makes_model and p.kind != "choose" and p.hash in missing]
     if not trains:
         return
-    folder = whole(resolve(trains[0].models["start"].spec.path))
+    first = trains[0].models
+    folder = whole(resolve(first.get("start", first["made"]).spec.path))
     # A start in bf16 is meant: two bytes for each parameter.
     parameters = sum(f.stat().st_size for f in folder.glob("*.safetensors")) // 2
     store.need_space(parameters * (2 * len(trains) + 4 * len(_last_trains(plan)) + 16))
@@ -319,7 +330,7 @@ def _last_trains(plan: Sequence[Planned]) -> list[Planned]:
     """The last training of every seed and arm."""
     last: dict[tuple[int, str], Planned] = {}
     for planned in plan:
-        if planned.kind in ("train", "choose"):
+        if planned.kind in ("train", "choose", "average"):
             last |= {(planned.seed, arm): planned for arm in planned.arms}
     return list(last.values())
 

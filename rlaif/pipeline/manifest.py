@@ -211,7 +211,7 @@ def _policy_before(plan: Sequence[Planned], planned: Planned, arm: str) -> str:
     before = [
         p.models["made"].label
         for p in plan
-        if p.kind == "choose" or (p.kind == "train" and p.step.policy)
+        if p.kind == "choose" or (p.kind in ("train", "average") and p.step.policy)
         if p.round < planned.round and p.seed == planned.seed and arm in p.arms
     ]
     return before[-1] if before else "M0"

@@ -183,15 +183,23 @@ def model_keys(experiment: Experiment, key_of: Callable[[ModelSpec, Loc], str]) 
     policy = experiment.models["policy"]
     made = set(experiment.made_models)
     for loc, entry in zip(experiment.step_locs, experiment.entries, strict=True):
-        step = entry.train or entry.distill
-        if step is None:
-            continue
-        for name in (step.from_, getattr(step, "reference", "current")):
+        for name in _models_named(entry):
             # A folder of weights may be named where a model's name is expected.
             known = name in RESERVED_MODELS or name in keys or name.partition("@")[0] in made
             if not known and ("/" in name or Path(name).exists()):
                 keys[name] = key_of(replace_path(policy, name), (*loc, entry.kind))
     return keys
+
+
+def _models_named(entry: StepEntry) -> list[str]:
+    """The models that a step trains with or averages."""
+    if entry.average is not None:
+        return list(entry.average.models)
+    step = entry.train or entry.distill
+    if step is None:
+        return []
+    keys = ("from_", "reference", "teacher")
+    return [getattr(step, key) for key in keys if hasattr(step, key)]
 
 
 def model_key(spec: ModelSpec, fetch: bool) -> str:

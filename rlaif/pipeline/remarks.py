@@ -34,7 +34,8 @@ def _unused(inputs: PlanInputs, plan: Sequence[Planned]) -> Iterator[str]:
         # An evaluation shows its round's samples and pairs, which does not make them useful.
         shown = {h for name, h in planned.inputs.items() if name.startswith("train/")}
         read |= planned.sources - shown
-    last = {(p.seed, arm): p.hash for p in plan if p.kind in ("train", "choose") for arm in p.arms}
+    makers = ("train", "choose", "average")
+    last = {(p.seed, arm): p.hash for p in plan if p.kind in makers for arm in p.arms}
     read |= set(last.values())
     if not last:
         # Without a policy to train, the reward models are what it is about.

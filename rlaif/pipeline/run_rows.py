@@ -69,6 +69,9 @@ def list_lineage(manifest: Mapping[str, Any], store: Store) -> list[LineageRow]:
             detail = f"trained from {others.get('start')} by step {step['hash']}"
             if step["kind"] == "choose":
                 detail = f"the best of {', '.join(others.values())} by step {step['hash']}"
+            if step["kind"] == "average":
+                members = marker.get("members", others.values())
+                detail = f"averaged from {', '.join(members)} by step {step['hash']}"
             rows.append({"kind": "model", "name": name, "hash": digest, "detail": detail})
     rows += [
         {

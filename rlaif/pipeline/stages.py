@@ -53,7 +53,7 @@ class StepEntry(create_model("StepEntry", __base__=Strict, **_KEYS)):  # type: i
     @property
     def makes_model(self) -> bool:
         """Whether it makes a model, which other steps know by its id."""
-        return self.kind in ("train", "distill")
+        return self.kind in ("train", "distill", "average")
 
 
 class Until(Strict):

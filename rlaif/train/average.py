@@ -1,10 +1,15 @@
-"""Averaging the weights of reward models that began as one (WARM, arXiv 2401.12187)."""
+"""One model from the weights of several that began as one.
+
+The mean of reward models is WARM (arXiv 2401.12187), that of policies a model soup (arXiv
+2203.05482). It costs one model to serve, and shows no disagreement.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,102 +23,215 @@ from rlaif.core.integrity import CHECKSUMS_NAME, publish_folder
 from rlaif.engines.build import is_reward_model, whole
 from rlaif.engines.checkpoints import MASTERS
 from rlaif.engines.local.reward import POSITION, reward_position
-from rlaif.engines.model_folders import ADAPTER, check_weights, member_folders
+from rlaif.engines.model_folders import check_weights, member_folders
 from rlaif.kernels.heads import WEIGHTS, load_head, save_head
 from rlaif.train.reward_model import RECORD
-from rlaif.train.tokenise import refuse_other_tokens
+from rlaif.train.tokenise import read_tokens
 
 WHOLE = "model.safetensors"
-COMPARED = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_labels")
+COMPARED = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "vocab_size", "num_labels", "tie_word_embeddings"),
+)
+NEARLY_PARALLEL = 0.9995
+"""Above this cosine an arc is a line to rounding error, and its formula divides by about 0."""
+_COPIED = (".json", ".jinja", ".model", ".txt")
+_OWN = {RECORD, CHECKSUMS_NAME, "ready.json"}
+
+Members = Mapping[str, Path]
+"""The folders of whole models by the names that messages call them."""
+Combine = Callable[[Sequence[Tensor]], Tensor]
+"""One tensor (fp64) from those of the members (fp64), which have its shape."""
 
 
 def average(members: Sequence[str | Path], out: str | Path) -> dict[str, int]:
     """Write to `out` the model whose every weight is the mean of the members'; how many members and
     tensors that were. `out` is complete or absent.
 
-    Costs one model to serve, and shows no disagreement: keep the members for that. Raises
-    ConfigError or EngineError where they are no reward models, or differ in architecture,
-    tokenizer or head: the mean of unrelated weights is noise.
+    Raises ConfigError or EngineError where they differ in kind, architecture, tokenizer or head:
+    the mean of unrelated weights is noise.
     """
     if len(members) < 2:
         raise ConfigError("an average needs two models or more")
     out = Path(out)
     if out.exists():
         raise ConfigError("this folder exists; choose another --out, or delete it", out)
-    return _average_members([whole(Path(member)) for member in members], out)
+    shares = [1 / len(members)] * len(members)
+    # A folder may be given twice, and counts twice.
+    named = {f"{path}{' ' * n}": whole(Path(path)) for n, path in enumerate(members)}
+    return write_combined(named, out, weighted_mean(shares))
 
 
-def _average_members(members: Sequence[Path], out: Path) -> dict[str, int]:
-    for member in members:
-        _refuse_unlike(member, members[0])
+def weighted_mean(shares: Sequence[float]) -> Combine:
+    """The mean with these weights, whose sum is 1."""
+
+    def combine(tensors: Sequence[Tensor]) -> Tensor:
+        """See `Combine`."""
+        total = torch.zeros_like(tensors[0])
+        for tensor, share in zip(tensors, shares, strict=True):
+            total += share * tensor
+        return total
+
+    return combine
+
+
+def interpolate_spherically(tensors: Sequence[Tensor]) -> Tensor:
+    """Halfway on the arc from the first to the second tensor, each taken as one vector
+    (Shoemake 1985): (a + b) / (2 cos(angle / 2)). Where they are nearly parallel or opposite, or
+    one is 0, halfway on the line."""
+    first, second = tensors
+    norms = float(first.norm()) * float(second.norm())
+    cosine = float((first * second).sum()) / norms if norms > 0 else 1.0
+    middle = (first + second) / 2
+    if abs(cosine) > NEARLY_PARALLEL:
+        return middle
+    return middle / math.cos(math.acos(cosine) / 2)
+
+
+def write_combined(
+    members: Members, out: Path, combine: Combine, masters: bool = True
+) -> dict[str, int]:
+    """Write to `out`, complete or not at all, the model whose weights `combine` makes of the
+    members': of their fp32 masters where they have them, rounded to the dtype of the first member's
+    weights. It has masters where all members have, unless `masters` is false. Weights that are tied
+    are in a checkpoint once.
+
+    Returns how many members and tensors there were. Raises ConfigError or EngineError where the
+    members are not alike.
+    """
+    names, folders = list(members), list(members.values())
+    for name, folder in members.items():
+        _refuse_unlike(name, folder, names[0], folders[0])
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    own = shutil.ignore_patterns(
-        "masters", ADAPTER, "README.md", RECORD, CHECKSUMS_NAME, "*.safetensors"
-    )
-    shutil.copytree(members[0], temporary, ignore=own)
-    config = temporary / "config.json"
-    read_at = {POSITION: reward_position(members[0])}
-    config.write_text(json.dumps(json.loads(config.read_text()) | read_at, indent=2))
-    tensors = dict(_mean_tensors([m / WHOLE for m in members]))
-    save_file(tensors, temporary / WHOLE, metadata={"format": "pt"})
-    if all((m / MASTERS).exists() for m in members):
+    temporary.mkdir(parents=True)
+    for path in sorted(folders[0].iterdir()):
+        text = path.is_file() and path.suffix in _COPIED and path.name not in _OWN
+        # Of several files of weights one is made.
+        if text and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, temporary / path.name)
+    weights = [_Tensors(sorted(folder.glob("model*.safetensors"))) for folder in folders]
+    precise = [_Tensors([f / MASTERS] if (f / MASTERS).exists() else []) for f in folders]
+    _refuse_other_names(names, weights)
+    exact: dict[str, Tensor] = {}
+    if masters and all(own.names for own in precise):
+        _refuse_other_names(names, precise)
+        exact = {name: _combine(name, names, precise, combine) for name in precise[0].names}
         (temporary / MASTERS).parent.mkdir()
-        save_file(dict(_mean_tensors([m / MASTERS for m in members])), temporary / MASTERS)
-    head = load_head(members[0])
-    if head is not None:
-        head.load_state_dict(dict(_mean_tensors([m / WEIGHTS for m in members])))
-        save_head(head, temporary)
+        save_file(exact, temporary / MASTERS)
+    written = {}
+    for name in weights[0].names:
+        first = weights[0].read(name)
+        if not first.is_floating_point():
+            written[name] = first
+            continue
+        best = [m if name in m.names else w for m, w in zip(precise, weights, strict=True)]
+        made = exact[name] if name in exact else _combine(name, names, best, combine)
+        written[name] = made.to(first.dtype)
+    save_file(written, temporary / WHOLE, metadata={"format": "pt"})
+    if is_reward_model(folders[0]):
+        _write_head(folders, temporary, combine)
     publish_folder(temporary, out)
-    return {"models": len(members), "tensors": len(tensors)}
+    return {"models": len(members), "tensors": len(written)}
 
 
-def _refuse_unlike(member: Path, first: Path) -> None:
-    if not is_reward_model(member) or not (member / WHOLE).exists():
-        raise ConfigError(f"no reward model with its weights in one {WHOLE}", member)
+def _write_head(folders: Sequence[Path], target: Path, combine: Combine) -> None:
+    """The reward head that lies beside the weights, where there is one, and where it is read."""
+    config = target / "config.json"
+    read_at = {POSITION: reward_position(folders[0])}
+    config.write_text(json.dumps(json.loads(config.read_text()) | read_at, indent=2))
+    head = load_head(folders[0])
+    if head is not None:
+        files = [_Tensors([folder / WEIGHTS]) for folder in folders]
+        names = [str(folder) for folder in folders]
+        head.load_state_dict({n: _combine(n, names, files, combine) for n in files[0].names})
+        save_head(head, target)
+
+
+class _Tensors:
+    """The tensors of some files, which are read one by one."""
+
+    def __init__(self, paths: Sequence[Path]):
+        files: list[Any] = [safe_open(path, "pt") for path in paths]
+        self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        self.names = sorted(self._file_of)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of that name."""
+        found: Tensor = self._file_of[name].get_tensor(name)
+        return found
+
+
+def _combine(
+    tensor: str, names: Sequence[str], sources: Sequence[_Tensors], combine: Combine
+) -> Tensor:
+    """What `combine` makes of one tensor of all members, in fp32. Raises EngineError where their
+    shapes differ."""
+    found = [source.read(tensor) for source in sources]
+    for name, own in zip(names, found, strict=True):
+        if own.shape != found[0].shape:
+            raise EngineError(
+                f"{tensor} has the shape {tuple(own.shape)} in {name} and {tuple(found[0].shape)} "
+                f"in {names[0]}; they cannot be averaged"
+            )
+    # In fp64, so that equal members give themselves.
+    return combine([own.double() for own in found]).float().contiguous()
+
+
+def _refuse_other_names(names: Sequence[str], sources: Sequence[_Tensors]) -> None:
+    for name, source in zip(names, sources, strict=True):
+        if source.names != sources[0].names:
+            raise EngineError(f"{name} has other weights than {names[0]}; they cannot be averaged")
+
+
+def _refuse_unlike(name: str, member: Path, other: str, first: Path) -> None:
+    """Raise ConfigError or EngineError where two members are no models of one kind, shape and
+    vocabulary."""
     check_weights(member)
     if member_folders(member):
         raise ConfigError(
-            "an ensemble of adapters has no one set of weights to average. Use it as a judge of "
-            "kind reward_ensemble",
+            f"{name} is an ensemble of adapters and has no one set of weights to average. Use it "
+            "as a judge of kind reward_ensemble",
             member,
         )
+    kinds = [
+        "a reward model" if is_reward_model(folder) else "no reward model"
+        for folder in (member, first)
+    ]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(f"{name} is {kinds[0]} and {other} is {kinds[1]}", member)
     configs = [json.loads((folder / "config.json").read_text()) for folder in (first, member)]
     differing = [key for key in COMPARED if configs[0].get(key) != configs[1].get(key)]
     if differing:
         raise EngineError(
-            f"{member} and {first} differ in {', '.join(differing)}: only models that began as one "
+            f"{name} and {other} differ in {', '.join(differing)}: only models that began as one "
             "can be averaged"
         )
+    own, given = read_tokens(member), read_tokens(first)
+    tokens = sorted(i for i in own.keys() | given.keys() if own.get(i) != given.get(i))
+    if tokens:
+        raise EngineError(
+            f"{name} has another vocabulary than {other}: {len(tokens)} token ids differ, "
+            f"{tokens[0]} being {own.get(tokens[0])!r} in the one and {given.get(tokens[0])!r} in "
+            "the other. Only models with the same tokenizer can be averaged"
+        )
+    if kinds[0] == "a reward model":
+        _refuse_other_head(name, member, other, first)
+
+
+def _refuse_other_head(name: str, member: Path, other: str, first: Path) -> None:
     places = [reward_position(folder) for folder in (first, member)]
     if places[0] != places[1]:
         raise EngineError(
-            f"{member} is read at {places[1]} and {first} at {places[0]} (`{POSITION}`); they "
+            f"{name} is read at {places[1]} and {other} at {places[0]} (`{POSITION}`); they "
             "cannot be averaged"
         )
-    refuse_other_tokens(first, member)
     heads = [load_head(folder) for folder in (first, member)]
     shapes = [None if head is None else head.config for head in heads]
     if shapes[0] != shapes[1]:
-        raise EngineError(f"{member} and {first} have different heads; they cannot be averaged")
+        raise EngineError(f"{name} and {other} have different heads; they cannot be averaged")
     if shapes[0] is not None and shapes[0].kind == "gated":
         raise EngineError(
-            f"{member}: gates begin at different random weights, and their mean is no gate. Use "
+            f"{name}: gates begin at different random weights, and their mean is no gate. Use "
             "them together, as a judge of kind reward_ensemble"
         )
-
-
-def _mean_tensors(paths: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Name and mean of each tensor, one at a time in fp32, in the dtype that it had. Raises
-    EngineError where names or shapes differ."""
-    files: list[Any] = [safe_open(path, "pt") for path in paths]
-    names = [sorted(file.keys()) for file in files]
-    for path, own in zip(paths, names, strict=True):
-        if own != names[0]:
-            raise EngineError(f"{path} has other weights than {paths[0]}; they cannot be averaged")
-    for name in names[0]:
-        tensors = [file.get_tensor(name) for file in files]
-        if len({tuple(t.shape) for t in tensors}) > 1:
-            raise EngineError(f"{name} has different shapes in these models")
-        mean = torch.stack([t.float() for t in tensors]).mean(0)
-        yield name, mean.to(tensors[0].dtype)

@@ -126,14 +126,14 @@ def load_any_tokenizer(folder: Path) -> Any:
 
 
 def refuse_other_tokens(
-    start: Path, reference: Path, examples: Iterable[Example] | None = None
+    start: Path,
+    reference: Path,
+    examples: Iterable[Example] | None = None,
+    role: Literal["reference", "teacher"] = "reference",
 ) -> None:
     """Raise RlaifError unless every token id of `examples` (None: of the start's vocabulary) means
     the same token to both models: else their log-probs would be of different texts."""
-    own, other = (
-        {number: token for token, number in load_any_tokenizer(folder).get_vocab().items()}
-        for folder in (start, reference)
-    )
+    own, other = read_tokens(start), read_tokens(reference)
     # Without examples any token may come to be sampled.
     used = set(own)
     if examples is not None:
@@ -141,12 +141,19 @@ def refuse_other_tokens(
     differing = sorted(i for i in used if own.get(i) != other.get(i))
     if differing:
         first = differing[0]
+        advice = f"Take a {role} with the same tokenizer"
+        if role == "reference":
+            advice += ", or leave `reference` out: the start is then its own reference"
         raise RlaifError(
-            f"the reference {reference} has another vocabulary than the model to be trained, "
+            f"the {role} {reference} has another vocabulary than the model to be trained, "
             f"{start}: {len(differing)} of {len(used)} token ids differ, {first} being "
-            f"{own.get(first)!r} here and {other.get(first)!r} there. Take a reference with the "
-            "same tokenizer, or leave `reference` out: the start is then its own reference."
+            f"{own.get(first)!r} here and {other.get(first)!r} there. {advice}."
         )
+
+
+def read_tokens(folder: Path) -> dict[int, str]:
+    """The tokens of a model's vocabulary by id."""
+    return {number: token for token, number in load_any_tokenizer(folder).get_vocab().items()}
 
 
 def model_limits(folder: Path) -> Limits:

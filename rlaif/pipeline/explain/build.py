@@ -52,7 +52,7 @@ class _Builder:
             (row.seed, arm): row.hash
             for row in rows
             for arm in row.arms
-            if row.kind in ("train", "choose")
+            if row.kind in ("train", "choose", "average")
         }
         self.last = set(policies.values())
         self.order = _find_order(rows, self.keys, self.arms)
@@ -186,7 +186,8 @@ class _Builder:
                 continue
             if row.helps:
                 what = "evaluated" if row.kind == "sample" else "judge"
-                if row.kind == "logprobs":
+                # What a soup is made of, the average itself is made of too.
+                if row.kind in ("logprobs", "average"):
                     continue
             else:
                 what = {"policy": "evaluated"}.get(role, name_role(role))

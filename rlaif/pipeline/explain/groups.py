@@ -129,10 +129,11 @@ def describe_models(group: Group) -> Iterable[str]:
     if group.key[1] == "judge" and not by_role:
         yield "by a program"
     for role, labels in by_role.items():
-        verbs = {"start": "from", "by": "by", "made": "makes", "last": "or keeps", "round": "of"}
+        verbs = {"start": "from", "by": "by", "made": "makes", "last": "or keeps"}
+        verbs |= {"round": "of", "member": "of"}
         verb = verbs.get(role)
         words = verb or (f"{name_role(role)} by" if role.startswith("judge/") else role)
-        yield f"{words} {name_models(labels, 'and' if role == 'made' else 'then')}"
+        yield f"{words} {name_models(labels, 'and' if role in ('made', 'member') else 'then')}"
 
 
 def in_parentheses(text: str) -> str:

@@ -137,6 +137,19 @@ def _describe_choice(planned: Planned) -> list[str]:
     ]
 
 
+_METHODS = {
+    "uniform": "the mean of {}, by their weights",
+    "slerp": "halfway between {} on the sphere, by their weights",
+    "greedy": "the greedy soup of {} by {}'s mean on validation prompts",
+    "best": "the best of {} by {}'s mean on validation prompts",
+}
+
+
+def _describe_average(planned: Planned) -> list[str]:
+    step = planned.step
+    return [_METHODS[step.method].format(count_words(len(step.models), "model"), step.by)]
+
+
 _WORDS: dict[str, Callable[[Planned], list[str]]] = {
     "sample": _describe_sample,
     "load": _describe_load,
@@ -148,6 +161,7 @@ _WORDS: dict[str, Callable[[Planned], list[str]]] = {
     "train": _describe_train,
     "evaluate": _describe_evaluate,
     "choose": _describe_choice,
+    "average": _describe_average,
 }
 _SAID: dict[str, set[str]] = {
     "sample": {"n", "prompts"},
@@ -156,6 +170,7 @@ _SAID: dict[str, set[str]] = {
     "judge": {"principles"},
     "pair": {"strategy"},
     "choose": {"stops_rising"},
+    "average": {"models"},
     "label": {"labels", "flip", "labels_used"},
     "train": {"rollouts", "n"},
     "evaluate": {"n", "judges"},

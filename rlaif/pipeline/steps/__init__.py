@@ -23,6 +23,7 @@ STEPS: dict[str, str | None] = {
     "label": "rlaif.config.steps:LabelStep",
     "distill": "rlaif.config.methods:AnyDistill",
     "train": "rlaif.config.methods:AnyTrain",
+    "average": "rlaif.config.average:AverageStep",
     "evaluate": "rlaif.config.steps:EvaluateStep",
     # No steps of an experiment's file: evaluations and stages have them planned.
     "logprobs": None,

@@ -8,23 +8,17 @@ those that are not needed never run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
-from rlaif.config.steps import SampleStep
-from rlaif.core.errors import RlaifError
-from rlaif.core.records import Judgement
+from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.store import StepFolder, Store
-from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.engines.model_folders import weights_hash
-from rlaif.metrics.metrics import judge_values, to_shares
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.stages import Stage, Until
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.judge import judged
-from rlaif.pipeline.steps.sample import sampled
+from rlaif.pipeline.steps.validation import check_judge, measured_mean, plan_measurement
 
 VERSION = 1
 MAKES = "model"
@@ -42,37 +36,20 @@ def name_choice(stage: Stage) -> str:
 
 def check_until(walk: Walk, stage: Stage, until: Until) -> None:
     """Raises ConfigError where the stage cannot be judged by `until`, or has one round alone."""
-    judges = walk.experiment.all_judges()
-    if until.by not in judges:
-        hint = suggest(until.by, sorted(judges))
-        raise walk.inputs.fail_stage(stage, f"until: by: {until.by!r} is no judge{hint}")
-    if walk.yardstick.judges[until.by].comparative:
-        raise walk.inputs.fail_stage(
-            stage, f"until: judge {until.by!r} compares answers; it takes one that scores each"
-        )
-    if not walk.inputs.set_named(stage.prompts).validation:
-        raise walk.inputs.fail_stage(
-            stage,
-            f"until: no prompts of the set {stage.prompts!r} are for validation: set `validation` "
-            "beside its `holdout`",
-        )
+
+    def fail(message: str) -> ConfigError:
+        """The error, at the stage."""
+        return walk.inputs.fail_stage(stage, f"until: {message}")
+
+    check_judge(walk, until.by, stage.prompts, fail)
     if stage.rounds < 2:
-        raise walk.inputs.fail_stage(stage, "until: give the stage `rounds`, the most that may run")
+        raise fail("give the stage `rounds`, the most that may run")
 
 
 def plan_round(walk: Walk, stage: Stage, until: Until) -> tuple[Model, Planned]:
     """The round's policy and its verdicts on the validation prompts."""
-    ids = sorted(p.prompt_id for p in walk.inputs.set_named(stage.prompts).validation)
-    samples = (e.sample for e in walk.yardstick.experiment.entries)
-    template = next(filter(None, samples), SampleStep())
-    plain = dict.fromkeys(("pool", "principles", "system_prompt"))
-    step = template.model_copy(update={"n": 1, "id": f"{name_choice(stage)}.sample", **plain})
-    answers = sampled(walk, step, walk.policy, ids, f"validation/{walk.seed}", step.id)
-    judge = walk.yardstick.experiment.all_judges()[until.by]
-    models = walk.frozen_models(judge)
-    name = f"{name_choice(stage)}.{until.by}"
-    own = walk.yardstick.judges[until.by]
-    return walk.policy, judged(walk, judge, [answers], models, name, judge=own)
+    name = name_choice(stage)
+    return walk.policy, plan_measurement(walk, walk.policy, until.by, stage.prompts, name)
 
 
 def plan_choice(
@@ -149,12 +126,7 @@ def round_means(planned: Planned, store: Store) -> dict[int, float | None]:
 
 
 def _mean_of(planned: Planned, folder: StepFolder) -> float | None:
-    judgements, judge = list(folder.records(Judgement)), planned.step.by
-    subjects = {judgement.subject for judgement in judgements}
-    weights = planned.options["principle_weights"]
-    values = judge_values(judge, judgements, weights, subjects).get(f"score/{judge}", {})
-    by_prompt = to_shares(values)
-    return fmean(by_prompt.values()) if by_prompt else None
+    return measured_mean(folder, planned.step.by, planned.options["principle_weights"])
 
 
 def best_round(means: Mapping[int, float | None]) -> int | None:

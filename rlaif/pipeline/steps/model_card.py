@@ -15,6 +15,8 @@ from rlaif.config.distill import DistillStep, FitStep
 from rlaif.config.models import ModelSpec
 from rlaif.config.training import TextStep
 from rlaif.core.records import Preference
+from rlaif.engines.base import Model
+from rlaif.engines.build import is_reward_model
 from rlaif.engines.model_folders import ADAPTER, adapter_config, adapter_rank
 from rlaif.judges.base import Judge, roles_of
 from rlaif.pipeline.steps.context import StepContext
@@ -22,6 +24,12 @@ from rlaif.pipeline.steps.training_data import SAMPLED
 from rlaif.preferences.labels import TURNED
 from rlaif.train.methods.heads import LinearDistill
 
+CARD = "README.md"
+"""The card's file in a model's folder."""
+_ARTEFACT = (
+    "A research artefact: it was optimised for the labels of one experiment, and was measured on "
+    "that experiment's held-out prompts alone (see the run's report)."
+)
 BY_JUDGES = "rlaif"
 """The source of pairs that a run's judges chose."""
 _SAID = {
@@ -66,11 +74,45 @@ def model_card(context: StepContext, preferences: Sequence[Preference], texts: i
         "",
         *(scoring(step, start.spec, base) if step.MAKES_REWARD_MODEL else []),
         *weights(step, base),
-        "A research artefact: it was optimised for the labels of one experiment, and was"
-        " measured on that experiment's held-out prompts alone (see the run's report).",
+        _ARTEFACT,
         "",
     ]
     return "\n".join(lines)
+
+
+def average_card(context: StepContext, models: Sequence[Model], shares: Sequence[float]) -> str:
+    """The card of a model that was averaged from these models with these shares."""
+    planned = context.planned
+    reward = is_reward_model(context.store.model_path(planned.hash))
+    task = "text-classification" if reward else "text-generation"
+    chosen = f", chosen by the judge {planned.step.by}" if planned.step.chooses else ""
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            f"pipeline_tag: {task}",
+            "tags: [rlaif, average]",
+            "---",
+            f"# {context.inputs.experiment.name}: {planned.models['made'].label} "
+            f"(seed {planned.seed})",
+            "",
+            f"Averaged by `rlaif` in round {planned.round} ({planned.step.method}{chosen}) from:",
+            "",
+            "| member | share | weights |",
+            "|---|---|---|",
+            *(
+                f"| {model.label} | {share:.4g} | `{model.key}` |"
+                for model, share in zip(models, shares, strict=True)
+            ),
+            "",
+            f"Base model: {planned.models['made'].spec.path}. Step: `{planned.hash}`.",
+            "",
+            _BF16 if planned.options["masters"] else "No fp32 masters: a member had none.",
+            "",
+            _ARTEFACT,
+            "",
+        ]
+    )
 
 
 def _describe_data(context: StepContext, preferences: Sequence[Preference], texts: int) -> str:

@@ -36,7 +36,7 @@ from rlaif.pipeline.plan.base import (
 from rlaif.pipeline.steps import judge as judge_step
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, lost_notes
-from rlaif.pipeline.steps.model_card import model_card
+from rlaif.pipeline.steps.model_card import CARD, model_card
 from rlaif.pipeline.steps.pair import why_no_pairs
 from rlaif.pipeline.steps.training_data import (
     TrainingData,
@@ -55,8 +55,6 @@ ON_POLICY_VERSION = 1
 """Of what a train step makes of fresh answers, beside `VERSION`."""
 MAKES = "model"
 SECONDS_PER_UNIT = 1.2
-
-CARD = "README.md"
 
 
 def plan(walk: Walk, index: int, step: TrainStep) -> None:
@@ -213,10 +211,10 @@ def _refuse_untrainable(
                 f"{model.label} has an `adapter`, and training starts from a whole checkpoint: "
                 "merge it first (peft's `merge_and_unload`), or train with `lora` from `path`",
             )
-    steps = [(p.hash, p.step) for p in walk.done]
-    _refuse_unstackable(walk, index, step, dict(steps).get(models["start"].train_hash or ""))
-    apart = {digest for digest, s in steps if isinstance(s, DistillStep) and s.members > 1}
-    if models["start"].train_hash in apart:
+    steps = {p.hash: p.step for p in walk.done}
+    before = steps.get(models["start"].train_hash or "")
+    _refuse_unstackable(walk, index, step, before)
+    if isinstance(before, DistillStep) and before.members > 1:
         raise walk.inputs.fail(
             index,
             f"{models['start'].label} is an ensemble of adapters, and training needs one model to "
