@@ -30,7 +30,7 @@ from rlaif.cli.options import (
 
 # Not options: what the command line says in another way, and a key with keys of its own.
 HIDDEN = {
-    *("id", "method", "from_", "uses", "reference", "lora"),
+    *("id", "method", "from_", "uses", "reference", "teacher", "given", "lora"),
     *("adam_betas", "rewards", "gates", "stop", "trackers"),
 }
 
@@ -69,10 +69,10 @@ def train() -> None:
 
 def _make_command(method: str) -> click.Command:
     from rlaif.config.methods import METHODS
-    from rlaif.config.on_policy import OnPolicyTrain
+    from rlaif.config.on_policy import RolloutTrain
 
     spec = METHODS[method]
-    fresh = issubclass(spec, OnPolicyTrain)
+    fresh = issubclass(spec, RolloutTrain)
 
     def run_method(data: Path, model: str, out: Path, seed: int, **given: Any) -> None:
         settings = [f"method={method}"]
@@ -81,7 +81,10 @@ def _make_command(method: str) -> click.Command:
         request: dict[str, Any] = {"models": {"start": model}}
         if "reference" in given:
             request["models"]["reference"] = given.pop("reference") or model
-        if fresh:
+        if "teacher" in given:
+            request["models"]["teacher"] = given.pop("teacher")
+            request |= {"prompts": data}
+        elif fresh:
             request |= {"prompts": data, "constitution": given.pop("constitution")}
             request["judges"] = [_reward_judge(text, request) for text in given.pop("rewards")]
             terms = [{"judge": judge["id"]} for judge in request["judges"]]
@@ -100,7 +103,9 @@ def _make_command(method: str) -> click.Command:
     data_help = _PROMPTS_HELP if fresh else _DATA_HELP.get(method, _PAIRS_HELP)
     run_method.__doc__ = f"{inspect.getdoc(spec)}\n\n{data_help}"
     command: Any = click.command(method)(run_method)
-    own = _ON_POLICY if fresh else _OFFLINE
+    own = _OFFLINE
+    if fresh:
+        own = [_TEACHER] if "teacher" in spec.model_fields else _ON_POLICY
     first = [MODEL, OUT, *_reference_option(spec), *own, _LORA, SET]
     for option in [*first, *_key_options(spec), SEED, QUIET, JSON]:
         command = option(command)
@@ -137,6 +142,11 @@ _ON_POLICY = [
         "Other weights: --set 'rewards=[{judge: ID, weight: 0.5}]'.",
     ),
 ]
+
+
+_TEACHER = click.option(
+    "--teacher", required=True, help="The model to become like: a folder or a hub id."
+)
 
 
 def _reward_judge(text: str, request: dict[str, Any]) -> dict[str, str]:

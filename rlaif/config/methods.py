@@ -28,6 +28,9 @@ METHODS: SpecTable[TrainStep] = SpecTable(
         "grpo": "rlaif.train.methods.on_policy:GrpoTrain",
         "rloo": "rlaif.train.methods.on_policy:RlooTrain",
         "online_dpo": "rlaif.train.methods.on_policy:OnlineDpoTrain",
+        "on_policy_distillation": (
+            "rlaif.train.methods.on_policy_distillation:OnPolicyDistillationTrain"
+        ),
     }
 )
 AnyTrain = Annotated[

@@ -18,7 +18,7 @@ from pydantic import (
 from rlaif.config.base import Count, StepId, list_names
 from rlaif.config.gates import Gates
 from rlaif.config.rewards import Rewards, RewardTerm, terms_of
-from rlaif.config.training import ReferenceTrain
+from rlaif.config.training import ReferenceTrain, TrainStep
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ class PolicyTerms:
     ptx_weight: float = 0.0
 
 
-class OnPolicyTrain(ReferenceTrain):
+MIXING = "ppo with ptx_weight or on_policy_distillation with given"
+"""What learns from given answers besides its own."""
+
+
+class RolloutTrain(TrainStep):
     """Keys of methods that learn from answers the policy has just sampled.
 
     One rollout samples `n` answers to each of `batch_size` x `sync_every` training prompts;
@@ -60,10 +64,6 @@ class OnPolicyTrain(ReferenceTrain):
         exclude_if=lambda value: value is None,
         description="Sets of prompts to answer; default: that of its stage.",
     )
-    rewards: Rewards = Field(
-        description="A list of terms whose sum is the reward, or the weight of each judge by id: "
-        "then it is the weighted mean of their scores."
-    )
     gates: Gates = Field(
         Gates(),
         exclude_if=lambda value: value == Gates(),
@@ -79,9 +79,6 @@ class OnPolicyTrain(ReferenceTrain):
     max_new_tokens: PositiveInt = 64
     stop: list[str] = []
     checkpoint_every: PositiveInt = Field(5, description="Rollouts between checkpoints.")
-    missing_eos_penalty: NonNegativeFloat = Field(
-        0.0, description="Subtracted from the reward of an answer that never ends."
-    )
     importance: Literal[
         "none", "truncate_token", "truncate_sequence", "mask_token", "mask_sequence"
     ] = Field("mask_sequence", description="Correction for sampler-trainer differences.")
@@ -99,8 +96,8 @@ class OnPolicyTrain(ReferenceTrain):
 
     @property
     def terms(self) -> list[RewardTerm]:
-        """The terms of the reward."""
-        return terms_of(self.rewards)
+        """The terms of the reward; none where there is no reward."""
+        return []
 
     @property
     def reward_judges(self) -> list[str]:
@@ -108,9 +105,23 @@ class OnPolicyTrain(ReferenceTrain):
         return list(dict.fromkeys(term.judge for term in self.terms))
 
     @property
-    def compares(self) -> bool:
-        """Whether the reference's log-probs are needed: for the loss, or to watch the KL."""
-        return self.beta > 0 or self.gates.kl is not None
+    def kl_weight(self) -> float:
+        """The coefficient of the KL to the reference before the first rollout."""
+        return 0.0
+
+    @property
+    def eos_penalty(self) -> float:
+        """What is subtracted from the reward of an answer that never ends."""
+        return 0.0
+
+    @property
+    def sampled_rollouts(self) -> int:
+        """How many of the rollouts are sampled: the others learn from given answers."""
+        return self.rollouts
+
+    def is_given(self, rollout: int) -> bool:
+        """Whether rollout `rollout` (from 0) learns from given answers in place of sampled ones."""
+        return False
 
     @property
     def needs_old_logprobs(self) -> bool:
@@ -154,22 +165,7 @@ class OnPolicyTrain(ReferenceTrain):
         return beta
 
     @model_validator(mode="after")
-    def _one_answer_has_no_group(self) -> OnPolicyTrain:
-        if self.n > 1:
-            return self
-        if any(term.normalise == "group" for term in self.terms):
-            raise ValueError(
-                "`normalise: group` compares the answers to one prompt, and n is 1: raise n, or "
-                "take running or reference"
-            )
-        if self.gates.flat_groups is not None:
-            raise ValueError(
-                "gates.flat_groups has no effect: with n of 1 every prompt has one answer"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_combination(self) -> OnPolicyTrain:
+    def _check_combination(self) -> RolloutTrain:
         if self.processes not in ("auto", 1):
             raise ValueError("on-policy training runs in one process; leave `processes` out")
         if self.sharding != "none":
@@ -189,19 +185,18 @@ class OnPolicyTrain(ReferenceTrain):
         if not mixes and not self.train_on_eos:
             raise ValueError(
                 "train_on_eos: answers are learned from as they were sampled, with the end token "
-                "if there is one; leave it out (it counts for ppo with ptx_weight)"
+                f"if there is one; leave it out (it counts for {MIXING})"
             )
         if not mixes and self.reasoning != "keep":
             raise ValueError(
                 "reasoning: answers are learned from as they were sampled; leave it out (it counts "
-                "for ppo with ptx_weight)"
+                f"for {MIXING})"
             )
         if not mixes and self.uses is not None:
             raise ValueError(
-                "uses names given answers or texts, and only ppo with ptx_weight mixes some in; "
-                "leave it out"
+                f"uses names given answers or texts, and only {MIXING} mixes some in; leave it out"
             )
-        fields = OnPolicyTrain.model_fields
+        fields = RolloutTrain.model_fields
         bounds = ("importance_cap", "importance_floor")
         changed = [key for key in bounds if getattr(self, key) != fields[key].default]
         if changed and self.importance == "none":
@@ -212,5 +207,52 @@ class OnPolicyTrain(ReferenceTrain):
             raise ValueError(
                 "the sampler's log-probs are at temperature 1: with another temperature set "
                 "`importance: none`"
+            )
+        return self
+
+
+class OnPolicyTrain(RolloutTrain, ReferenceTrain):
+    """Keys of methods that are rewarded for the answers that they have just sampled."""
+
+    rewards: Rewards = Field(
+        description="A list of terms whose sum is the reward, or the weight of each judge by id: "
+        "then it is the weighted mean of their scores."
+    )
+    missing_eos_penalty: NonNegativeFloat = Field(
+        0.0, description="Subtracted from the reward of an answer that never ends."
+    )
+
+    @property
+    def terms(self) -> list[RewardTerm]:
+        """The terms of the reward."""
+        return terms_of(self.rewards)
+
+    @property
+    def kl_weight(self) -> float:
+        """See `beta`."""
+        return self.beta
+
+    @property
+    def eos_penalty(self) -> float:
+        """See `missing_eos_penalty`."""
+        return self.missing_eos_penalty
+
+    @property
+    def compares(self) -> bool:
+        """Whether the reference's log-probs are needed: for the loss, or to watch the KL."""
+        return self.beta > 0 or self.gates.kl is not None
+
+    @model_validator(mode="after")
+    def _one_answer_has_no_group(self) -> OnPolicyTrain:
+        if self.n > 1:
+            return self
+        if any(term.normalise == "group" for term in self.terms):
+            raise ValueError(
+                "`normalise: group` compares the answers to one prompt, and n is 1: raise n, or "
+                "take running or reference"
+            )
+        if self.gates.flat_groups is not None:
+            raise ValueError(
+                "gates.flat_groups has no effect: with n of 1 every prompt has one answer"
             )
         return self

@@ -10,7 +10,7 @@ from rlaif.config.arms import AI, HUMAN, LABELLERS, MAIN, Arms, ArmSpec, labelle
 from rlaif.config.base import Count, Fraction, Seed, StepId, Strict, told
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptSetSpec, PromptsSpec
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.steps import LoadStep
 from rlaif.core.yamlio import Loc, fault_at, suggest
 from rlaif.judges.build import JudgeStep
@@ -458,6 +458,6 @@ def _sets_of(entry: StepEntry) -> list[str]:
     """The sets of prompts that a step names."""
     if entry.sample is not None:
         return [] if entry.sample.prompt_set is None else [entry.sample.prompt_set]
-    if isinstance(entry.train, OnPolicyTrain):
+    if isinstance(entry.train, RolloutTrain):
         return entry.train.prompts or []
     return (entry.evaluate.prompts or []) if entry.evaluate is not None else []

@@ -165,8 +165,9 @@ def _plan_inputs(request: Request) -> PlanInputs:
     the step or a judge asks is known by its path."""
     changes = [read_setting(setting) for setting in request.settings]
     options = apply_changes({}, {}, changes)[0]
-    if "reference" in request.models:
-        options["reference"] = request.models["reference"]
+    for role in ("reference", "teacher"):
+        if role in request.models:
+            options[role] = request.models[role]
     data = {
         "name": f"rlaif {request.kind}",
         "seed": request.seed,

@@ -152,6 +152,27 @@ class TrainModel:
             weight_grad_into=self.head_grad,
         )
 
+    @property
+    def vocabulary(self) -> int:
+        """How many logits a token has."""
+        return int(causal(self.module).get_output_embeddings().weight.shape[0])
+
+    def read_vocabulary(self, temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """A function from `predicting`'s hidden states (N, H) to the log-probabilities (N, V) of
+        the whole vocabulary, in fp32 from the product on."""
+        output = causal(self.module).get_output_embeddings()
+        weight = output.weight.float()
+        bias = None if output.bias is None else output.bias.float()
+
+        def read(hidden: Tensor) -> Tensor:
+            """See `read_vocabulary`."""
+            logits = nn.functional.linear(hidden.float() * self.head.scale, weight, bias)
+            if self.head.softcap is not None:
+                logits = self.head.softcap * torch.tanh(logits / self.head.softcap)
+            return torch.log_softmax(logits / temperature, -1)
+
+        return read
+
     def rewards(self, layout: Layout) -> Tensor:
         """(S,) fp32 rewards: the head's number at each sequence's last token."""
         return self._compute_gathered(lambda: self._compute_rewards(layout))

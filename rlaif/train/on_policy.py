@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.core.errors import RlaifError
 from rlaif.kernels.batching import plan_epoch
 from rlaif.kernels.device import release_freed_memory
 from rlaif.train import checkpoint
 from rlaif.train.checkpoint import export
+from rlaif.train.distillation import DistillTask
 from rlaif.train.gates import STOPPED_FILE, look, raise_stopped, warnings_of
 from rlaif.train.loop import (
     Task,
@@ -27,6 +29,7 @@ from rlaif.train.loop import (
     summary_of,
     write_outcome,
 )
+from rlaif.train.methods.on_policy_distillation import OnPolicyDistillationTrain
 from rlaif.train.model import TrainModel, kernels_in_use
 from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
 from rlaif.train.rewards import (
@@ -45,20 +48,24 @@ from rlaif.train.tokenise import Example, refuse_other_tokens
 log = logging.getLogger(__name__)
 
 
-def train_on_policy(job: TrainJob[OnPolicyTrain]) -> TrainOutcome:
+def train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
     """Train the job's start on answers that its `collect` samples from it. The job's preferences
     and texts are mixed in."""
     options, work = job.options, job.work
     work.mkdir(parents=True, exist_ok=True)
     if job.reference is not None and options.compares:
-        refuse_other_tokens(job.start, job.reference)
+        if isinstance(options, OnPolicyDistillationTrain):
+            refuse_other_tokens(job.start, job.reference, None, "teacher")
+        else:
+            refuse_other_tokens(job.start, job.reference)
     torch.manual_seed(job.seed)
     ptx: list[Example] = []
     if options.mixes_data:
         if not (job.preferences or job.texts):
+            key = "given" if isinstance(options, OnPolicyDistillationTrain) else "ptx_weight"
             raise RlaifError(
-                "ptx_weight mixes in given answers or texts, and there are none: run ppo in an "
-                "experiment after a pair or load step, or set `ptx_weight: 0`"
+                f"{key} mixes in given answers or texts, and there are none: run {options.method} "
+                f"in an experiment after a pair or load step, or set `{key}: 0`"
             )
         ptx = encode_data(job).examples
     critic = None
@@ -82,19 +89,19 @@ def train_on_policy(job: TrainJob[OnPolicyTrain]) -> TrainOutcome:
     return outcome
 
 
-def _reference_model(job: TrainJob[OnPolicyTrain], model: TrainModel) -> TrainModel | None:
+def _reference_model(job: TrainJob[RolloutTrain], model: TrainModel) -> TrainModel | None:
     """The policy itself, whose adapters are to be switched off, or a second model in memory."""
     if not job.options.compares:
         return None
     if job.reference is None and job.options.lora is not None:
         return model
     folder = job.reference or job.start
-    log.info("the reference is a second copy in memory: %s", folder)
+    log.info("the reference or teacher is a second model in memory: %s", folder)
     return load_frozen(job, folder)
 
 
 def run_on_policy(
-    job: TrainJob[OnPolicyTrain],
+    job: TrainJob[RolloutTrain],
     model: TrainModel,
     reference: TrainModel | None = None,
     critic: Critic | None = None,
@@ -102,8 +109,9 @@ def run_on_policy(
 ) -> TrainOutcome:
     """Train `model` in place, continuing from the latest checkpoint in the job's `work`.
 
-    `reference` is `model` itself when its adapters are to be switched off for it. Raises RlaifError
-    on a non-finite loss or a rollout without any reward, GateStopped where a gate stops.
+    `reference`, or the teacher, is `model` itself when its adapters are to be switched off for it.
+    Raises RlaifError on a non-finite loss or a rollout without any reward, GateStopped where a gate
+    stops.
     """
     options, work, collect = job.options, job.work, job.collect
     assert collect is not None, "on-policy training samples its answers"
@@ -112,7 +120,7 @@ def run_on_policy(
     optimizer = make_optimizer(model, options)
     torch.manual_seed(job.seed)
     state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint) or {}
-    first, beta = int(state.get("rollout", 0)), float(state.get("beta", options.beta))
+    first, beta = int(state.get("rollout", 0)), float(state.get("beta", options.kl_weight))
     running = moments_from_json(state.get("running", {}))
     if state:
         model.sync()
@@ -129,51 +137,92 @@ def run_on_policy(
         checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept)
 
     for number in range(first, options.rollouts):
-        with memory_advice(options):
-            groups = collect(number, model)
-            # Taken over once the rollout is learned from: a stop before that saves those before it.
-            after = updated(running, groups, terms)
-            rollout = _reward_groups(model, groups, options, fitted | after, reference, critic)
-        _require_reward(rollout, number, work)
-        add_advantages(rollout, options, beta)
-        stopped = look(options.gates, rollout.metrics, number + 1)
-        if stopped is not None:
-            # Nothing new is to be saved where no rollout was learned from since the last
-            # checkpoint.
-            if number > first:
-                save_checkpoint(number)
-            raise_stopped(work, stopped, number)
+        figures: dict[str, float] = {}
+        answers, after = 0, running
         task: Task
-        if options.pair_loss is not None:
-            task = OnlinePairs(rollout, options)
-            rollout.metrics["pairs"] = len(task.examples)
+        if options.is_given(number):
+            assert reference is not None
+            task = _given_task(options, ptx, reference, number)
         else:
-            task = PolicyTask(rollout, options, beta, critic, ptx, number)
+            with memory_advice(options):
+                groups = collect(number, model)
+                # Taken over once the rollout is learned from: a stop before that saves those
+                # before it.
+                after = updated(running, groups, terms)
+                rollout = _reward_groups(model, groups, options, fitted | after, reference, critic)
+            _require_reward(rollout, number, work)
+            add_advantages(rollout, options, beta)
+            stopped = look(options.gates, rollout.metrics, number + 1)
+            if stopped is not None:
+                # Nothing new is to be saved where no rollout was learned from since the last
+                # checkpoint.
+                if number > first:
+                    save_checkpoint(number)
+                raise_stopped(work, stopped, number)
+            task = _make_task(rollout, options, beta, reference, critic, ptx, number)
+            figures = rollout.metrics
+            answers = sum(len(group.answers) for group in groups)
         for row in _learn_rollout(job, task, model, optimizer, number):
-            row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
+            row |= {"rollout": number + 1, "beta": beta, **figures}
             rows.append(row)
             checkpoint.write_row(work, row)
             if job.progress is not None:
                 job.progress(progress_of(row, options.rollouts * per_rollout))
-        answers = sum(len(group.answers) for group in groups)
-        beta = options.next_beta(beta, rollout.metrics.get("kl_reference"), answers)
+        beta = options.next_beta(beta, figures.get("kl_reference"), answers)
         running = after
         if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
             save_checkpoint(number + 1)
     return _make_outcome(model, options, rows)
 
 
+def _make_task(
+    rollout: Rollout,
+    options: RolloutTrain,
+    beta: float,
+    reference: TrainModel | None,
+    critic: Critic | None,
+    ptx: Sequence[Example],
+    number: int,
+) -> Task:
+    """What is learned from a sampled rollout."""
+    if options.pair_loss is not None:
+        pairs = OnlinePairs(rollout, options)
+        rollout.metrics["pairs"] = len(pairs.examples)
+        return pairs
+    if isinstance(options, OnPolicyDistillationTrain) and options.divergence == "jsd":
+        assert reference is not None
+        return DistillTask([group.example for group in rollout.groups], options, reference)
+    return PolicyTask(rollout, options, beta, critic, ptx, number)
+
+
+def _given_task(
+    options: RolloutTrain, examples: Sequence[Example], teacher: TrainModel, number: int
+) -> Task:
+    """What is learned in place of rollout `number` from given answers, in turn over all such
+    rollouts: as many as a sampled one has prompts."""
+    assert isinstance(options, OnPolicyDistillationTrain)
+    before = sum(options.is_given(n) for n in range(number))
+    count = options.batch_size * options.sync_every
+    places = (before * count + i for i in range(count))
+    chosen = [examples[place % len(examples)] for place in places]
+    return DistillTask(
+        [replace(e, completions=e.completions[:1]) for e in chosen], options, teacher
+    )
+
+
 def _reward_groups(
     model: TrainModel,
     groups: Sequence[Group],
-    options: OnPolicyTrain,
+    options: RolloutTrain,
     moments: Mapping[str, Moments],
     reference: TrainModel | None,
     critic: Critic | None,
 ) -> Rollout:
     """The rollout of these answers, with their rewards."""
     rewards = summed(groups, options.terms, moments)
-    rollout = measure(model, groups, rewards, options, reference, critic)
+    # Whole distributions of the teacher are not kept: they are looked at in the loss.
+    whole = isinstance(options, OnPolicyDistillationTrain) and options.divergence == "jsd"
+    rollout = measure(model, groups, rewards, options, None if whole else reference, critic)
     rollout.metrics |= reward_metrics(groups, options.terms, moments)
     return rollout
 
@@ -187,7 +236,7 @@ def _require_reward(rollout: Rollout, number: int, work: Path) -> None:
 
 
 def _make_outcome(
-    model: TrainModel, options: OnPolicyTrain, rows: Sequence[dict[str, Any]]
+    model: TrainModel, options: RolloutTrain, rows: Sequence[dict[str, Any]]
 ) -> TrainOutcome:
     return TrainOutcome(
         steps=sum("loss" in row for row in rows),
@@ -201,7 +250,7 @@ def _make_outcome(
 
 
 def _learn_rollout(
-    job: TrainJob[OnPolicyTrain],
+    job: TrainJob[RolloutTrain],
     task: Task,
     model: TrainModel,
     optimizer: torch.optim.Optimizer,

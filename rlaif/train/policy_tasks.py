@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.core.resources import find_object
 from rlaif.kernels.batching import Layout, sequence_sums
 from rlaif.train.loop import Sums
@@ -25,7 +25,7 @@ class PolicyTask:
     def __init__(
         self,
         rollout: Rollout,
-        options: OnPolicyTrain,
+        options: RolloutTrain,
         beta: float,
         critic: Critic | None = None,
         ptx: Sequence[Example] = (),
@@ -197,8 +197,9 @@ class OnlinePairs:
     """The best answer of each group against the worst, as a pair; equal rewards make none
     (`is_flat`)."""
 
-    def __init__(self, rollout: Rollout, options: OnPolicyTrain):
+    def __init__(self, rollout: Rollout, options: RolloutTrain):
         assert options.pair_loss is not None
+        self.beta = options.kl_weight
         self.pair_loss = find_object(options.pair_loss)
         self.options = options
         self.reference: dict[str, tuple[Tensor, Tensor]] = {}
@@ -239,7 +240,7 @@ class OnlinePairs:
         policy = sequence_sums(logprobs, layout.lengths)  # [branches], chosen and rejected in turns
         stored = torch.stack([x for e in rows for x in self.reference[e.example_id]])
         pairs = pair_logprobs(policy, stored.to(policy.device), layout)
-        loss = self.pair_loss(pairs, beta=self.options.beta)
-        metrics = preference.pair_metrics(pairs, self.options.beta)
+        loss = self.pair_loss(pairs, beta=self.beta)
+        metrics = preference.pair_metrics(pairs, self.beta)
         found = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
         return loss.sum() / total, found, layout.tokens

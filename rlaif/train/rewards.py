@@ -99,8 +99,11 @@ def updated(
 def summed(
     groups: Sequence[Group], terms: Sequence[RewardTerm], moments: Mapping[str, Moments]
 ) -> list[list[float | None]]:
-    """By group each answer's reward; None where a term that is for the prompt has no value.
-    `moments` are those of the terms of `normalise: reference` and `running`, by name."""
+    """By group each answer's reward; None where a term that is for the prompt has no value, and 0
+    without any terms. `moments` are those of the terms of `normalise: reference` and `running`, by
+    name."""
+    if not terms:
+        return [[0.0] * len(group.answers) for group in groups]
     names = term_names(terms)
     return [
         [

@@ -12,13 +12,18 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.core.resources import find_object
 from rlaif.kernels.batching import Layout, fill_batches
 from rlaif.train.losses import policy as losses
+from rlaif.train.losses.distillation import teacher_advantages
 from rlaif.train.methods.on_policy import GrpoTrain, PpoTrain, RlooTrain
+from rlaif.train.methods.on_policy_distillation import OnPolicyDistillationTrain
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
+
+OF_REWARDS = ("reward", "unscored", "reward_spread", "flat_groups", "kl_reference")
+"""Metrics of a rollout that say nothing where there is neither a reward nor a reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ def measure(
     model: TrainModel,
     groups: Sequence[Group],
     rewards: Sequence[Sequence[float | None]],
-    options: OnPolicyTrain,
+    options: RolloutTrain,
     reference: TrainModel | None,
     critic: Critic | None,
 ) -> Rollout:
@@ -110,7 +115,7 @@ def measure(
     return rollout
 
 
-def _measure_gated(model: TrainModel, rollout: Rollout, options: OnPolicyTrain) -> dict[str, float]:
+def _measure_gated(model: TrainModel, rollout: Rollout, options: RolloutTrain) -> dict[str, float]:
     """What a gate looks at and the method itself does not compute: the policy's entropy (nats, mean
     over tokens) and its KL to the reference (nats per answer)."""
     gates = options.gates
@@ -127,7 +132,7 @@ def _measure_gated(model: TrainModel, rollout: Rollout, options: OnPolicyTrain) 
 
 
 def _policy_entropy(
-    model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain
+    model: TrainModel, groups: Sequence[Group], options: RolloutTrain
 ) -> tuple[list[Tensor], float]:
     """Per group (N,) log-probs of its answers' tokens, and the mean entropy over all of them."""
     logprobs: list[Tensor] = []
@@ -155,7 +160,7 @@ def _mean_watched(groups: Sequence[Group]) -> dict[str, float]:
 def token_values(
     model: TrainModel,
     groups: Sequence[Group],
-    options: OnPolicyTrain,
+    options: RolloutTrain,
     critic: Critic | None = None,
 ) -> tuple[list[Tensor], list[Tensor] | None]:
     """Per group (N,) log-probs of its answers' tokens and, with a critic, (N,) its values of the
@@ -173,7 +178,7 @@ def token_values(
 
 
 def _split_groups(
-    model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain
+    model: TrainModel, groups: Sequence[Group], options: RolloutTrain
 ) -> list[list[Group]]:
     sizes = [model.size(group.example.branches) for group in groups]
     parts = fill_batches(range(len(groups)), sizes, model.token_budget(options))
@@ -198,12 +203,12 @@ class Critic:
 
 
 def _penalised_rewards(
-    group: Group, rewards: Sequence[float | None], options: OnPolicyTrain
+    group: Group, rewards: Sequence[float | None], options: RolloutTrain
 ) -> Tensor:
     """(S,) rewards less the penalties, NaN where there is none."""
     # NaN and not 0, which would be a reward like any other.
     values = [
-        math.nan if reward is None else reward - (0.0 if a.ended else options.missing_eos_penalty)
+        math.nan if reward is None else reward - (0.0 if a.ended else options.eos_penalty)
         for a, reward in zip(group.answers, rewards, strict=True)
     ]
     found = torch.tensor(values, dtype=torch.float64)
@@ -214,17 +219,19 @@ def _penalised_rewards(
     return found
 
 
-def _learned_answers(group: Group, rewards: Tensor, options: OnPolicyTrain) -> Tensor:
+def _learned_answers(group: Group, rewards: Tensor, options: RolloutTrain) -> Tensor:
     """(S,) bool: which answers are learned from."""
     ended = torch.tensor([a.ended or options.learns_unfinished for a in group.answers])
     return ended & ~rewards.isnan()
 
 
-def add_advantages(rollout: Rollout, options: OnPolicyTrain, beta: float) -> None:
+def add_advantages(rollout: Rollout, options: RolloutTrain, beta: float) -> None:
     """Fill in the per-token advantages (and PPO's returns), and the rollout's metrics."""
     if options.pair_loss is None:
         find_object(options.ADVANTAGES)(rollout, options, beta)
     rollout.metrics = rollout_metrics(rollout, pairs=options.pair_loss is not None)
+    if not options.terms:
+        rollout.metrics = {n: v for n, v in rollout.metrics.items() if n not in OF_REWARDS}
 
 
 def add_group_advantages(rollout: Rollout, options: GrpoTrain, _: float) -> None:
@@ -240,6 +247,23 @@ def add_rloo_advantages(rollout: Rollout, _: RlooTrain, beta: float) -> None:
     """Rewards, less the KL, against the mean of the group's other answers."""
     scores = [r - beta * _sequence_kl(rollout, i) for i, r in enumerate(rollout.rewards)]
     rollout.advantages = _group_advantages(rollout, scores, losses.rloo_advantages)
+
+
+def add_teacher_advantages(rollout: Rollout, options: OnPolicyDistillationTrain, _: float) -> None:
+    """How much likelier the teacher finds each token than the student that sampled it; none where
+    whole distributions are compared."""
+    if rollout.reference is None or rollout.old is None:
+        return
+    pairs = [
+        (old.cpu(), teacher.cpu())
+        for old, teacher in zip(rollout.old, rollout.reference, strict=True)
+    ]
+    rollout.advantages = [
+        teacher_advantages(old, teacher, rollout.lengths(number), options.gamma)
+        for number, (old, teacher) in enumerate(pairs)
+    ]
+    gaps = torch.cat([old - teacher for old, teacher in pairs])
+    rollout.metrics["kl_teacher"] = float(gaps.double().mean())
 
 
 def mean_kl(policy: Sequence[Tensor], rollout: Rollout) -> float:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from rlaif.core.errors import ConfigError, EngineError, RlaifError
 from rlaif.core.store import Store
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.explain.plan import explain_plan
+from rlaif.pipeline.explain.plan import explain_file
 from rlaif.pipeline.forecast import forecast
 from rlaif.pipeline.manifest import read_manifest, read_rounds
 from rlaif.pipeline.plan.base import Planned
@@ -103,12 +103,15 @@ def test_the_mean_is_of_the_masters_and_training_goes_on_from_it(
     assert starts["later"] == "mean"
     (last,) = [r for r in read_rounds(run) if r.round]
     assert last.policy_out == "later"
-    lineage = {row["name"]: row["detail"] for row in Run(run).lineage()}
+    lineage = {row["name"]: row["detail"] for row in Run(run).view().lineage}
     assert lineage["mean (seed 0)"].startswith("averaged from a, b by step")
     card = (made(run, "mean") / "README.md").read_text()
     assert "| a | 0.75 |" in card and "| b | 0.25 |" in card
-    edges = explain_plan(run.parent / "experiment.yaml", "mermaid")
-    assert edges.count("member") == 2
+    flow = explain_file(run.parent / "experiment.yaml")
+    names = {node.name: node.id for stage in flow.stages for node in stage.nodes}
+    edges = [(names[e.source], names[e.target], e.what) for e in flow.edges if e.model]
+    assert ("a", "mean", "member") in edges and ("b", "mean", "member") in edges
+    assert ("mean", "later", "start") in edges
 
 
 def test_halfway_on_the_sphere(write: Write, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.pipeline.plan.base import Planned
 
 # Edges and models say these, or they change nothing in what is made.
-_NOT_SAID = {"id", "uses", "from", "reference", "by", "kind", "method", "trackers"}
+_NOT_SAID = {"id", "uses", "from", "reference", "teacher", "by", "kind", "method", "trackers"}
 _NOT_SAID |= {"checkpoint_every", "micro_batch_tokens", "against", "pool", "model"}
 
 _STRATEGIES = {
@@ -113,15 +113,17 @@ def _describe_distill(planned: Planned) -> list[str]:
 
 def _describe_train(planned: Planned) -> list[str]:
     step = planned.step
-    if not isinstance(step, OnPolicyTrain):
+    if not isinstance(step, RolloutTrain):
         return [step.method]
     prompts = count_words(step.batch_size * step.sync_every, "prompt")
     terms = [f"{t.weight:g} x {t.judge}" if len(step.terms) > 1 else t.judge for t in step.terms]
-    return [
-        f"{step.method}, rewarded by {', '.join(terms)}",
-        f"{count_words(step.rollouts, 'rollout')} of {prompts}, {count_words(step.n, 'answer')} "
-        "to each",
-    ]
+    rewarded = f", rewarded by {', '.join(terms)}" if terms else ""
+    words = [f"{step.method}{rewarded}"]
+    given = step.rollouts - step.sampled_rollouts
+    if given:
+        words.append(f"{count_words(given, 'rollout')} of given answers")
+    sampled, answers = count_words(step.sampled_rollouts, "rollout"), count_words(step.n, "answer")
+    return [*words, f"{sampled} of {prompts}, {answers} to each"]
 
 
 def _describe_evaluate(planned: Planned) -> list[str]:

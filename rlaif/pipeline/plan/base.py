@@ -31,8 +31,9 @@ DRIFT_PROMPTS = 16
 """How many of M0's held-out answers a moving judge rescores each round."""
 
 
-UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates", "policy", "prompts"}
-"""Keys of a training that change nothing in what it makes: a gate ends it or leaves it alone."""
+UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates", "policy", "prompts", "teacher"}
+"""Keys of a training that change nothing in what it makes: a gate ends it or leaves it alone. Data,
+prompts and the teacher are covered by what they are, not by their names."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from rlaif.pipeline.steps.validation import check_judge, measured_mean, plan_mea
 
 VERSION = 1
 MAKES = "model"
-SECONDS_PER_UNIT = 1.0
+SECONDS_PER_UNIT = 0.0
 
 MEMBER = "member/"
 """What the names of a member and its judgements begin with; a number follows, from 1."""
@@ -173,8 +173,8 @@ def _refuse_unfit(walk: Walk, index: int, step: AverageStep, members: Sequence[M
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
-    """Models that are read at most; nothing is asked."""
-    return Size(len(planned.step.models))
+    """Nothing is asked: a judge that chooses has steps of its own."""
+    return Size(0)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def model_card(context: StepContext, preferences: Sequence[Preference], texts: i
     experiment = context.inputs.experiment
     constitution = context.inputs.constitution
     start, reference = planned.models["start"], planned.models.get("reference")
+    teacher = planned.models.get("teacher")
     task = "text-classification" if planned.kind == "distill" else "text-generation"
     base = base_of(step, context.store.model_path(planned.hash))
     lines = [
@@ -63,6 +64,7 @@ def model_card(context: StepContext, preferences: Sequence[Preference], texts: i
         f"| base model | {start.spec.path} |",
         f"| started from | {start.label} (`{start.key}`) |",
         f"| reference | {reference.label if reference else 'none'} |",
+        *([f"| teacher | {teacher.label} (`{teacher.key}`) |"] if teacher else []),
         f"| constitution | {constitution.name if constitution else 'none'} |",
         f"| train step | `{planned.hash}` |",
         "",
@@ -123,7 +125,8 @@ def _describe_data(context: StepContext, preferences: Sequence[Preference], text
     if not step.SAMPLES:
         return given
     by = ", ".join(f"{name} ({judges.get(name, 'ai')})" for name in step.reward_judges)
-    return f"answers of its own, rewarded by {by}" + (f", and on {given}" if given else "")
+    how = f"rewarded by {by}" if by else "compared with its teacher's probabilities"
+    return f"answers of its own, {how}" + (f", and on {given}" if given else "")
 
 
 def trained_on(

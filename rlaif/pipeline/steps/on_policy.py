@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from rlaif.config.models import REMOTE
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.chat import CUT, TemplateRefusal, is_unicode
@@ -41,7 +41,7 @@ Judged = dict[str, dict[str, list[Judgement]]]
 """Judge to prompt id to what it said of the prompt's answers."""
 
 
-def train_on_rollouts(context: StepContext, job: TrainJob[OnPolicyTrain]) -> TrainOutcome:
+def train_on_rollouts(context: StepContext, job: TrainJob[RolloutTrain]) -> TrainOutcome:
     """Do a job whose answers are sampled from its policy, and judged, in this step's folder."""
     rollouts = Rollouts(context, job.start)
     job = replace(job, collect=rollouts.collect)
@@ -58,7 +58,7 @@ class Rollouts:
 
     def __init__(self, context: StepContext, folder: Path):
         self.context = context
-        self.step: OnPolicyTrain = context.planned.step
+        self.step: RolloutTrain = context.planned.step
         spec = context.planned.models["start"].spec
         config = AutoConfig.from_pretrained(folder)
         self.encoding = load_encoding(folder, spec, config, "policy")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif.config.base import hashed_keys
 from rlaif.config.distill import DistillStep, Refresh
 from rlaif.config.models import INITIAL, TRAINABLE
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS
 from rlaif.config.training import ReferenceTrain, TextStep, TrainStep
 from rlaif.core.errors import RlaifError
@@ -45,6 +45,7 @@ from rlaif.pipeline.steps.training_data import (
     name_inputs,
     read_data,
 )
+from rlaif.train.methods.on_policy_distillation import OnPolicyDistillationTrain
 from rlaif.train.trackers import Log, Tracked, open_trackers
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ SECONDS_PER_UNIT = 1.2
 
 def plan(walk: Walk, index: int, step: TrainStep) -> None:
     """The next policy, from preferences and other given data, or from its own answers."""
-    if isinstance(step, OnPolicyTrain):
+    if isinstance(step, RolloutTrain):
         plan_on_policy(walk, index, step)
         return
     used = choose_data(walk, index, step)
@@ -67,7 +68,7 @@ def plan(walk: Walk, index: int, step: TrainStep) -> None:
     walk.policy = made if step.policy else walk.policy
 
 
-def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
+def plan_on_policy(walk: Walk, index: int, step: RolloutTrain) -> None:
     """The rewards' judges and the prompts stand where other methods have preferences."""
     asked = _reward_models(walk, index, step)
     used = choose_data(walk, index, step) if step.mixes_data else []
@@ -88,23 +89,27 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
     if fault is not None:
         raise walk.inputs.fail(index, fault, "rewards")
     conditions = any(term.when is not None for term in step.terms)
+    asked_any = bool(step.terms)
     parts = [
         {name: walk.inputs.judges[name].judge_hash for name in step.reward_judges},
         # The judges are asked as in a judge step, whose number counts here too.
         [judge_step.VERSION, ON_POLICY_VERSION],
         {name: model.identity() for name, model in asked.items()},
-        walk.principle_weights(),
+        walk.principle_weights() if asked_any else {},
         ids,
-        walk.facts(ids),
+        walk.facts(ids) if asked_any else [],
         walk.round,
         *([walk.origins(list(ids))] if conditions else []),
     ]
     label = walk.label_made(step.id)
-    made = plan_training(walk, index, "train", step, used, label, parts, asked, prompts=ids)
+    more = {}
+    if isinstance(step, OnPolicyDistillationTrain):
+        more = {"teacher": walk.model(index, step.teacher, "teacher")}
+    made = plan_training(walk, index, "train", step, used, label, parts, asked, more, ids)
     walk.policy = made if step.policy else walk.policy
 
 
-def _reward_models(walk: Walk, index: int, step: OnPolicyTrain) -> dict[str, Model]:
+def _reward_models(walk: Walk, index: int, step: RolloutTrain) -> dict[str, Model]:
     """The models that the rewards' judges ask, by judge and role. Raises ConfigError for a judge
     that is not there."""
     judges = walk.experiment.all_judges()
@@ -119,7 +124,7 @@ def _reward_models(walk: Walk, index: int, step: OnPolicyTrain) -> dict[str, Mod
 
 
 def terms_fault(
-    step: OnPolicyTrain, judges: Mapping[str, Judge], prompts: Sequence[Prompt]
+    step: RolloutTrain, judges: Mapping[str, Judge], prompts: Sequence[Prompt]
 ) -> str | None:
     """What is wrong with the reward's terms: a raw value that the judge does not have, or a term
     that is for none of the training prompts."""
@@ -200,11 +205,10 @@ def _refuse_untrainable(
     walk: Walk, index: int, step: TextStep, models: Mapping[str, Model]
 ) -> None:
     """Raise ConfigError for a model that this training cannot start from or refer to."""
-    for model in models.values():
+    for role, model in models.items():
         if model.spec.engine not in TRAINABLE:
-            raise walk.inputs.fail(
-                index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
-            )
+            why = "cannot be trained" if role != "teacher" else "has no weights here"
+            raise walk.inputs.fail(index, f"{model.label}: engine {model.spec.engine!r} {why}")
         if model.spec.adapter is not None:
             raise walk.inputs.fail(
                 index,
@@ -221,7 +225,7 @@ def _refuse_untrainable(
             "start from: take `from: initial`, or distill without `members`",
             "from",
         )
-    if isinstance(step, OnPolicyTrain) and models["start"].spec.engine == "vllm-server":
+    if isinstance(step, RolloutTrain) and models["start"].spec.engine == "vllm-server":
         raise walk.inputs.fail(
             index,
             f"{step.method} samples from the weights of the moment, and a server would have to be "
@@ -243,7 +247,7 @@ def _refuse_unstackable(walk: Walk, index: int, step: TextStep, before: Any) -> 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
     """Optimiser examples, and on-policy the rollouts with their verdicts."""
     step = planned.step
-    if not isinstance(step, OnPolicyTrain):
+    if not isinstance(step, RolloutTrain):
         return Size(known.records_read(planned, "") * getattr(step, "epochs", 1))
     judges = [
         count_judge_calls(
@@ -256,7 +260,8 @@ def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
         )
         for name in step.reward_judges
     ]
-    learned = step.rollouts * step.batch_size * step.sync_every * step.n
+    sampled = step.sampled_rollouts
+    learned = (sampled * step.n + step.rollouts - sampled) * step.batch_size * step.sync_every
     answers = _count_answered_prompts(planned) * step.n
     calls, tokens = sum(j.calls for j in judges), sum(j.tokens for j in judges)
     new_tokens = answers * step.max_new_tokens + tokens
@@ -275,7 +280,7 @@ def _count_answered_prompts(planned: Planned, judge: str | None = None) -> int:
     """How often a prompt is answered, and judged by a judge: in the rollouts, and before them where
     `normalise: reference` is fitted on answers of the start policy."""
     step = planned.step
-    count: int = step.rollouts * step.batch_size * step.sync_every
+    count: int = step.sampled_rollouts * step.batch_size * step.sync_every
     if not any(t.normalise == "reference" and judge in (None, t.judge) for t in step.terms):
         return count
     answers: int = step.n
@@ -352,7 +357,8 @@ def _make_job(
     from rlaif.train.loop import TrainJob
 
     planned, store = context.planned, context.store
-    start, reference = planned.models["start"], planned.models.get("reference")
+    start = planned.models["start"]
+    reference = planned.models.get("reference", planned.models.get("teacher"))
     token_ids: dict[str, list[int]] = {}
     judgements: list[Judgement] = []
     if not planned.step.SAMPLES:

@@ -70,7 +70,7 @@ def choose_data(walk: Walk, index: int, step: TextStep) -> list[Planned]:
             _refuse_other_kind(walk, index, step, text.removesuffix("?").partition("@")[0])
         used = walk.used(index, step.uses, {}, _giving_kinds(takes))
     if not used:
-        key = "ptx_weight" if step.SAMPLES else None
+        key = mixing_key(step)
         raise walk.inputs.fail(index, _no_data(step, walk.experiment.entries[index].kind), key)
     return used
 
@@ -132,15 +132,24 @@ _ADVICE = {
     "completions": ". `judge` and `pair` make preferences of answers; method sft learns from them "
     "as they are",
     "demonstrations": ". Method sft learns from these",
-    "text": ". Method sft and the `ptx_weight` of ppo learn from these",
+    "text": ". Method sft, the `ptx_weight` of ppo and the `given` of on_policy_distillation learn "
+    "from these",
     "pairs": ". `label` makes preferences of loaded pairs",
     "judgements": ". `pair` makes preferences of these",
 }
 
 
+def mixing_key(step: TextStep) -> str | None:
+    """The key by which a method that samples learns from given answers too."""
+    if not step.SAMPLES:
+        return None
+    return next(key for key in ("ptx_weight", "given") if key in type(step).model_fields)
+
+
 def _no_data(step: TextStep, kind: str) -> str:
     if step.SAMPLES:
-        return "ptx_weight needs preferences, or a load of demonstrations or text, before it"
+        key = mixing_key(step)
+        return f"{key} needs preferences, or a load of demonstrations or text, before it"
     if step.LEARNS_FROM == "good answers":
         return f"{kind} has nothing to learn from: add a pair, label, load or sample step before it"
     return f"{kind} has no preferences: add a pair, label or load step"
