@@ -66,7 +66,8 @@ def list_lineage(manifest: Mapping[str, Any], store: Store) -> list[LineageRow]:
             arms = f", arm {' '.join(step['arms'])}" if manifest["arms"] else ""
             name = f"{made} (seed {step['seed']}{arms})"
             digest = marker.get("weights_hash", "not trained yet")
-            detail = f"trained from {others.get('start')} by step {step['hash']}"
+            taught = f", taught by {others['teacher']}," if "teacher" in others else ""
+            detail = f"trained from {others.get('start')}{taught} by step {step['hash']}"
             if step["kind"] == "choose":
                 detail = f"the best of {', '.join(others.values())} by step {step['hash']}"
             if step["kind"] == "average":

@@ -11,7 +11,9 @@ from rlaif.cli import cli
 from rlaif.core.errors import RlaifError
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "simpo", "kto", "ppo", "grpo", "online_dpo"])
+@pytest.mark.parametrize(
+    "method", ["sft", "dpo", "simpo", "kto", "ppo", "grpo", "online_dpo", "on_policy_distillation"]
+)
 def test_train_lists_the_keys_of_each_method(method):
     from rlaif.config.methods import METHODS
 
@@ -24,6 +26,7 @@ def test_train_lists_the_keys_of_each_method(method):
     for key in own & {"beta", "gamma", "clip", "kl_target", "desirable_weight", "loss"}:
         assert "--" + key.replace("_", "-") in text
     assert ("--reward " in text) == (method in ("ppo", "grpo", "online_dpo"))
+    assert ("--teacher " in text) == (method == "on_policy_distillation")
 
 
 @pytest.mark.parametrize(

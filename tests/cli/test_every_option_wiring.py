@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from rlaif.cli import cli
 from rlaif.config.methods import METHODS
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import OnPolicyTrain, RolloutTrain
 
 RULES = {"name": "two", "principles": [{"id": "kind", "text": "Be kind.", "weight": 4}]}
 MODEL = ("model.yaml", "max_context=321")
@@ -414,12 +414,15 @@ ROWS = [
         {"--model": "other-model"},
     ),
 ]
+TEACHER = {"on_policy_distillation": " --teacher t"}
+"""Options that a method cannot do without."""
 for _method, _spec in METHODS.items():
     ROWS.append(
         Row(
             f"train {_method}",
             "rlaif.pipeline.single_step.run_step",
-            f"{'p.jsonl' if issubclass(_spec, OnPolicyTrain) else 'made'} --out x",
+            f"{'p.jsonl' if issubclass(_spec, RolloutTrain) else 'made'} --out x"
+            + TEACHER.get(_method, ""),
             STEP | {"--model": "other-model", "--lora": ("", "lora={}")},
         )
     )
@@ -601,6 +604,7 @@ def test_no_option_is_left_out() -> None:
 TRAIN_OPTIONS = {"reference", "completions", "from_", "columns", "split", "config"} | {
     "constitution",
     "rewards",
+    "teacher",
 }
 VALUES = {"boolean": "false", "integer": "7", "number": "0.375", "string": "skip"}
 
@@ -612,7 +616,8 @@ def test_each_key_of_a_method_is_a_setting(method: str, files: Path) -> None:
     row = Row(
         f"train {method}",
         "rlaif.pipeline.single_step.run_step",
-        f"{'p.jsonl' if fresh else 'made'} --out x",
+        f"{'p.jsonl' if issubclass(spec, RolloutTrain) else 'made'} --out x"
+        + TEACHER.get(method, ""),
     )
     [command] = [c for n, c in every_command() if n == row.command]
     options = {o.name: o.opts[0] for o in command.params if isinstance(o, click.Option)}
@@ -624,6 +629,9 @@ def test_each_key_of_a_method_is_a_setting(method: str, files: Path) -> None:
         assert f"'{key}={number}'" in given
     if "reference" in options:
         assert "'reference': 'other'" in handed(row, "--reference", "other")
+    if "teacher" in options:
+        assert "'teacher': 'other'" in handed(row, "--teacher", "other")
+        return
     if fresh:
         changed = handed(row, "--constitution", "r.yaml", "--reward", "rating", "--reward", "rm")
         assert "constitution='r.yaml'" in changed and "'kind': 'rating'" in changed

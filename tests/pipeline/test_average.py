@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +28,7 @@ from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps import choose
 from rlaif.pipeline.steps.average import Means
-from tests.pipeline.test_kills import rows, weights
+from tests.pipeline.test_published import _kill_at, kept
 
 TRAIN = {"method": "sft", "learning_rate": 5e-3, "batch_size": 2, "precision": "fp32"}
 EVALUATE = {"evaluate": {"judges": ["gold"], "max_new_tokens": 5}}
@@ -180,16 +177,19 @@ def test_an_average_of_reward_models_judges(write: Write, tmp_path: Path) -> Non
     run = tmp_path / "run"
     run_experiment(write(steps, retention={"masters": "all"}), run)
     one, two, found = (masters(made(run, name)) for name in ("one", "two", "warm"))
-    torch.testing.assert_close(found["score.weight"], (one["score.weight"] + two["score.weight"]) / 2)
+    torch.testing.assert_close(
+        found["score.weight"], (one["score.weight"] + two["score.weight"]) / 2
+    )
     (judge,) = [s for s in read_manifest(run)["steps"] if s["id"] == "reward"]
     assert judge["models"]["by"][0] == "warm"
     assert "text-classification" in (made(run, "warm") / "README.md").read_text()
 
 
-MEANS = st.lists(st.one_of(st.none(), st.integers(0, 4).map(lambda n: n / 4)), min_size=2, max_size=5)
+QUARTERS = st.integers(0, 4).map(lambda n: n / 4)
+MEANS = st.lists(st.one_of(st.none(), QUARTERS), min_size=2, max_size=5)
 
 
-@given(MEANS, st.lists(st.integers(0, 4).map(lambda n: n / 4), min_size=4, max_size=4))
+@given(MEANS, st.lists(QUARTERS, min_size=4, max_size=4))
 def test_a_greedy_soup_never_falls_below_its_best_member(
     members: list[float | None], drawn: list[float]
 ) -> None:
@@ -213,7 +213,9 @@ def test_a_greedy_soup_never_falls_below_its_best_member(
             reached = mean if mean >= reached else reached
 
 
-def script_means(monkeypatch: pytest.MonkeyPatch, plan: list[Planned], means: dict[str, float]) -> None:
+def script_means(
+    monkeypatch: pytest.MonkeyPatch, plan: list[Planned], means: dict[str, float]
+) -> None:
     """Verdicts have these means, by the id of their step; all that follows of them is real."""
     by_hash = {p.hash: means[p.id] for p in plan if p.id in means}
     monkeypatch.setattr(
@@ -248,7 +250,7 @@ def test_a_soup_has_what_the_judge_kept(
 def test_a_greedy_soup_is_at_least_its_best_member_on_validation(
     write: Write, tmp_path: Path
 ) -> None:
-    """Everything is real: members and soups are sampled from and judged, as many as was forecast."""
+    """Everything is real: members and soups are sampled from and judged, as often as forecast."""
     steps = [*THREE, {"average": GREEDY}, EVALUATE]
     path, run = write(steps), tmp_path / "run"
     inputs = prepare(path)
@@ -361,7 +363,9 @@ def test_members_without_masters_make_a_model_without(
     for file in tiny_model.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     tensors = load_file(tiny_model / "model.safetensors")
-    save_file({n: t * 1.5 for n, t in tensors.items()}, other / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t * 1.5 for n, t in tensors.items()}, other / "model.safetensors", {"format": "pt"}
+    )
     path = write([{"average": {"models": ["initial", str(other)]}}, EVALUATE])
     run = tmp_path / "run"
     run_experiment(path, run)
@@ -385,21 +389,16 @@ def test_a_choice_without_any_value_says_so(
 
 def test_a_killed_average_ends_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
     path = write([*THREE, {"average": GREEDY}, EVALUATE])
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_experiment(path, whole)
+    command = [sys.executable, "-m", "rlaif", "run", str(path), "--no-report", "-q", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
     plan = {p.id: p for p in make_plan(prepare(path))}
-    code = f"from rlaif.cli import cli; cli(['run', {str(path)!r}, '--out', {str(killed)!r}])"
-    for name in ("soup.1.gold", "soup.soup2", "soup.soup3.sample", "soup"):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-        mark = killed / "steps" / plan[name].hash
-        end = time.monotonic() + 120
-        while not mark.exists() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    run_experiment(path, killed)
-    assert rows(killed) == rows(whole)
-    assert weights(killed) == weights(whole)
+    killed = tmp_path / "killed"
+    partial = killed / "models" / f"{plan['soup'].hash}.partial"
+    for begun in (killed / "steps" / plan["soup.2.sample"].hash, partial):
+        _kill_at([*command, str(killed)], begun)
+    assert not (killed / "models" / plan["soup"].hash).exists()
+    subprocess.run([*command, str(killed)], check=True)
+    assert kept(killed) == kept(tmp_path / "whole")
     assert not list((killed / "models").glob("*.partial"))
 
 

@@ -152,14 +152,73 @@ stages:
       - train: {id: last, uses: [pair, later]}
       - evaluate: {prompts: [main, more, ranked]}
 """
+LLAMA_3 = """\
+name: llama3                         # arXiv 2407.21783, labels by a judge
+models: {policy: {path: POLICY}, labeller: {path: POLICY, role: labeller}}
+allow_same_weights: true
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4, validation: 4}
+judges:
+  - {id: ai, kind: pairwise, by: labeller}
+  - {id: reward, kind: reward_model, by: rm}
+  - {id: gold, kind: rules}
+stages:
+  - id: seed
+    steps:
+      - load: {id: demos, type: demonstrations, path: demos.jsonl}
+      - train: {id: seed_sft, method: sft, uses: [demos]}
+  - id: align
+    rounds: 6
+    steps:
+      - sample: {id: compared, n: 2, prompts: 8}
+      - judge: ai
+      - pair: {id: prefs, uses: [ai]}
+      - distill: {id: rm, from: initial, uses: ["prefs@*"], centre: 0}
+      - sample: {id: answers, n: 10, prompts: 8}
+      - judge: reward
+      - filter: {id: best, records: completions, uses: [answers], filters: [BEST]}
+      - train: {id: sft, method: sft, from: initial, uses: ["best@*", demos]}
+      - train:
+          id: dpo_a
+          from: sft
+          uses: [prefs]
+          nll_weight: 0.2
+          train_on_eos: false
+          learning_rate: 1.0e-5
+      - train:
+          id: dpo_b
+          from: sft
+          uses: [prefs]
+          nll_weight: 0.2
+          train_on_eos: false
+          learning_rate: 5.0e-6
+      - average: {id: model, models: [dpo_a, dpo_b]}
+      - evaluate: {judges: [gold]}
+"""
+DISTILLATION = """\
+name: on-policy-distillation
+models: {policy: {path: POLICY}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+judges: [{id: gold, kind: rules}]
+stages:
+  - id: make_teacher                 # offline there is one model: the teacher is trained here
+    steps:
+      - train: {id: teacher, policy: false, method: grpo, rewards: {gold: 1}, rollouts: 9, n: 4}
+  - id: distil
+    steps:
+      - train: {id: student, method: on_policy_distillation, teacher: teacher, rollouts: 12, n: 2}
+      - evaluate: {against: [initial, teacher], judges: [gold]}
+"""
+BEST = "{kind: truncated}"
+"""What stands in the place of `{kind: best, by: reward, k: 1}`, which is not there yet."""
 WAITING = {
     "self-rewarding with EFT data": "filter of judgements (`agrees`, `balance`)",
     "constitutional AI": "`revise`",
-    "llama 3": "`average` and `filter: best`",
+    "llama 3 as it is": "`filter: best`",
     "safe RLHF": "`costs`",
     "meta-rewarding": "judges of judgements, pairs of judgements",
     "J1": "`questions`, `verdict`, `bench`",
-    "on-policy distillation": "`method: on_policy_distillation`",
     "character training": "pairs by origin, `system_prompt` from a template",
 }
 """Methods that wait for steps that are not there, by what they lack."""
@@ -191,11 +250,16 @@ def folder(tmp_path: Path) -> Path:
         (CONSTITUTIONS, {"train": 6}),
         (THREE_ARMS, {"rm": 2, "rl": 3}),
         (PAIRS, {"first": 1, "last": 1}),
+        (
+            LLAMA_3,
+            {"seed_sft": 1, "rm": 6, "sft": 6, "dpo_a": 6, "dpo_b": 6, "model": 6},
+        ),
+        (DISTILLATION, {"teacher": 1, "student": 1}),
     ],
 )
 def test_a_method_is_planned(folder: Path, text: str, models: dict[str, int]) -> None:
     path = folder / "experiment.yaml"
-    path.write_text(text.replace("POLICY", POLICY))
+    path.write_text(text.replace("POLICY", POLICY).replace("BEST", BEST))
     plan = make_plan(prepare(path, fetch=False))
     assert Counter(p.id for p in plan if p.makes_model) == models
     if "profiles" in text:
@@ -228,3 +292,31 @@ def test_the_filters_path_of_a_hack_is_taken_from_the_second_round(folder: Path)
     assert read == [2, 5, 7]
     starts = [p.models["start"].label for p in plan if p.id == "rm"]
     assert starts == ["M0", "rm1", "rm2"]
+
+
+def test_the_policy_of_a_round_of_llama_3_is_the_average(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(LLAMA_3.replace("POLICY", POLICY).replace("BEST", BEST))
+    plan = make_plan(prepare(path, fetch=False))
+    (second,) = [p for p in plan if p.id == "compared" and p.number == 2]
+    assert second.models["by"].label == "model@1"
+    (model,) = [p for p in plan if p.id == "model" and p.number == 2]
+    members = {role: m.label for role, m in model.models.items()}
+    assert members == {"member/1": "dpo_a@2", "member/2": "dpo_b@2", "made": "model@2"}
+    evaluated = [p.models["policy"].label for p in plan if p.kind == "evaluate" and p.round]
+    assert evaluated == [f"model@{number}" for number in range(1, 7)]
+
+
+def test_a_distillation_knows_its_teacher_by_what_it_is(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(DISTILLATION.replace("POLICY", POLICY))
+
+    def student(text: str = "") -> str:
+        own = DISTILLATION.replace("POLICY", POLICY)
+        path.write_text(own.replace("rollouts: 9", text) if text else own)
+        plan = {p.id: p for p in make_plan(prepare(path, fetch=False))}
+        assert plan["student"].models["teacher"].label == "teacher"
+        assert plan["evaluate"].models["policy"].label == "student"
+        return plan["student"].hash
+
+    assert student() == student() != student("rollouts: 8")

@@ -447,7 +447,7 @@ TRAINED = SHARED | {
     "checkpoint_every": 50,
 }
 COMPARED = TRAINED | {"reference": "current", "beta": 0.1}
-FRESH = COMPARED | {
+SAMPLED = TRAINED | {
     "prompts": None,
     "gates": Gates(),
     "rollouts": 50,
@@ -458,11 +458,11 @@ FRESH = COMPARED | {
     "max_new_tokens": 64,
     "stop": [],
     "checkpoint_every": 5,
-    "missing_eos_penalty": 0.0,
     "importance": "mask_sequence",
     "importance_cap": 3.0,
     "importance_floor": 0.0,
 }
+FRESH = COMPARED | SAMPLED | {"missing_eos_penalty": 0.0}
 DISTILLED = {"id": "distill", "source_weights": {}, "replay": 1.0, "refresh": None}
 REWARD = TRAINED | DISTILLED | {"learning_rate": 9e-6, "members": 1}
 FITTED = SHARED | DISTILLED
@@ -525,6 +525,16 @@ DEFAULTS = {
         "ptx_weight": 0.0,
     },
     "online_dpo": FRESH | {"n": 2, "importance": "none", "loss": "dpo"},
+    # arXiv 2306.13649 for beta; the rest as published recipes for full training have it.
+    "on_policy_distillation": SAMPLED
+    | {
+        "n": 4,
+        "learning_rate": 5e-5,
+        "divergence": "reverse_kl",
+        "beta": 0.5,
+        "gamma": 0.0,
+        "given": 0.0,
+    },
     "bradley_terry": REWARD | {"method": "bradley_terry", "margin": "none", "centre": 0.01},
     "k_wise": REWARD | {"batch_size": 64, "centre": 0.01},
     "cost": REWARD | {"safe_at": 0.5},

@@ -11,6 +11,7 @@ from tests.pipeline.plan.bases import (
     FAR,
     FITTED,
     ON_POLICY,
+    OTHERS,
     PAIRS,
     SAMPLE,
     SERVED,
@@ -113,6 +114,19 @@ CHOSEN_ROUND = experiment(
     ],
 )
 """A stage that ends when its judge's mean no longer rises."""
+AVERAGED = experiment(
+    models=OTHERS,
+    prompts={"path": "prompts.jsonl", "holdout": 2, "validation": 3},
+    judges=[{"id": "checks", "kind": "rules"}, {"id": "terms", "kind": "overlap"}],
+    steps=[
+        PAIRS,
+        {"train": TRAINED | {"id": "one", "from": "initial"}},
+        {"train": TRAINED | {"id": "two", "from": "initial", "epochs": 2}},
+        {"average": {"models": ["one", "two"]}},
+        {"train": TRAINED | {"id": "later"}},
+    ],
+)
+"""Two models, what is made of them, and a training that goes on from it."""
 
 MORE: dict[str, dict[str, Any]] = {
     "staged": STAGED,
@@ -120,6 +134,7 @@ MORE: dict[str, dict[str, Any]] = {
     | {"arms": {"plain": {}, "cool": {"set": {"steps.sample.temperature": 0.5}}}},
     "judged by the policy": JUDGED_IN_TRAINING,
     "until": CHOSEN_ROUND,
+    "average": AVERAGED,
     **{f"sets {method}": BASES[f"train {method}"] | {"prompt_sets": SETS} for method in ON_POLICY},
     "judge overlap of thoughts": altered("judge overlap", ((*LOADED, "path"), "thoughts.jsonl")),
     "all columns": altered("columns", ((*LOADED, "path"), "columns.jsonl")),
@@ -302,6 +317,8 @@ PLACES: dict[str, tuple[str, Path]] = {
     "RlooTrain": ("train rloo", ("steps", 2, "train")),
     "PpoTrain": ("train ppo", ("steps", 2, "train")),
     "OnlineDpoTrain": ("train online_dpo", ("steps", 2, "train")),
+    "OnPolicyDistillationTrain": ("train on_policy_distillation", ("steps", 2, "train")),
+    "AverageStep": ("average", ("steps", 3, "average")),
     "SampleStep": ("sample", ("steps", 0, "sample")),
     "PoolMember": ("pool", ("steps", 0, "sample", "pool", 0)),
     "SamplePrinciples": ("principles", ("steps", 0, "sample", "principles")),

@@ -43,7 +43,7 @@ FIRST = {
     "PairwiseJudge": "PairwiseJudge",
     **dict.fromkeys(("TextStep", "TrainStep"), "SftTrain"),
     "ReferenceTrain": "DpoTrain",
-    "OnPolicyTrain": "GrpoTrain",
+    **dict.fromkeys(("RolloutTrain", "OnPolicyTrain"), "GrpoTrain"),
     "DistillStep": "BradleyTerryDistill",
     "FitStep": "LinearDistill",
     "GatedDistill": "MultiObjectiveDistill",
@@ -59,6 +59,7 @@ SLOW = {
     *("PpoTrain", "RlooTrain", "OnlineDpoTrain", "MultiObjectiveDistill", "SftTrain.optimizer"),
     *("KWiseDistill", "CostDistill", "ConditionalDistill", "LinearDistill", "GrpoTrain"),
     *("RubricJudge", "RubricWriting", "RubricItem", "UltraFeedbackJudge", "MetaJudge", "JuryJudge"),
+    *("OnPolicyDistillationTrain", "AverageStep"),
     *("RbrJudge", "ParseSpec", "RewardEnsembleJudge", "ImplicitRewardJudge", "RewardTerm", "Gate"),
     *("BradleyTerryDistill.replay", "EvaluateStep"),
     *(f"PairStep.{key}" for key in ("max_overlap", "tier", "standardise", "max_pairs", "uses")),
@@ -67,6 +68,7 @@ SLOW = {
 NAMED = {
     *("YesNoJudge", "PairwiseJudge", "RandomJudge", "JuryJudge", "SftTrain", "BradleyTerryDistill"),
     *("SampleStep", "PairStep", "LabelStep", "LoadStep", "FilterStep", "EvaluateStep"),
+    "AverageStep",
     *("RubricClass", "CheckSpec"),
 }
 """Classes whose other id is tried by default: that of the others goes the same way."""
@@ -219,6 +221,7 @@ VERSIONED = {
     "filter": "filter rule",
     "compare": "arms trained",
     "choose": "until",
+    "average": "average",
 }
 """An experiment with a step of each kind that has a number of its own."""
 SLOWLY = {
@@ -231,6 +234,7 @@ SLOWLY = {
     "evaluate",
     "compare",
     "choose",
+    "average",
 }
 
 
