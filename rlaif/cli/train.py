@@ -313,11 +313,11 @@ def distill(
 @click.option("--out", type=FILE, required=True, help="Folder to write.")
 @JSON
 def average(models: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Average the weights of several reward MODELS (WARM).
+    """Average the weights of several MODELS: policies (a model soup) or reward models (WARM).
 
     The members need a common starting point; the result costs one model to serve. Train them with
-    different data orders (--seed) or learning rates from the same head: run `distill --set
-    method=linear` first, and start each member from its model.
+    different data orders (--seed) or learning rates. Reward models also need the same head to start
+    from: run `distill --set method=linear` first, and start each member from its model.
     """
     from rlaif.train.average import average as averaged
 
