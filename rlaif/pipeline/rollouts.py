@@ -90,10 +90,10 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _select_figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """The reward and what gates look at. The entropy is that of the steps where no gate asked."""
-    known = {"entropy": row["entropy"]} if "entropy" in row else {}
-    reward = {"reward": row["reward"]} if "reward" in row else {}
-    return {**reward, **known, **figures(row)}
+    """The reward or the KL to the teacher, and what gates look at. The entropy is that of the steps
+    where no gate asked."""
+    own = {name: row[name] for name in ("reward", "kl_teacher", "entropy") if name in row}
+    return {**own, **figures(row)}
 
 
 def _collect_limits(gates: Gates) -> dict[str, dict[str, list[float]]]:

@@ -286,6 +286,7 @@ ROLLOUT_FIGURES = {
     "reward_spread": ("Reward spread", "standard deviation of all answers' rewards"),
     "flat_groups": ("Flat groups", "share of prompts whose answers all have the same reward"),
     "kl": ("KL to the reference", "nats per answer"),
+    "kl_teacher": ("KL to the teacher", "nats per token"),
     "entropy": ("Entropy", "of the policy's next token, nats"),
     "length": ("Length", "mean tokens of an answer"),
 }

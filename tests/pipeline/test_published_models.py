@@ -65,7 +65,7 @@ def test_llama_3(write: Write, tmp_path: Path) -> None:
                     {"distill": {**reward, "centre": 0, "precision": "fp32"}},
                     {"sample": {**SAMPLE, "id": "answers", "n": 3}},
                     {"judge": "reward"},
-                    {"filter": {"id": "best", "records": "completions", "uses": ["answers"],
+                    {"filter": {"id": "best", "records": "completions",
                                 "filters": [{"kind": "duplicates", "of": "both"}]}},
                     {"train": {"id": "sft", "method": "sft", "from": "initial",
                                "uses": ["best@*", "demos"], **TRAIN}},
@@ -153,6 +153,10 @@ def test_on_policy_distillation(write: Write, tmp_path: Path) -> None:
     names = {node.name: node.id for stage in flow.stages for node in stage.nodes}
     edges = {(names[e.source], names[e.target], e.what) for e in flow.edges if e.model}
     assert ("teacher", "student", "teacher") in edges
+    (row,) = [r for r in Run(run).view().rollouts if r["id"] == "student"]
+    assert [("kl_teacher" in known, "reward" in known) for _, known in row["points"]] == [
+        (True, False)
+    ] * 3
     detail = {row["name"]: row["detail"] for row in Run(run).view().lineage}
     assert "taught by teacher" in detail["student (seed 0)"]
 

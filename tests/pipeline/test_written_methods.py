@@ -176,7 +176,7 @@ stages:
       - distill: {id: rm, from: initial, uses: ["prefs@*"], centre: 0}
       - sample: {id: answers, n: 10, prompts: 8}
       - judge: reward
-      - filter: {id: best, records: completions, uses: [answers], filters: [BEST]}
+      - filter: {id: best, records: completions, filters: [BEST]}
       - train: {id: sft, method: sft, from: initial, uses: ["best@*", demos]}
       - train:
           id: dpo_a

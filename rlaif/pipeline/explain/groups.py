@@ -83,7 +83,8 @@ def describe_counts(group: Group, planned: bool) -> Iterable[str]:
     for rows in group.runs().values():
         for name in dict.fromkeys(name for row in rows for name in row.counts):
             totals.setdefault(name, []).append(sum(row.counts.get(name, 0) for row in rows))
-    if group.key[1] == "evaluate":
+    measures = group.key[1] in ("evaluate", "average")
+    if measures:
         # Several rounds share some of what is asked: M0 is measured once.
         seeds = {row.seed for row in group.helpers}
         asked = [r for r in group.helpers if r.models]
@@ -99,7 +100,7 @@ def describe_counts(group: Group, planned: bool) -> Iterable[str]:
         said.append(span if min(values) == max(values) else f"{min(values):,} to {span}")
     if said:
         most = "at most " if planned and group.key[1] in BOUNDS else ""
-        total = " in all" if group.key[1] == "evaluate" else ""
+        total = " in all" if measures else ""
         again = len({row.round for row in group.rows}) > 1 and not total
         yield f"{most}{', '.join(said)}{' a round' if again else total}"
 
