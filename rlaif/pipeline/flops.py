@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rlaif.config.distill import DistillStep
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.training import TextStep, TrainStep
 from rlaif.engines.base import Model
 from rlaif.pipeline.lengths import (
@@ -47,7 +47,7 @@ def count_flops(
         return None
     by_role = {role: count or 0 for role, count in active.items()}
     step = planned.step
-    if isinstance(step, OnPolicyTrain):
+    if isinstance(step, RolloutTrain):
         return _on_policy(inputs, planned, step, size, by_role)
     if isinstance(step, TextStep):
         return _training(inputs, planned, step, size, steps, by_role)
@@ -112,7 +112,7 @@ def _training(
 
 
 def _on_policy(
-    inputs: PlanInputs, planned: Planned, step: OnPolicyTrain, size: Size, active: Mapping[str, int]
+    inputs: PlanInputs, planned: Planned, step: RolloutTrain, size: Size, active: Mapping[str, int]
 ) -> float:
     prompt = mean_tokens(prompt_texts(some_prompts(inputs)))
     each = min(prompt + step.max_new_tokens, step.max_length)
@@ -120,7 +120,8 @@ def _on_policy(
     learned = size.units / step.epochs
     policy = active["start"]
     critic = policy if step.critic_kind == "separate" else 0
-    once = step.needs_old_logprobs * policy + step.compares * active["reference"] + critic
+    other = active.get("teacher", active.get("reference", 0))
+    once = step.needs_old_logprobs * policy + step.compares * other + critic
     judges = max((n for role, n in active.items() if role.startswith("judge/")), default=0)
     judged = _judging(inputs, planned, size, step.max_new_tokens)
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.steps import SampleStep
 from rlaif.core.records import Completion, Prompt
 from rlaif.engines.base import GenerateRequest, ScoreRequest
@@ -35,7 +35,7 @@ def mean_tokens(texts: Sequence[str]) -> float:
 def answer_tokens(planned: Planned, steps: Mapping[str, Planned]) -> int:
     """How long the answers that a step has judged may be; of given answers, as long as a sample
     step's."""
-    if isinstance(planned.step, OnPolicyTrain):
+    if isinstance(planned.step, RolloutTrain):
         return planned.step.max_new_tokens
     read = [steps[digest] for digest in planned.inputs.values() if digest in steps]
     lengths = [one.step.max_new_tokens for one in read if one.kind == "sample"]

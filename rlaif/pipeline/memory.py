@@ -16,7 +16,7 @@ from typing import Any
 
 from rlaif.config.distill import FitStep
 from rlaif.config.models import REMOTE, ModelSpec
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.training import TextStep, TrainStep
 from rlaif.engines.base import Model
 from rlaif.engines.model_size import ModelSize, Widths, measure_model
@@ -130,6 +130,10 @@ def estimate_memory(plan: Sequence[Planned], to_do: set[str], device: Device) ->
     found = []
     for planned in plan:
         if planned.hash not in to_do:
+            continue
+        if planned.kind in ("choose", "average"):
+            # Every engine is closed; tensors are read one by one, in main memory.
+            loaded.clear()
             continue
         if isinstance(planned.step, TextStep):
             # Every engine is closed before a training.
@@ -250,11 +254,13 @@ def training_parts(
     assert isinstance(step, TrainStep)
     trained = trained_part(name, step, size, width, device.on(spec).kind)
     phases = [[trained]] if shared > 1 else [[loading], [trained]]
-    reference = planned.models.get("reference")
+    # A teacher is held like a reference.
+    role = "teacher" if "teacher" in planned.models else "reference"
+    reference = planned.models.get(role)
     frozen = None if reference is None or not step.compares else sizes.of(reference)
     if frozen is not None and reference is not None:
-        held = _reference_part(name_model(reference), frozen, width, shared)
-        if not isinstance(step, OnPolicyTrain):
+        held = _frozen_part(name_model(reference), role, frozen, width, shared)
+        if not isinstance(step, RolloutTrain):
             if reference.key != start.key:
                 phases.append([replace(held, state=frozen.parameters * FP32, words=in_fp32)])
         elif reference.key != start.key or step.lora is None:
@@ -262,7 +268,7 @@ def training_parts(
             fresh = replace(trained, state=trained.state - _moments(step, size), work=0)
             early = replace(held, state=frozen.parameters * FP32, words=in_fp32)
             phases = [[loading], [fresh, early], [trained, held]]
-    if isinstance(step, OnPolicyTrain):
+    if isinstance(step, RolloutTrain):
         phases[-1] += _rollout_parts(step, trained, size, others, sizes, device)
     return max(phases, key=_total), unknown
 
@@ -321,7 +327,7 @@ def tokens_at_once(step: TextStep, width: int, kind: str) -> int:
     """The budget, or the longest example where that is more: none is divided."""
     budget = step.micro_batch_tokens
     at_once = AT_ONCE[kind, width] if budget == "auto" else budget
-    if isinstance(step, OnPolicyTrain):
+    if isinstance(step, RolloutTrain):
         # The answers to a prompt stay together, the prompt once.
         longest = step.max_length + (step.n - 1) * step.max_new_tokens
     else:
@@ -339,13 +345,13 @@ def token_memory(widths: Widths, width: int, recomputed: bool) -> int:
     return width * (kept + outside)
 
 
-def _reference_part(name: str, size: ModelSize, width: int, shared: int) -> Part:
+def _frozen_part(name: str, role: str, size: ModelSize, width: int, shared: int) -> Part:
     words = f"{_dtype(width)} weights that are not trained"
-    return Part(name, "reference", size.parameters, size.parameters * width // shared, 0, words)
+    return Part(name, role, size.parameters, size.parameters * width // shared, 0, words)
 
 
 def _rollout_parts(
-    step: OnPolicyTrain,
+    step: RolloutTrain,
     trained: Part,
     size: ModelSize,
     others: Mapping[str, Model],
