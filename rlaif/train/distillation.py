@@ -72,7 +72,11 @@ class DistillTask:
         parts = [checkpoint(diverge, *pair, use_reentrant=False) for pair in pairs]
         values, kl = torch.cat(parts, 1)
         tokens = float(len(kl))
-        return values.sum() / total, {"kl_teacher": (float(kl.sum()), tokens)}, layout.tokens
+        return (
+            values.sum() / total,
+            {"kl_teacher": (float(kl.detach().sum()), tokens)},
+            layout.tokens,
+        )
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.options.divergence == "reverse_kl":

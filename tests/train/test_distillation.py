@@ -134,14 +134,36 @@ def groups(tokenizer: object, number: int) -> list[Group]:
     return found
 
 
+@torch.no_grad()
+def sample_groups(tokenizer: object, number: int, model: object, count: int) -> list[Group]:
+    """Answers of three tokens to two prompts, sampled from the policy of the moment."""
+    generator = torch.Generator().manual_seed(number)
+    found = []
+    for prompt in ("? ", "! "):
+        ids = tokenizer.encode(prompt, add_special_tokens=False)
+        rows = torch.tensor([ids] * count)
+        scores = []
+        for _ in range(3):
+            logits = model.module(rows).logits[:, -1].float().log_softmax(-1)
+            drawn = torch.multinomial(logits.exp(), 1, generator=generator)
+            scores.append(logits.gather(1, drawn))
+            rows = torch.cat([rows, drawn], 1)
+        answers = zip(rows[:, len(ids) :].tolist(), torch.cat(scores, 1).tolist(), strict=True)
+        made = tuple(Answer(own, logprobs, (), False) for own, logprobs in answers)
+        found.append(Group(prompt, ids, made))
+    return found
+
+
 def learn(
     folder: Path, start: Path, teacher: Path | None, options: object, tokenizer: object,
-    preferences: list[Preference] | None = None, progress: object = None,
+    preferences: list[Preference] | None = None, progress: object = None, sampled: int = 0,
 ) -> list[dict[str, float]]:  # fmt: skip
     seen: list[int] = []
 
     def collect(number: int, model: object) -> list[Group]:
         seen.append(number)
+        if sampled:
+            return sample_groups(tokenizer, number, model, sampled)
         return groups(tokenizer, number)
 
     work = folder / "work"
@@ -186,22 +208,22 @@ def test_an_equal_teacher_gives_a_loss_of_0_and_no_update(
 
 @pytest.mark.parametrize("keys", KINDS, ids=lambda keys: "-".join(map(str, keys.values())))
 def test_a_student_comes_nearer_to_its_teacher(tmp_path, make_model, tokenizer, keys):
-    keys = {**keys, "rollouts": 12, "warmup_ratio": 0.0, "schedule": "constant"}
-    rows = learn(tmp_path, make_model(0), make_model(1), options_of(**keys), tokenizer)
+    keys = {**keys, "rollouts": 20, "warmup_ratio": 0.0, "schedule": "constant"}
+    rows = learn(tmp_path, make_model(0), make_model(1), options_of(**keys), tokenizer, sampled=16)
     model, teacher = (
         prepare(load_module(f, CPU), CPU, torch.float32) for f in (make_model(0), make_model(1))
     )
     after = prepare(load_module(tmp_path / "out", CPU), CPU, torch.float32)
-    examples = [group.example for group in groups(tokenizer, 0)]
 
     def kl(student: object) -> float:
+        """Of answers that the student samples itself."""
+        examples = [group.example for group in sample_groups(tokenizer, 99, student, 64)]
         task = DistillTask(examples, options_of(), teacher)
         _, sums, _ = task.loss(student, [0, 1], 1.0, 0)
         return sums["kl_teacher"][0] / sums["kl_teacher"][1]
 
-    assert 0 < kl(after) < kl(model)
-    if keys.get("divergence") == "jsd":
-        assert rows[0]["kl_teacher"] > rows[-2]["kl_teacher"]
+    assert 0 < kl(after) < 0.97 * kl(model)
+    assert rows[0]["kl_teacher"] > 0
 
 
 def test_the_whole_divergence_is_independent_of_micro_batches(tmp_path, make_model, tokenizer):
