@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlaif.core.errors import ConfigError, EngineError
+from rlaif.core.errors import ConfigError, EngineError, explain_library
 from rlaif.core.integrity import CHECKSUMS_NAME, publish_folder
 from rlaif.engines.build import is_reward_model, whole
 from rlaif.engines.checkpoints import MASTERS
@@ -31,7 +31,7 @@ from rlaif.train.tokenise import read_tokens
 WHOLE = "model.safetensors"
 COMPARED = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "vocab_size", "num_labels", "tie_word_embeddings"),
+    *("num_attention_heads", "vocab_size", "num_labels"),
 )
 NEARLY_PARALLEL = 0.9995
 """Above this cosine an arc is a line to rounding error, and its formula divides by about 0."""
@@ -110,7 +110,10 @@ def write_combined(
         # Of several files of weights one is made.
         if text and not path.name.endswith(".index.json"):
             shutil.copyfile(path, temporary / path.name)
-    weights = [_Tensors(sorted(folder.glob("model*.safetensors"))) for folder in folders]
+    weights = [
+        _Tensors(sorted(folder.glob("model*.safetensors")), _list_tied(folder))
+        for folder in folders
+    ]
     precise = [_Tensors([f / MASTERS] if (f / MASTERS).exists() else []) for f in folders]
     _refuse_other_names(names, weights)
     exact: dict[str, Tensor] = {}
@@ -148,13 +151,22 @@ def _write_head(folders: Sequence[Path], target: Path, combine: Combine) -> None
         save_head(head, target)
 
 
-class _Tensors:
-    """The tensors of some files, which are read one by one."""
+def _list_tied(folder: Path) -> set[str]:
+    """Names that a checkpoint may have although the weights are those of the embedding."""
+    from transformers import AutoConfig
 
-    def __init__(self, paths: Sequence[Path]):
+    with explain_library(f"{folder}: this model cannot be loaded", EngineError):
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+    return {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
+
+
+class _Tensors:
+    """The tensors of some files but for those `left_out`, which are read one by one."""
+
+    def __init__(self, paths: Sequence[Path], left_out: Set[str] = frozenset()):
         files: list[Any] = [safe_open(path, "pt") for path in paths]
         self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-        self.names = sorted(self._file_of)
+        self.names = sorted(self._file_of.keys() - left_out)
 
     def read(self, name: str) -> Tensor:
         """The tensor of that name."""

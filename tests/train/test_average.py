@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rlaif.config.methods import AnyDistill
 from rlaif.core.errors import ConfigError, EngineError, RlaifError
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.train.average import average
 from rlaif.train.checkpoint import export_head
+from rlaif.train.loading import load_module
 from rlaif.train.run import train
 
 
@@ -65,6 +68,38 @@ def test_members_that_were_trained_apart_average_their_masters(
         torch.testing.assert_close(value, (masters[0][name] + masters[1][name]) / 2)
         changed += not torch.equal(value, masters[0][name])
     assert changed > 0
+
+
+def test_policies_average_too_and_a_head_that_is_the_embedding_counts_once(tmp_path, make_model):
+    """One member has the tied head in its file, as some published checkpoints have; the other has
+    its weights in two files."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, seed in ((first, 0), (second, 1)):
+        shutil.copytree(make_model(seed), folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    weights = [load_file(f / "model.safetensors") for f in (first, second)]
+    for own in weights:
+        own.pop("lm_head.weight", None)
+    head = {"lm_head.weight": weights[0]["model.embed_tokens.weight"].clone()}
+    save_file(weights[0] | head, first / "model.safetensors", {"format": "pt"})
+    names = sorted(weights[1])
+    (second / "model.safetensors").unlink()
+    for number, part in enumerate((names[:3], names[3:]), 1):
+        file = second / f"model-0000{number}-of-00002.safetensors"
+        save_file({name: weights[1][name] for name in part}, file, {"format": "pt"})
+    (second / "model.safetensors.index.json").write_text("{}")
+    for members in ((first, second), (second, first)):
+        out = tmp_path / f"of_{members[0].name}"
+        assert average(members, out)["tensors"] == len(names)
+        found = load_file(out / "model.safetensors")
+        assert sorted(found) == names and not list(out.glob("*.index.json"))
+        for name, value in found.items():
+            mean = (weights[0][name].double() + weights[1][name].double()) / 2
+            torch.testing.assert_close(value, mean.to(value.dtype))
+        assert not (out / "masters").exists()
+        loaded = load_module(out, torch.device("cpu"))
+        assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
 def test_what_did_not_begin_as_one_is_refused(tmp_path, make_model, other_vocabulary):
