@@ -67,7 +67,7 @@ class DistillTask:
             return torch.stack([self._divergence(student, teacher), kl])
 
         size = max(1, TILE // max(1, model.vocabulary))
-        pairs = zip(hidden.split(size), given.split(size), strict=True)
+        pairs = zip(torch.split(hidden, size), torch.split(given, size), strict=True)
         # Only hidden states are kept for the backward pass, which makes the logits again.
         parts = [checkpoint(diverge, *pair, use_reentrant=False) for pair in pairs]
         values, kl = torch.cat(parts, 1)
