@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +90,7 @@ def experiment(
 def kl_by_prompt(run: Path, name: str, teacher: str) -> dict[str, float]:
     """By held-out prompt the mean over the tokens of a model's own answer of its KL to another
     model. Both are steps of the run, or "" for M0."""
+    import torch
     from transformers import AutoConfig
 
     from rlaif.core.records import Prompt, from_json
