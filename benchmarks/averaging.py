@@ -35,7 +35,7 @@ AVERAGES: dict[str, dict[str, Any]] = {
     "greedy": {"by": "checks"},
     "best": {"by": "checks"},
 }
-MAX_NEW_TOKENS = 40
+MAX_NEW_TOKENS = 32
 
 
 def experiment(seed: int, model: str, prompts: int, heldout: int) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def main() -> int:
     options = parser.parse_args()
     base = options.out or Path(tempfile.mkdtemp(prefix="averaging-"))
     seeds = options.seeds[:1] if options.quick else options.seeds
-    prompts, heldout = (4, 6) if options.quick else (12, 16)
+    prompts, heldout = (4, 6) if options.quick else (8, 12)
     rows = []
     for seed in seeds:
         row = measure(seed, options.model, prompts, heldout, base)
