@@ -247,3 +247,14 @@ def test_the_batch_follows_the_memory_that_there_is(
     assert encoding.batch_tokens(asked, engine.model) == 77
     assert encoding.pass_tokens(asked, engine.device) == 77
     assert encoding.pass_tokens(spec, engine.device) == 2048
+
+
+def test_what_rows_share_is_counted_once_in_a_batch() -> None:
+    rows = [Row(str(i), [*range(20), 30 + i], 0) for i in range(4)]
+    tails = dict.fromkeys("0123", 0)
+    # 21 tokens, and one more for each of the others.
+    assert [len(b) for b in forward.batches(rows, tails, 24)] == [4]
+    assert [len(b) for b in forward.batches(rows, tails, 23)] == [3, 1]
+    # A continuation is no part of what is shared: 5 tokens more for each of the others.
+    tails = dict.fromkeys("0123", 5)
+    assert [len(b) for b in forward.batches(rows, tails, 26)] == [2, 2]

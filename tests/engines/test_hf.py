@@ -142,6 +142,10 @@ def test_stop_strings_cut_the_text(engine: HfEngine) -> None:
     assert result.text == free.text[: free.text.index(stop)]
     assert result.finish_reason == "stop"
     assert result.token_ids == free.token_ids[: len(result.token_ids)]
+    # Of several stops the one that comes first in the text, whatever their order.
+    for stops in ((stop, free.text[1:3]), (free.text[1:3], stop)):
+        cut = generated(engine, asked(TEXTS[:1], 1, stop=stops))["0-0"]
+        assert cut.text == free.text[: min(free.text.index(one) for one in stops)]
     never = generated(engine, asked(TEXTS[:1], 1, stop=("no such words",)))["0-0"]
     assert never == free
 
@@ -310,3 +314,13 @@ def test_what_is_no_language_model_is_refused(tmp_path: Path, tiny_model: Path) 
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(EngineError, match="has no chat template"):
         engine_of(bare)
+
+
+def test_weights_are_shared_with_the_same_device_and_dtype_alone(
+    engine: HfEngine, tiny_model: Path
+) -> None:
+    spec = engine.spec.model_copy(update={"max_context": 50})
+    shared = engine.sharing(spec, tiny_model, "other")
+    assert shared is not None and shared.model is engine.model and shared.spec.max_context == 50
+    for keys in ({"device": "cuda:1"}, {"dtype": "bfloat16"}, {"engine": "fake"}):
+        assert engine.sharing(spec.model_copy(update=keys), tiny_model, "other") is None

@@ -121,14 +121,18 @@ def test_greedy_rows_and_drawn_rows_in_one_batch() -> None:
 
 def test_a_row_depends_on_itself_alone() -> None:
     torch.manual_seed(2)
-    logits, uniform = torch.randn(5, 30), torch.rand(5)
     kinds = [
         Sampling(),
         Sampling(top_p=0.5),
         Sampling(top_k=3),
         Sampling(temperature=0),
+        Sampling(temperature=0.05),
+        Sampling(temperature=9.0),
+        Sampling(temperature=0.05, top_k=9),
+        Sampling(temperature=9.0, top_p=0.99),
         Sampling(),
     ]
+    logits, uniform = torch.randn(len(kinds), 30), torch.rand(len(kinds))
     together = sample_tokens(logits, uniform, kinds)
     for i, kind in enumerate(kinds):
         assert sample_tokens(logits[i : i + 1], uniform[i : i + 1], [kind]).item() == together[i]

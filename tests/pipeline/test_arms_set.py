@@ -151,6 +151,34 @@ def test_an_arm_of_the_file_means_all_that_a_sweep_makes_of_it(write: Write) -> 
     assert f"{path}:{line} (step more): arms: 'y' is no arm" in fault(path)
 
 
+def test_an_arm_that_a_round_names_is_one_of_the_sweep_too(write: Write) -> None:
+    path = write(sweep={"steps.dpo.beta": [0.1, 0.2]}, arms={"x": {}, "y": {}})
+    text = path.read_text().replace("rounds: 2\n", "").replace("steps:\n", "", 1)
+    head, steps = text.split("  - sample:", 1)
+    lines, rest = f"  - sample:{steps}".split("sweep:", 1)
+    more = "  - filter: {id: thin, filters: [{kind: duplicates}]}\n    arms: [x]\n"
+    lines = lines.replace("  - train", f"{more}  - train")
+    inner = "".join(f"    {line}\n" for line in lines.splitlines())
+    stages = "stages:\n  - id: main\n    rounds: 2\n    at: {2: {steps.sample.n: 3}}\n"
+    path.write_text(f"{head}{stages}    steps:\n{inner}sweep:{rest}")
+    plan = planned(path)
+    thin = {(arm, p.number) for p in plan if p.id == "thin" for arm in p.arms}
+    assert thin == {(f"x-beta={beta}", number) for beta in (0.1, 0.2) for number in (1, 2)}
+    assert {p.step.n for p in plan if p.id == "sample" and p.number == 2} == {3}
+
+
+def test_what_the_command_line_sets_whole_is_no_arms_any_more(write: Write) -> None:
+    path = write(
+        arms={"a": {"set": {"steps.dpo.beta": 0.2, "steps.pair.min_margin": 0.1}}, "b": {}}
+    )
+    overrides = ["steps.dpo={id: dpo, beta: 0.7}"]
+    plan = planned(path, *overrides)
+    kept = path.parent / "kept.yaml"
+    kept.write_text(resolved_yaml(load_experiment(path, overrides)[0]))
+    assert yaml.safe_load(kept.read_text())["arms"]["a"]["set"] == {"steps.pair.min_margin": 0.1}
+    assert [p.hash for p in planned(kept)] == [p.hash for p in plan]
+
+
 def test_later_changes_win(write: Write) -> None:
     path = write(
         arms={"a": {"set": {"steps.dpo.beta": 0.2}}, "b": {}},

@@ -402,3 +402,43 @@ def test_the_seed_draws_whose_labels_are_turned_round_and_the_coin(tmp_path: Pat
 
     assert len({chosen(seed, flip=0.4) for seed in range(6)}) > 1
     assert len({chosen(seed, labels="random") for seed in range(6)}) > 1
+
+
+def test_lengths_are_balanced_before_the_widest_are_kept(tmp_path: Path) -> None:
+    """Of two pairs with a longer and one with a shorter chosen answer one of each is left, which
+    are the two that are kept; the two widest are those with a longer one."""
+    prompts = [FRUIT, BIRD, make_prompt([{"role": "user", "content": "Name a stone."}])]
+    texts = [("long " * 5, "short"), ("longer " * 3, "brief"), ("few", "many words " * 3)]
+    answers, judged = [], []
+    for prompt, both, better in zip(prompts, texts, (1.0, 0.9, 0.6), strict=True):
+        for text, score in zip(both, (better, 0.1), strict=True):
+            name = f"{prompt.prompt_id}{score}"
+            answers.append(answer(name, prompt, text))
+            judged.append(rated("one", name, score, prompt))
+    keys: dict[str, Any] = {"balance_lengths": True, "max_pairs": 2, "prompts": prompts}
+    _, made = paired(tmp_path, answers, {"one": judged}, **keys)
+    assert len(made) == 2 and {p.prompt_id for p in made} >= {prompts[2].prompt_id}
+
+
+def test_a_spread_below_the_floor_counts_as_the_floor() -> None:
+    """A spread of 0.001 counts as 0.05, so the judge is not weighed a hundred times the other."""
+    initial = {
+        "nearly": scores("nearly", {"x": 0.5, "y": 0.502}),
+        "wide": scores("wide", {"x": 0.4, "y": 0.6}),
+    }
+    weights = pair.standardised(initial, {"nearly": 1.0, "wide": 1.0}, {})
+    assert weights == pytest.approx({"nearly": 4 / 3, "wide": 2 / 3})
+
+
+def test_a_judge_with_a_constitution_is_spread_by_its_own_weights() -> None:
+    """Of two principles the judge's own constitution counts the first alone."""
+    rows = [
+        rated("own", name, score, principle=principle)
+        for principle, values in (("kind", (0.3, 0.7)), ("true", (0.0, 0.0)))
+        for name, score in zip("xy", values, strict=True)
+    ]
+    initial = {"own": rows, "plain": scores("plain", {"x": 0.4, "y": 0.6})}
+    weights = {"kind": 0.0, "true": 1.0, "own/kind": 1.0, "own/true": 0.0}
+    found = pair.standardised(initial, {"own": 1.0, "plain": 1.0}, weights)
+    # Spreads of 0.2 and 0.1.
+    assert found == pytest.approx({"own": 2 / 3, "plain": 4 / 3})

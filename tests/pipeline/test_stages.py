@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -392,3 +393,54 @@ def test_the_kept_file_plans_the_same(write: Write) -> None:
     kept = path.parent / "kept.yaml"
     kept.write_text(resolved_yaml(load_experiment(path)[0]))
     assert [p.hash for p in planned(kept)] == before
+
+
+def test_an_evaluation_measures_the_policy_without_what_its_samples_were_told(
+    write: Write,
+) -> None:
+    told = {"sample": {"n": 2, "prompts": 3, "system_prompt": "Be brief.", "temperature": 0.3}}
+    plan = planned(write(steps=[told, *LOOP["steps"][1:4], {"evaluate": {}}], rounds=1))
+    asked = {p.id: p.step for p in plan if p.kind == "sample"}
+    assert asked["sample"].system_prompt == "Be brief."
+    measured = [one for name, one in asked.items() if name.startswith("evaluate")]
+    assert measured and {(one.system_prompt, one.temperature) for one in measured} == {(None, 0.3)}
+
+
+def test_loaded_answers_are_judged_anew(write: Write, tmp_path: Path) -> None:
+    """Verdicts on other answers do not count for those that a file brings later."""
+    rows = {"completion_id": "c", "prompt_id": "p", "sample_index": 0, "messages": [], "model": "m",
+            "weights_hash": "w", "sampling": {}, "finish_reason": "stop"}  # fmt: skip
+    (tmp_path / "answers.jsonl").write_text(json.dumps(rows) + "\n")
+    steps = [
+        {"sample": {"n": 2, "prompts": 3}},
+        {"judge": "gold"},
+        {"pair": {"id": "first"}},
+        {"train": {"id": "one"}},
+        {"load": {"id": "given", "type": "completions", "path": "answers.jsonl"}},
+        {"judge": {"id": "again", "kind": "rules"}},
+        {"pair": {"id": "second"}},
+        {"train": {"id": "two"}},
+    ]
+    plan = planned(write(steps=steps, rounds=1))
+    second = step(plan, "second").inputs
+    assert {n for n in second if n.startswith("judgements/")} == {"judgements/again"}
+    assert {n for n in step(plan, "first").inputs if n.startswith("judgements/")} == {
+        "judgements/gold"
+    }
+
+
+def test_an_arm_without_a_stage_counts_its_rounds_all_the_same(write: Write) -> None:
+    """So that what it does afterwards is the same step as in the other arms."""
+    last = {
+        "id": "last",
+        "steps": [
+            {"sample": {"n": 2, "prompts": 3, "by": "initial"}},
+            {"judge": "gold"},
+            {"pair": {}},
+            {"train": {"id": "end", "from": "initial", "reference": "initial"}},
+            {"evaluate": {"judges": ["gold"]}},
+        ],
+    }
+    plan = planned(write(stages=[SEED, changed(LOOP, arms=["a"]), last], arms={"a": {}, "b": {}}))
+    both = [p for p in plan if p.stage == "last" and p.id in ("sample-last", "pair-last", "end")]
+    assert {p.arms for p in both} == {("a", "b")} and {p.round for p in both} == {4}

@@ -258,3 +258,17 @@ def test_what_until_cannot_do_is_refused(write: Write, keys: dict[str, Any], wor
     with pytest.raises(ConfigError) as error:
         make_plan(prepare(path, fetch=False))
     assert words in str(error.value) and "experiment.yaml:" in str(error.value)
+
+
+def test_a_choice_is_made_by_plain_answers(write: Write) -> None:
+    told = {"sample": SAMPLE | {"system_prompt": "Be brief.", "temperature": 0.3}}
+    stage = LOOP | {"steps": [told, *LOOP["steps"][1:]]}
+    plan = make_plan(prepare(write(stages=[stage]), fetch=False))
+    chosen = [p for p in plan if p.kind == "sample" and p.id.endswith(".sample") and "loop" in p.id]
+    asked = [p for p in chosen if not p.id.startswith("evaluate")]
+    assert len(asked) == 4
+    assert {(p.step.n, p.step.system_prompt, p.step.temperature) for p in asked} == {(1, None, 0.3)}
+    # Of the validation prompts, which no other step draws.
+    others = {i for p in plan if p not in asked and p.kind == "sample" for i in p.prompts}
+    assert {len(p.prompts) for p in asked} == {3}
+    assert not others & {i for p in asked for i in p.prompts}

@@ -373,3 +373,63 @@ def test_a_fingerprint_covers_all_that_is_learned_from():
     ]
     assert len({known, *others}) == 1 + len(others)
     assert training_fingerprint([example], DpoTrain(checkpoint_every=1), 0) == known
+
+
+def test_the_clock_of_checkpoints_begins_anew_with_each(tmp_path, monkeypatch):
+    saved = []
+    seconds = loop.CHECKPOINT_SECONDS * 0.6
+
+    def step(task, model, optimizer, batch, options, number, total, work):
+        return {
+            "step": number + 1,
+            "tokens": 1,
+            "timing": {"seconds": seconds, "tokens_per_second": 1},
+        }
+
+    monkeypatch.setattr(loop, "optimiser_step", step)
+    monkeypatch.setattr(loop, "_plan_batches", lambda *given: [[[0]]] * 6)
+    monkeypatch.setattr(loop, "make_optimizer", lambda *given: None)
+    monkeypatch.setattr(loop, "kernels_in_use", lambda model: {})
+    monkeypatch.setattr(loop.checkpoint, "restore", lambda *given: None)
+    monkeypatch.setattr(loop.checkpoint, "save", lambda work, number, *rest: saved.append(number))
+
+    class Model:
+        masters, sharded, dtype = {}, False, torch.float32
+
+    class Task:
+        examples = ()
+
+    run_training(Task(), Model(), _options(checkpoint_every=50), tmp_path, 0)
+    # Two steps take longer than the clock.
+    assert saved == [2, 4, 6]
+
+
+def test_a_summary_has_the_first_the_last_and_the_mean_of_each_metric():
+    rows = [
+        {"step": 1, "tokens": 5, "timing": {}, "loss": 3.0, "kl": 8.0},
+        {"step": 2, "tokens": 5, "timing": {}, "loss": 4.0},
+        {"step": 3, "tokens": 5, "timing": {}, "loss": 2.0, "kl": 1.0},
+    ]
+    assert loop.summary_of(rows) == {
+        "first_loss": 3.0, "last_loss": 2.0, "mean_loss": 3.0,
+        "first_kl": 8.0, "last_kl": 1.0, "mean_kl": 4.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_extremes_stay_extremes_and_other_metrics_add_up(order):
+    parts = [
+        {"loss": (2.0, 4.0), "ratio_min": (0.5, 1.0), "ratio_max": (1.5, 1.0)},
+        {"loss": (3.0, 1.0), "ratio_min": (0.7, 1.0), "ratio_max": (1.2, 1.0)},
+    ]
+    joined = {}
+    for part in parts[::order]:
+        loop.join_sums(joined, part)
+    assert joined == {"loss": (5.0, 5.0), "ratio_min": (0.5, 1.0), "ratio_max": (1.5, 1.0)}
+
+
+def test_the_optimizer_has_the_keys_of_the_step(make_model):
+    model = prepare(load_module(make_model(1), CPU), CPU, torch.float32)
+    options = _options(adam_betas=(0.8, 0.9), weight_decay=0.25, learning_rate=0.5)
+    (group,) = make_optimizer(model, options).param_groups
+    assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.8, 0.9), 0.25, 0.5)
