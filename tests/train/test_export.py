@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from rlaif.config.training import LoraOptions
 from rlaif.engines.checkpoints import MASTERS
-from rlaif.train.checkpoint import export, write_weights
+from rlaif.kernels.heads import GatedHead, HeadConfig
+from rlaif.train.checkpoint import export, export_head, write_weights
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 
@@ -90,3 +91,17 @@ def test_what_is_never_trained_is_exported_as_it_was(tmp_path, make_model, dtype
     export(model, make_model(0), tmp_path / "out", None)
     again = load_module(tmp_path / "out", CPU).get_parameter(name)
     assert torch.equal(again, load_module(make_model(0), CPU).get_parameter(name))
+
+
+def test_the_outputs_of_a_head_are_named_in_the_order_of_its_weights(tmp_path, make_model):
+    config = HeadConfig("gated", 32, ("kind", "true"), quantiles=3)
+    head = GatedHead(config)
+    torch.nn.init.normal_(head.weight)
+    export_head(make_model(0), head, tmp_path / "out")
+    said = json.loads((tmp_path / "out/config.json").read_text())
+    names = ["kind 1", "kind 2", "kind 3", "true 1", "true 2", "true 3"]
+    assert said["id2label"] == {str(i): name for i, name in enumerate(names)}
+    assert said["label2id"] == {name: i for i, name in enumerate(names)}
+    # The head has the quantiles of one objective side by side.
+    quantiles = torch.eye(32)[:1] @ head.weight.T
+    assert torch.equal(quantiles.view(2, 3)[1], head.weight[3:, 0])
