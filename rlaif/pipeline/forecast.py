@@ -91,10 +91,11 @@ def forecast(
         steps[planned.hash] = planned
         cost, cost_known = (None, True)
         seconds: float | None = 0.0
+        stated = speed is not None and _is_all_held(planned)
         if to_do:
             cost, cost_known = _estimate_cost(inputs, planned, size, answer_tokens(planned, steps))
             seconds = _estimate_rate(planned, size, rates)
-            if speed is not None and _is_all_held(planned):
+            if speed is not None and stated:
                 flops = count_flops(inputs, planned, size, steps, sizes)
                 seconds = None if flops is None else device_seconds(planned, flops, speed)
         rows.append(
@@ -113,7 +114,7 @@ def forecast(
                 size.calls,
                 size.tokens,
                 None if seconds is None else round(seconds, 1),
-                planned.kind in rates,
+                planned.kind in rates and not stated,
                 cost,
                 cost_known,
             )

@@ -269,7 +269,10 @@ def training_parts(
             early = replace(held, state=frozen.parameters * FP32, words=in_fp32)
             phases = [[loading], [fresh, early], [trained, held]]
     if isinstance(step, RolloutTrain):
-        phases[-1] += _rollout_parts(step, trained, size, others, sizes, device)
+        phases[-1] += _rollout_parts(step, trained, others, sizes, device)
+        if spec.engine == "vllm" and spec.gpus is None:
+            # Its rollouts come from an engine of their own, on the same devices.
+            phases[-1].append(engine_part(start, "sampler", size, device))
     return max(phases, key=_total), unknown
 
 
@@ -353,13 +356,12 @@ def _frozen_part(name: str, role: str, size: ModelSize, width: int, shared: int)
 def _rollout_parts(
     step: RolloutTrain,
     trained: Part,
-    size: ModelSize,
     others: Mapping[str, Model],
     sizes: Sizes,
     device: Device,
 ) -> Iterator[Part]:
     """What is in memory beside an on-policy training: the critic, and the rewards' models that the
-    pool keeps. The policy itself samples."""
+    pool keeps."""
     if step.critic_kind == "separate":
         yield replace(trained, role="critic")
     judges = []
@@ -386,11 +388,15 @@ CHANGES: tuple[Change, ...] = (
 
 
 def advise(planned: Planned, device: Device) -> list[str]:
-    """The settings that would make a training fit a device whose memory is stated: the smallest
-    sets of them that do, each in words. Empty where none does."""
-    if not isinstance(planned.step, TrainStep) or device.memory is None:
+    """The settings that would make a step fit a device whose memory is stated, in words: of a
+    training the smallest sets of them that do. Empty where none does."""
+    if device.memory is None:
         return []
     sizes = Sizes()
+    if not planned.makes_model:
+        return _advise_engines(planned, device.memory, sizes, device)
+    if not isinstance(planned.step, TrainStep):
+        return []
     for count in (1, 2, 3):
         found: list[tuple[str, dict[str, Any]]] = []
         for chosen in combinations(CHANGES, count):
@@ -400,6 +406,27 @@ def advise(planned: Planned, device: Device) -> list[str]:
         if found:
             return [name for name, _ in found]
     return []
+
+
+def _advise_engines(planned: Planned, memory: float, sizes: Sizes, device: Device) -> list[str]:
+    """Keys of the models that a step asks: each by itself would make room for the largest."""
+    models = [(model, sizes.of(model)) for model in held_models(planned).values()]
+    known = [(model, size) for model, size in models if size is not None]
+    if not known:
+        return []
+    model, size = max(known, key=lambda one: one[1].parameters)
+    width = device.width(model.spec, model.spec.dtype)
+    found = []
+    if width == FP32 and size.parameters * BF16 <= memory:
+        found.append("`dtype: bfloat16`")
+    if model.spec.engine == "hf" and size.parameters * width <= memory:
+        found.append("fewer `batch_tokens`, or one model at a time")
+    # Some of each device is left for keys and values.
+    shares = (n for n in (2, 4, 8, 16) if size.parameters * BF16 / n <= 0.8 * memory)
+    split = next(shares, None)
+    if split is not None:
+        found.append(f"`engine: vllm` with `engine_args: {{tensor_parallel_size: {split}}}`")
+    return found
 
 
 def _is_wider(keys: dict[str, Any], found: Sequence[dict[str, Any]]) -> bool:

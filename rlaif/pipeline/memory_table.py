@@ -97,7 +97,9 @@ def advise_memory(
         if row.most.total <= device.memory:
             continue
         ways = advise(by_hash[row.most.hash], device)
-        one = f"It would fit with {' or '.join(ways)}" if ways else "No setting of one step does it"
+        one = (
+            f"It would fit with {' or '.join(ways)}" if ways else "No setting of it alone would do"
+        )
         said.append(
             f"step {row.step} takes about {row.most.total / GIB:.1f} GiB of a device that has "
             f"{device.memory / GIB:g}. {one}"

@@ -232,6 +232,33 @@ def test_settings_that_would_do_are_named(small: ModelSpec) -> None:
     assert all("sharding" not in way for way in advise(fresh, Device("cuda", True, 40 * 2**30)))
 
 
+def test_what_a_sampling_that_is_too_large_could_set() -> None:
+    spec = ModelSpec(path="org/8b", parameters="8B")
+
+    def ways(gib: float, **keys: Any) -> list[str]:
+        model = spec.model_copy(update=keys)
+        return advise(sampling("m", model), Device("cuda", True, gib * 2**30))
+
+    # 14.9 GiB in bf16, twice that in fp32; 0.8 of a device for a part of the weights.
+    assert ways(16) == [
+        "fewer `batch_tokens`, or one model at a time",
+        "`engine: vllm` with `engine_args: {tensor_parallel_size: 2}`",
+    ]
+    assert ways(16, dtype="float32")[0] == "`dtype: bfloat16`"
+    assert ways(5) == ["`engine: vllm` with `engine_args: {tensor_parallel_size: 4}`"]
+    assert ways(0.5) == []
+
+
+def test_an_engine_of_its_own_samples_beside_an_on_policy_training(small: ModelSpec) -> None:
+    keys = {"rewards": {"j": 1}, "beta": 0}
+    spec = small.model_copy(update={"engine": "vllm"})
+    (one,) = held(training(spec, "grpo", **keys))
+    assert states(one) == [("start", 18 * 1872), ("sampler", 2 * 1872)]
+    # On GPUs of its own it takes nothing of those that train.
+    (one,) = held(training(spec.model_copy(update={"gpus": [1]}), "grpo", **keys))
+    assert [role for role, _ in states(one)] == ["start"]
+
+
 FILE = """\
 name: memory
 models: {policy: {path: org/absent, parameters: 1B}}
