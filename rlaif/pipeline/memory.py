@@ -393,7 +393,7 @@ def advise(planned: Planned, device: Device) -> list[str]:
     if device.memory is None:
         return []
     sizes = Sizes()
-    if not planned.makes_model:
+    if not isinstance(planned.step, TextStep):
         return _advise_engines(planned, device.memory, sizes, device)
     if not isinstance(planned.step, TrainStep):
         return []

@@ -97,9 +97,8 @@ def advise_memory(
         if row.most.total <= device.memory:
             continue
         ways = advise(by_hash[row.most.hash], device)
-        one = (
-            f"It would fit with {' or '.join(ways)}" if ways else "No setting of it alone would do"
-        )
+        found = f"It would fit with {'; or '.join(ways)}"
+        one = found if ways else "No one of its settings would do"
         said.append(
             f"step {row.step} takes about {row.most.total / GIB:.1f} GiB of a device that has "
             f"{device.memory / GIB:g}. {one}"

@@ -20,6 +20,7 @@ from rlaif.kernels.device import has_fast_bf16
 from rlaif.pipeline import memory
 from rlaif.pipeline.memory import Device, StepMemory, advise, estimate_memory, planned_device
 from rlaif.pipeline.plan.base import Planned
+from rlaif.pipeline.stages import Until
 from tests.engines.test_model_size import CONFIG, LLAMA, write_model
 
 GPU = Device("cuda", True)
@@ -198,6 +199,12 @@ def test_vllm_divides_its_weights_over_its_gpus() -> None:
     )
     (one,) = held(sampling("m", spec))
     assert [(part.state, part.work) for part in one.parts] == [(500, None)]
+
+
+def test_a_step_that_keeps_a_model_holds_none(small: ModelSpec) -> None:
+    kept = {"round 1": named("M1", small), "made": named("best", small)}
+    choice = Planned("c", "choose", "choice", 0, 1, Until(by="j"), models=kept)
+    assert held(choice) == []
 
 
 def test_what_is_not_known_is_said(small: ModelSpec) -> None:
