@@ -444,3 +444,52 @@ def test_an_arm_without_a_stage_counts_its_rounds_all_the_same(write: Write) -> 
     plan = planned(write(stages=[SEED, changed(LOOP, arms=["a"]), last], arms={"a": {}, "b": {}}))
     both = [p for p in plan if p.stage == "last" and p.id in ("sample-last", "pair-last", "end")]
     assert {p.arms for p in both} == {("a", "b")} and {p.round for p in both} == {4}
+
+
+def test_only_judges_by_the_policy_of_the_moment_drift(write: Write) -> None:
+    judges = [
+        {"id": name, "kind": "rating", "by": by}
+        for name, by in (("now", "policy"), ("then", "initial"), ("last", "previous"))
+    ]
+    steps = [{"sample": {"n": 2, "prompts": 3}}, *({"judge": judge} for judge in judges)]
+    steps += [{"pair": {}}, {"train": {"id": "dpo"}}, {"evaluate": {}}]
+    plan = planned(write(steps=steps, rounds=2, judges=None))
+    for number in (1, 2):
+        made = step(plan, "dpo", number).models["made"]
+        drifts = [p for p in plan if "drift" in p.id and p.number == number]
+        assert [p.id for p in drifts] == ["evaluate.drift.now"]
+        assert drifts[0].models["by"].key == made.key
+        inputs = step(plan, "evaluate", number).inputs
+        assert {name for name in inputs if name.startswith("drift/")} == {"drift/now"}
+
+
+def test_what_a_model_wrote_itself_needs_no_pass_for_its_log_probs(write: Write) -> None:
+    plan = planned(write(steps=[*LOOP["steps"][:4], {"evaluate": {}}], rounds=2))
+    scored = [p for p in plan if p.kind == "logprobs"]
+    first = {p.hash for p in plan if p.id == "evaluate.sample" and p.round == 0}
+    assert len(scored) == 3 and {p.models["by"].label for p in scored} == {"M0"}
+    for one in scored:
+        assert one.options["own"] == (set(one.inputs.values()) == first)
+
+
+def test_held_out_pairs_are_scored_by_the_model_and_by_the_first(
+    write: Write, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No."} for n in range(9)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = [
+        {"load": {"id": "given", "type": "pairs", "path": "pairs.jsonl"}},
+        {"label": {"labels": "human"}},
+        {"train": {"id": "dpo"}},
+        {"evaluate": {}},
+    ]
+    plan = planned(write(steps=steps, rounds=1, prompts={"holdout": 3}, judges=None))
+    evaluated, trained = step(plan, "evaluate"), step(plan, "dpo")
+    by_hash = {p.hash: p for p in plan}
+    new = by_hash[evaluated.inputs["pair_logprobs"]]
+    old = by_hash[evaluated.inputs["pair_logprobs_initial"]]
+    assert new.models["by"].train_hash == trained.hash and old.models["by"].train_hash is None
+    assert not new.options["own"] and not old.options["own"]
+    assert new.inputs == old.inputs and len(new.prompts) == 3

@@ -73,3 +73,20 @@ def test_torn_ones_go_and_those_of_other_trainings_are_refused(tmp_path: Path) -
         restored(tmp_path, "another")
     checkpoint.clear(tmp_path)
     assert restored(tmp_path)[0] is None
+
+
+@pytest.mark.parametrize(("rank", "seed"), [(0, 5), (1, 6), (2, None)])
+def test_each_rank_goes_on_with_its_own_random_state(
+    rank: int, seed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {}
+    for number in (0, 1):
+        torch.manual_seed(5 + number)
+        states[f"cpu|{number}"] = torch.get_rng_state()
+    # A rank that was not there goes on from the seed that it has.
+    torch.manual_seed(77 if seed is None else seed)
+    wanted = torch.rand(2)
+    torch.manual_seed(77)
+    monkeypatch.setattr("rlaif.train.parallel.rank", lambda: rank)
+    checkpoint._set_random_state(states)
+    assert torch.equal(torch.rand(2), wanted)
