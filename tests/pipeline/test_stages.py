@@ -493,3 +493,14 @@ def test_held_out_pairs_are_scored_by_the_model_and_by_the_first(
     assert new.models["by"].train_hash == trained.hash and old.models["by"].train_hash is None
     assert not new.options["own"] and not old.options["own"]
     assert new.inputs == old.inputs and len(new.prompts) == 3
+
+
+def test_the_widest_window_of_a_round_counts_once(write: Write) -> None:
+    """Two steps of a round draw from the same place, so the next stage goes on after the wider."""
+    more = {"sample": {"id": "more", "n": 2, "prompts": 2}}
+    second = {"id": "second", "steps": [{"sample": {"n": 2, "prompts": 4}}, {"judge": "gold"}]}
+    windows = []
+    for steps in (LOOP["steps"], [*LOOP["steps"], more]):
+        plan = planned(write(stages=[SEED, changed(LOOP, id="first", steps=steps), second]))
+        windows.append({p.prompts for p in plan if p.stage == "second" and p.kind == "sample"})
+    assert windows[0] == windows[1] and len(windows[0]) == 1
