@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from rlaif.config.base import StepId, Strict
+from rlaif.config.base import LATE, Fraction, StepId, Strict
 from rlaif.constitution.rules import validate_check
+from rlaif.core.yamlio import fault_at, suggest
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 PrivateKind = Literal["email", "phone", "ip", "card", "iban"]
@@ -111,7 +112,7 @@ class LexiconFilter(Strict):
     most: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
-TextFilter = Annotated[
+TextFilterKinds = (
     RuleFilter
     | TruncatedFilter
     | DuplicateFilter
@@ -119,9 +120,9 @@ TextFilter = Annotated[
     | SemanticFilter
     | ContaminationFilter
     | PrivateFilter
-    | LexiconFilter,
-    Field(discriminator="kind"),
-]
+    | LexiconFilter
+)
+TextFilter = Annotated[TextFilterKinds, Field(discriminator="kind")]
 
 
 class FilterSet(Strict):
@@ -146,17 +147,88 @@ class FilterSet(Strict):
         return sorted({f.model for f in self.filters if isinstance(f, SemanticFilter)})
 
 
+class BestFilter(Strict):
+    """Keep the `k` answers that a judge of single answers scores highest. Only of completions."""
+
+    kind: Literal["best"]
+    by: StepId = Field(description="The judge, by its id.")
+    k: PositiveInt = 1
+    per: Literal["prompt", "all"] = Field(
+        "prompt", description="The best answers to each prompt, or of all prompts together."
+    )
+
+
+class ScoreFilter(Strict):
+    """Keep the answers that a judge of single answers scores `least` or higher. Only of
+    completions."""
+
+    kind: Literal["score"]
+    by: StepId = Field(description="The judge, by its id.")
+    least: Fraction = Field(description="On the judge's combined scale, from 0 to 1.")
+
+
+class AgreesFilter(Strict):
+    """Keep the judgements that order answers as people do. Only of judgements of labelled pairs."""
+
+    kind: Literal["agrees"]
+    with_: StepId = Field(alias="with", description="The load of labelled pairs, by its id.")
+    strict: bool = Field(
+        True, description="false: also keep equal scores of answers that people do not call equal."
+    )
+
+
+class BalanceFilter(Strict):
+    """Keep as many records with each value of a field as have its rarest value, drawn by seed."""
+
+    kind: Literal["balance"]
+    by: str = Field(
+        description="A field of the records, or reference or source: those of their prompts."
+    )
+
+
+JudgedFilter = Annotated[
+    TextFilterKinds | BestFilter | ScoreFilter | AgreesFilter | BalanceFilter,
+    Field(discriminator="kind"),
+]
+BALANCED: dict[str, tuple[str, ...]] = {
+    "completions": ("reference", "source", "model", "principle", "finish_reason", "sample_index"),
+    "preferences": ("reference", "source", "reason", "round"),
+    "judgements": (
+        *("score", "verdict", "reference", "source"),
+        *("judge", "principle", "status", "annotator_id", "sample_index"),
+    ),
+}
+"""By kind of records, what they may be balanced by."""
+
+
 class FilterStep(FilterSet):
-    """Leave out the latest completions or preferences that a filter refuses."""
+    """Leave out the latest records of a kind, or of those that `uses` names, that a filter
+    refuses."""
 
     id: StepId = "filter"
-    records: Literal["completions", "preferences"] = "preferences"
+    records: Literal["completions", "preferences", "judgements"] = "preferences"
+    # Wider than a set of filters of prompts, which no judge has judged.
+    filters: Annotated[list[JudgedFilter], Field(min_length=1)]  # type: ignore[assignment]
+    uses: Annotated[list[str] | None, LATE] = None
 
     @model_validator(mode="after")
-    def _finish_reasons(self) -> FilterStep:
-        if self.records == "preferences" and any(f.kind == "truncated" for f in self.filters):
-            raise ValueError(
-                "truncated: preferences do not say how an answer ended; filter "
-                "`records: completions`"
-            )
+    def _filters_fit(self) -> FilterStep:
+        for index, wanted in enumerate(self.filters):
+            fault = _fault_of(wanted, self.records)
+            if fault is not None:
+                raise fault_at(("filters", index), fault)
         return self
+
+
+def _fault_of(wanted: Any, records: str) -> str | None:
+    """What is wrong with a filter of records of a kind."""
+    if isinstance(wanted, TruncatedFilter) and records != "completions":
+        return f"truncated: {records} do not say how an answer ended; filter `records: completions`"
+    if isinstance(wanted, BestFilter | ScoreFilter) and records != "completions":
+        return f"{wanted.kind}: judges score answers; filter `records: completions`"
+    if isinstance(wanted, AgreesFilter) and records != "judgements":
+        return "agrees: people's labels are compared with judgements; filter `records: judgements`"
+    if isinstance(wanted, BalanceFilter) and wanted.by not in BALANCED[records]:
+        known = list(BALANCED[records])
+        return f"balance: {records} have no {wanted.by!r} to balance by{suggest(wanted.by, known)}"
+    return None

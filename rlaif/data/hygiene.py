@@ -17,18 +17,22 @@ from typing import Any
 import regex
 
 from rlaif.config.filters import (
+    AgreesFilter,
+    BalanceFilter,
+    BestFilter,
     ContaminationFilter,
     DuplicateFilter,
     LexiconFilter,
     NearFilter,
     PrivateFilter,
     RuleFilter,
+    ScoreFilter,
     SemanticFilter,
     TruncatedFilter,
 )
 from rlaif.constitution import textstats as ts
 from rlaif.constitution.rules import apply_check, is_too_short
-from rlaif.core.records import Completion, Preference, Prompt
+from rlaif.core.records import Completion, Judgement, Preference, Prompt, content_hash
 from rlaif.data.embed import Vectors, same_meaning
 from rlaif.data.near import eval_items, near_duplicates
 
@@ -76,13 +80,31 @@ class Sifted:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What filters read of other records, by the ids of the filtered ones.
+
+    `scores` has each judge's scores on [0, 1] and `compared` those among answers to one prompt,
+    both without what has no score. `disagreeing` says of a load of labelled pairs, strictly or not,
+    which judgements do not agree with it, and why. `values` has what is balanced, by field.
+    """
+
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    compared: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    disagreeing: Mapping[tuple[str, bool], Mapping[str, str]] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Beside:
-    """What filters read from files: the lines of a lexicon, the prompts of an evaluation and what
-    an embedding model makes of texts (unit vectors), by the name in the config."""
+    """What filters read besides the records: the lines of a lexicon, the prompts of an evaluation
+    and what an embedding model makes of texts (unit vectors), by the name in the config; and what
+    other records say."""
 
     lexicons: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     embeddings: Mapping[str, Callable[[Sequence[str]], Vectors]] = field(default_factory=dict)
+    judged: Judged = field(default_factory=Judged)
 
 
 Refusals = dict[str, Refusal]
@@ -95,18 +117,26 @@ def sift_items(items: Sequence[Item], filters: Sequence[Any], beside: Beside) ->
     stages: list[Stage] = []
     refused: dict[str, tuple[str, Refusal]] = {}
     for wanted in filters:
-        found = _FILTERS[wanted.kind](_parts_of(left, wanted.of), wanted, beside)
-        if wanted.of == "prompt":
+        of = getattr(wanted, "of", "records")
+        found = _FILTERS[wanted.kind](_parts_of(left, of), wanted, beside)
+        if of == "prompt":
             prompts = {item.name: item.prompt.prompt_id for item in left}
             found = {name: found[part] for name, part in prompts.items() if part in found}
-        name = f"{wanted.kind} of {wanted.of}"
-        if isinstance(wanted, RuleFilter):
-            name = f"{wanted.rule} of {wanted.of}"
+        name = name_filter(wanted)
         refused |= {item: (name, refusal) for item, refusal in found.items()}
         came, left = len(left), [item for item in left if item.name not in found]
         why = Counter(refusal.why for refusal in found.values())
         stages.append(Stage(name, came, len(left), dict(sorted(why.items()))))
     return Sifted([item.name for item in left], stages, refused)
+
+
+def name_filter(wanted: Any) -> str:
+    """What a filter is called in the funnel."""
+    if isinstance(wanted, AgreesFilter):
+        return f"agrees with {wanted.with_}"
+    if isinstance(wanted, BestFilter | ScoreFilter | BalanceFilter):
+        return f"{wanted.kind} by {wanted.by}"
+    return f"{wanted.rule if isinstance(wanted, RuleFilter) else wanted.kind} of {wanted.of}"
 
 
 def of_completion(completion: Completion, prompt: Prompt) -> Item:
@@ -121,6 +151,12 @@ def of_preference(preference: Preference, prompt: Prompt) -> Item:
     return Item(
         preference.preference_id, prompt, tuple(side[-1]["content"] for side in sides if side)
     )
+
+
+def of_judgement(judgement: Judgement, prompt: Prompt) -> Item:
+    """A judgement as filters see it: what the judge wrote is its answer."""
+    written = [text for text in (judgement.rationale, judgement.raw) if text]
+    return Item(judgement.judgement_id, prompt, tuple(written))
 
 
 def of_prompt(prompt: Prompt) -> Item:
@@ -234,6 +270,55 @@ def _in_lexicon(items: Sequence[Item], wanted: LexiconFilter, beside: Beside) ->
     return _refuse_each(items, refuse_text)
 
 
+def _find_not_best(items: Sequence[Item], wanted: BestFilter, beside: Beside) -> Refusals:
+    known = (beside.judged.compared if wanted.per == "prompt" else beside.judged.scores)[wanted.by]
+    found = {i.name: Refusal(f"no score by {wanted.by}") for i in items if i.name not in known}
+    groups: dict[str, list[str]] = {}
+    for item in items:
+        if item.name in known:
+            groups.setdefault(item.prompt.prompt_id if wanted.per == "prompt" else "", []).append(
+                item.name
+            )
+    for names in groups.values():
+        ordered = sorted(names, key=lambda name: (-known[name], name))
+        rest = ordered[wanted.k :]
+        found |= {n: Refusal(f"not of the best {wanted.k}", f"{known[n]:.3f}") for n in rest}
+    return found
+
+
+def _find_low(items: Sequence[Item], wanted: ScoreFilter, beside: Beside) -> Refusals:
+    known = beside.judged.scores[wanted.by]
+    found = {}
+    for item in items:
+        if item.name not in known:
+            found[item.name] = Refusal(f"no score by {wanted.by}")
+        elif known[item.name] < wanted.least:
+            found[item.name] = Refusal(f"below {wanted.least:g}", f"{known[item.name]:.3f}")
+    return found
+
+
+def _find_disagreeing(items: Sequence[Item], wanted: AgreesFilter, beside: Beside) -> Refusals:
+    known = beside.judged.disagreeing[wanted.with_, wanted.strict]
+    return {item.name: Refusal(known[item.name]) for item in items if item.name in known}
+
+
+def _find_surplus(items: Sequence[Item], wanted: BalanceFilter, beside: Beside) -> Refusals:
+    known = beside.judged.values[wanted.by]
+    groups: dict[Any, list[str]] = {}
+    found = {}
+    for item in items:
+        if known.get(item.name) is None:
+            found[item.name] = Refusal(f"no {wanted.by}")
+        else:
+            groups.setdefault(known[item.name], []).append(item.name)
+    most = min(map(len, groups.values()), default=0)
+    for value, names in groups.items():
+        seed = beside.judged.seed
+        drawn = sorted(names, key=lambda name: content_hash("balance", seed, name))
+        found |= {name: Refusal("more than of others", str(value)) for name in drawn[most:]}
+    return found
+
+
 def _fold_text(text: str) -> list[str]:
     """The words as a lexicon knows them: without case, and in Unicode's compatible forms."""
     return ts.words(unicodedata.normalize("NFKC", text).casefold())
@@ -248,6 +333,10 @@ _FILTERS: dict[str, Callable[[Sequence[Item], Any, Beside], Refusals]] = {
     "contamination": _find_contaminated,
     "private": _find_private,
     "lexicon": _in_lexicon,
+    "best": _find_not_best,
+    "score": _find_low,
+    "agrees": _find_disagreeing,
+    "balance": _find_surplus,
 }
 
 

@@ -170,16 +170,19 @@ class _Builder:
 
     def _sources(self, row: Row) -> Iterable[tuple[str, str, bool]]:
         """Hash, kind and whether it is a model, of what a row reads of other steps of the file."""
-        pairs = any(name.startswith("preferences/") for name in row.inputs)
+        kinds = {name.partition("/")[0] for name in row.inputs}
+        # The kinds that a filter only carries on.
+        below = {"preferences": {"completions", "judgements"}, "judgements": {"completions"}}
+        filtered = next((kind for kind in below if kind in kinds), "")
         for name, digest in row.inputs.items():
             head = name.partition("/")[0]
             source = self.rows.get(digest)
-            # An evaluation also looks at its round's records, and a filter of pairs carries on what
-            # they were made of: nothing of these is changed or learned from.
-            carried = row.kind == "filter" and pairs and head != "preferences"
+            # An evaluation also looks at its round's records, and a filter carries on what they
+            # were made of: nothing of these is changed or learned from.
+            carried = row.kind == "filter" and head in below.get(filtered, ())
             if source is None or source.helps or row.kind in ("evaluate", "compare") or carried:
                 continue
-            yield digest, {"initial": "judgements"}.get(head, head), False
+            yield digest, _NAMES.get(head, head), False
         for role in row.models:
             maker = row.maker(role)
             if maker is None or role == "made" or ".drift." in row.id:
@@ -286,6 +289,10 @@ class _Builder:
             return ""
         where = "" if idle == own else f" in {rounds_in_words(idle)}"
         return f"no step uses it{where}"
+
+
+_NAMES = {"initial": "judgements", "scores": "judgements"}
+"""What an edge is called that goes by another name among a step's inputs."""
 
 
 def _key_of(row: Row, owners: Mapping[str, Row]) -> Key:

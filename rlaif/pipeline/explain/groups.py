@@ -31,7 +31,7 @@ BOUNDS = ("judge", "filter", "pair", "label", "load", "train", "distill")
 _MADE = {
     "sample": ("completions",),
     "judge": ("judgements", "with_value"),
-    "filter": ("completions", "preferences"),
+    "filter": ("completions", "preferences", "judgements"),
     "pair": ("preferences",),
     "label": ("preferences",),
 }

@@ -74,8 +74,22 @@ def _describe_load(planned: Planned) -> list[str]:
 
 
 def _describe_filter(planned: Planned) -> list[str]:
-    filters = [one.kind.replace("_", " ") for one in planned.step.filters]
+    filters = [_name_filter(one) for one in planned.step.filters]
     return [f"{planned.step.records} that pass: {', '.join(filters)}"]
+
+
+def _name_filter(wanted: Any) -> str:
+    """A filter, and what it goes by."""
+    if wanted.kind == "best":
+        of = "each prompt" if wanted.per == "prompt" else "all together"
+        return f"best {wanted.k} by {wanted.by} of {of}"
+    if wanted.kind == "score":
+        return f"{wanted.least:g} or more by {wanted.by}"
+    if wanted.kind == "agrees":
+        return f"agrees with {wanted.with_}{'' if wanted.strict else ' or calls equal'}"
+    if wanted.kind == "balance":
+        return f"balanced by {wanted.by}"
+    return str(wanted.kind).replace("_", " ")
 
 
 def _describe_judge(planned: Planned) -> list[str]:

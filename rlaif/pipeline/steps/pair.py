@@ -21,6 +21,8 @@ from rlaif.core.yamlio import suggest
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
+from rlaif.pipeline.steps.judged_filters import weights_by_step
+from rlaif.pipeline.steps.training_data import data_kind
 from rlaif.preferences.aggregate import candidate_scores, weights_of
 from rlaif.preferences.pairing import (
     PairSettings,
@@ -52,7 +54,11 @@ def plan(walk: Walk, index: int, step: PairStep) -> None:
     if step.strategy == "reference":
         _paired_with_references(walk, index, step)
         return
-    used = walk.used(index, step.uses, walk.judgements, ("judge", "load"))
+    used = walk.used(index, step.uses, walk.judgements, ("judge", "filter", "load"))
+    other = next((p for p in used if p.kind == "filter" and data_kind(p) != "judgements"), None)
+    if other is not None:
+        message = f"uses: {other.id!r} gives {data_kind(other)}; a pair step takes judgements"
+        raise walk.inputs.fail(index, message, "uses")
     if not used:
         raise walk.inputs.fail(index, "pair has no judgements: add a judge step before it")
     fault = pair_fault(step, {p.id for p in used})
@@ -75,7 +81,7 @@ def plan(walk: Walk, index: int, step: PairStep) -> None:
                 "standardise",
             )
         inputs |= {f"initial/{i}": p.hash for i, p in first.items() if p is not None}
-    weights = walk.principle_weights()
+    weights = weights_by_step(walk, used)
     keys = step.keys()
     digest = step_hash("pair", keys, inputs, weights, walk.seed, walk.round)
     _plan_pairs(walk, step, digest, inputs, used, {"principle_weights": weights})

@@ -22,6 +22,7 @@ from tests.pipeline.plan.bases import (
 from tests.pipeline.plan.bases import (
     MORE as MORE_PAIRS,
 )
+from tests.pipeline.plan.judged_bases import JUDGED as OF_JUDGED
 
 Path = tuple[str | int, ...]
 JUDGE: Path = ("steps", 2, "judge")
@@ -261,7 +262,7 @@ MORE: dict[str, dict[str, Any]] = {
     ),
 }
 """Experiments of the sweep alone."""
-SWEPT = {name: in_turn(data) for name, data in {**BASES, **MORE}.items()}
+SWEPT = {name: in_turn(data) for name, data in {**BASES, **MORE, **OF_JUDGED}.items()}
 PLACES: dict[str, tuple[str, Path]] = {
     "RulesJudge": ("judge rules", JUDGE),
     "YesNoJudge": ("judge yes_no", JUDGE),
@@ -335,6 +336,10 @@ PLACES: dict[str, tuple[str, Path]] = {
     "ContaminationFilter": ("leaked", FILTER),
     "PrivateFilter": ("private", FILTER),
     "LexiconFilter": ("filter lexicon", FILTER),
+    "BestFilter": ("filter best", ("steps", 3, "filter", "filters", 0)),
+    "ScoreFilter": ("filter score", ("steps", 3, "filter", "filters", 0)),
+    "AgreesFilter": ("filter agrees", ("steps", 4, "filter", "filters", 0)),
+    "BalanceFilter": ("filter balance", ("steps", 4, "filter", "filters", 0)),
     "FilterStep": ("filter rule", ("steps", 1, "filter")),
     "LabelColumns": ("all columns", ("steps", 0, "load", "columns")),
     "LabelValues": ("all columns", ("steps", 0, "load", "columns", "labels")),

@@ -613,7 +613,12 @@ VALUES |= {
         "id": "else",
         "filters": [{"kind": "duplicates"}],
         "records": Case("preferences", base=("pairs filter", ("steps", 2, "filter"))),
+        "uses": Case(["c"], base=("filter agrees", ("steps", 4, "filter"))),
     },
+    "BestFilter": {"by": "c", "k": 2, "per": "all"},
+    "ScoreFilter": {"by": "c", "least": 0.8},
+    "AgreesFilter": {"with_": Case("fewer", also={"with": ...}), "strict": False},
+    "BalanceFilter": {"by": "annotator_id"},
     "LabelColumns": {
         "prompt": "asked",
         "system": "who",
