@@ -11,11 +11,13 @@ from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.training import TextStep, TrainStep
 from rlaif.engines.base import Model
 from rlaif.pipeline.lengths import (
+    WRITING,
     answer_tokens,
     learned_tokens,
     mean_tokens,
     prompt_texts,
     question_texts,
+    request_texts,
     some_prompts,
 )
 from rlaif.pipeline.memory import Sizes, held_models
@@ -56,10 +58,10 @@ def count_flops(
     answer = answer_tokens(planned, steps)
     if planned.kind == "judge":
         return _judging(inputs, planned, size, answer) * largest
-    if planned.kind not in ("sample", "logprobs"):
+    if planned.kind not in (*WRITING, "logprobs"):
         return 0.0
-    prompt = mean_tokens(prompt_texts(some_prompts(inputs)))
-    made = size.tokens if planned.kind == "sample" else size.calls * answer
+    prompt = mean_tokens(request_texts(inputs, planned, answer))
+    made = size.tokens if planned.kind in WRITING else size.calls * answer
     return FORWARD * (size.calls * prompt + made) * largest
 
 

@@ -23,8 +23,8 @@ from rlaif.pipeline.flops import count_flops, device_seconds
 from rlaif.pipeline.lengths import (
     answer_tokens,
     mean_tokens,
-    prompt_texts,
     question_texts,
+    request_texts,
     some_prompts,
 )
 from rlaif.pipeline.memory import Device, Sizes, estimate_memory, held_models, planned_device
@@ -176,10 +176,11 @@ def _estimate_cost(
     length of some real prompts, and answers as long as they may be."""
     prompts = some_prompts(inputs)
     model = planned.models.get("by")
-    if planned.kind == "sample":
+    if planned.kind in ("sample", "revise"):
         if model is None or model.spec.price is None:
             return None, True
-        return _price_calls(model, prompt_texts(prompts), size.calls, size.tokens), True
+        texts = request_texts(inputs, planned, answer_tokens)
+        return _price_calls(model, texts, size.calls, size.tokens), True
     costs: list[float] = []
     known = True
     for ask in size.judges:

@@ -10,9 +10,12 @@ from rlaif.config.steps import SampleStep
 from rlaif.core.records import Completion, Prompt
 from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.pipeline.plan.base import JudgeCalls, PlanInputs, Planned
+from rlaif.pipeline.steps.revise import example_messages
 
 BYTES_PER_TOKEN = 4.0
 """English text has about 4 bytes in a token."""
+WRITING = ("sample", "revise")
+"""Kinds of steps that write answers, `max_new_tokens` long at most."""
 SOME_PROMPTS = 16
 """Prompts that the mean length is taken from."""
 
@@ -38,7 +41,7 @@ def answer_tokens(planned: Planned, steps: Mapping[str, Planned]) -> int:
     if isinstance(planned.step, RolloutTrain):
         return planned.step.max_new_tokens
     read = [steps[digest] for digest in planned.inputs.values() if digest in steps]
-    lengths = [one.step.max_new_tokens for one in read if one.kind == "sample"]
+    lengths = [one.step.max_new_tokens for one in read if one.kind in WRITING]
     return max(lengths, default=SampleStep().max_new_tokens)
 
 
@@ -55,11 +58,22 @@ def learned_tokens(planned: Planned, steps: Mapping[str, Planned], longest: int)
         one = steps[digest]
         if one.kind == "load":
             return longest
-        if one.kind == "sample":
+        if one.kind in WRITING:
             lengths.append(one.step.max_new_tokens)
         else:
             waiting += one.inputs.values()
     return min(longest, max(lengths, default=longest))
+
+
+def request_texts(inputs: PlanInputs, planned: Planned, tokens: int) -> list[str]:
+    """What a step that writes asks about each of some prompts; the answers that it reads have
+    `tokens` tokens at most."""
+    prompts = some_prompts(inputs)
+    if planned.kind != "revise":
+        return prompt_texts(prompts)
+    longest = _longest_answers(max(tokens, planned.step.max_new_tokens))[0]
+    asked = example_messages(inputs, planned, prompts, longest)
+    return ["".join(m["content"] for m in messages) for messages in asked]
 
 
 def question_texts(ask: JudgeCalls, prompts: Sequence[Prompt], tokens: int, seed: int) -> list[str]:

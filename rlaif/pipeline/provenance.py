@@ -48,11 +48,11 @@ def judges(run: Run, above: Sequence[Step]) -> list[dict[str, str]]:
 
 
 def sampling(run: Run, above: Sequence[Step]) -> list[dict[str, Any]]:
-    """The sample steps of the resolved experiment that went in, each once; the members of a pool
-    are one step."""
+    """The sample and revise steps of the resolved experiment that went in, each once; the members
+    of a pool are one step."""
     found: dict[str, dict[str, Any]] = {}
     for step in above:
-        if step["kind"] == "sample":
+        if step["kind"] in ("sample", "revise"):
             whole = {**step, "id": step["id"].partition("/")[0]}
             spec = run.spec_of(whole)
             if spec is not None:
@@ -134,6 +134,9 @@ def stages(kind: str, marker: Mapping[str, Any]) -> list[tuple[int, int, str, di
     if kind == "sample":
         made, failed = counts["completions"], counts["failed"]
         return [(made, made - failed, "completions", {"failed": failed})]
+    if kind == "revise":
+        kept, failed = counts["completions"], counts["failed"]
+        return [(kept + failed, kept, "revisions", {"failed": failed})]
     if kind == "judge":
         missing = {k: n for k, n in marker["statuses"].items() if k not in ("ok", "tie")}
         return [(counts["judgements"], counts["with_value"], "judgements", missing)]

@@ -22,14 +22,16 @@ SHOWN = {
     "refused": ("left out", "left out"),
     "undecided": ("undecided", "undecided"),
     "tied_prompts": ("prompt without a winner", "prompts without a winner"),
+    "critiques": ("critique", "critiques"),
     "failed": ("failed", "failed"),
     "calls": ("model call", "model calls"),
 }
 """Counts that a node has, in this order, and what they count."""
-BOUNDS = ("judge", "filter", "pair", "label", "load", "train", "distill")
+BOUNDS = ("revise", "judge", "filter", "pair", "label", "load", "train", "distill")
 """Kinds of which a plan knows only the most that they may make."""
 _MADE = {
     "sample": ("completions",),
+    "revise": ("completions",),
     "judge": ("judgements", "with_value"),
     "filter": ("completions", "preferences", "judgements"),
     "pair": ("preferences",),

@@ -66,6 +66,15 @@ def _describe_sample(planned: Planned) -> list[str]:
     return words
 
 
+def _describe_revise(planned: Planned) -> list[str]:
+    step, count = planned.step, len(planned.options["principles"])
+    times = "once" if step.times == 1 else f"{step.times:,} times"
+    of = "one" if step.draw == "one" else "all"
+    kept = ", every revision kept" if step.keep == "all" and step.times > 1 else ""
+    said = f"by {of} of {count_words(count, 'principle')}" if count > 1 else "by 1 principle"
+    return [f"criticised and written again {times}{kept}", said]
+
+
 def _describe_load(planned: Planned) -> list[str]:
     step = planned.step
     source = step.dataset or step.path or "the experiment's data"
@@ -168,6 +177,7 @@ def _describe_average(planned: Planned) -> list[str]:
 
 _WORDS: dict[str, Callable[[Planned], list[str]]] = {
     "sample": _describe_sample,
+    "revise": _describe_revise,
     "load": _describe_load,
     "filter": _describe_filter,
     "judge": _describe_judge,
@@ -181,6 +191,7 @@ _WORDS: dict[str, Callable[[Planned], list[str]]] = {
 }
 _SAID: dict[str, set[str]] = {
     "sample": {"n", "prompts"},
+    "revise": {"times", "draw", "keep", "principles"},
     "load": {"type", "dataset", "path"},
     "filter": {"records"},
     "judge": {"principles"},

@@ -16,6 +16,7 @@ from rlaif.core.records import content_hash
 
 STEPS: dict[str, str | None] = {
     "sample": "rlaif.config.steps:SampleStep",
+    "revise": "rlaif.config.revise:ReviseStep",
     "load": "rlaif.config.steps:LoadStep",
     "filter": "rlaif.config.filters:FilterStep",
     "judge": "rlaif.judges.build:JudgeStep",

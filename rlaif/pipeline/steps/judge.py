@@ -60,7 +60,7 @@ _CUTS = {"cut_while_thinking": CUT, "cut_at_limit": LIMIT}
 
 def plan(walk: Walk, index: int, step: Any) -> None:
     """One judge's verdicts on the latest completions, or on those that `uses` names."""
-    sources = walk.used(index, step.uses, walk.completions, ("sample", "filter", "load"))
+    sources = walk.used(index, step.uses, walk.completions, ("sample", "revise", "filter", "load"))
     if not sources:
         raise walk.inputs.fail(index, f"judge {step.id!r} has no completions: sample first")
     planned = judged(walk, step, sources, walk.asked(index, step), step.id)

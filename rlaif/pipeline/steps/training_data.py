@@ -23,7 +23,7 @@ PREFERENCES = ("pair", "label", "filter", "load")
 GIVERS = {
     "preferences": PREFERENCES,
     "demonstrations": ("load",),
-    "completions": ("sample", "filter", "load"),
+    "completions": ("sample", "revise", "filter", "load"),
     "text": ("load",),
 }
 """Kinds of steps that give each kind of data."""

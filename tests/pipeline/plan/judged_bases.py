@@ -1,10 +1,10 @@
-"""Experiments with filters of what judges and people say."""
+"""Experiments with filters of what judges and people say, and with revisions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.pipeline.plan.bases import ANSWERS, SERVED, experiment
+from tests.pipeline.plan.bases import ANSWERS, SAMPLE, SERVED, experiment
 
 GRADES = [
     {"judge": {"id": name, "kind": "additive", "by": by}}
@@ -27,6 +27,7 @@ _GRADED_PAIRS = [
     {"judge": GRADES[0]["judge"] | {"uses": ["given", "fewer"], "samples": 3, "temperature": 0.7}},
     {"judge": GRADES[1]["judge"] | {"uses": ["given", "fewer"]}},
 ]
+REVISED = {"temperature": 1.0, "max_new_tokens": 12}
 JUDGED: dict[str, dict[str, Any]] = {
     "filter best": _judged("completions", {"kind": "best", "by": "a"}, ANSWERS, *GRADES),
     "filter score": _judged(
@@ -37,5 +38,18 @@ JUDGED: dict[str, dict[str, Any]] = {
     ),
     "filter balance": _judged(
         "judgements", {"kind": "balance", "by": "score"}, *_GRADED_PAIRS, **_OF_PAIRS
+    ),
+    "revise": experiment(
+        models=SERVED, constitution="revised.yaml", steps=[ANSWERS, {"revise": REVISED}]
+    ),
+    "revise twice": experiment(
+        models=SERVED,
+        constitution="revised.yaml",
+        steps=[
+            {"sample": SAMPLE | {"id": "first", "n": 1}},
+            {"sample": SAMPLE | {"id": "second"}},
+            {"revise": REVISED | {"uses": ["first", "second"]}},
+            {"judge": {"kind": "rules", "uses": ["first", "second"]}},
+        ],
     ),
 }

@@ -23,6 +23,20 @@ WORDING: dict[str, Any] = {
 }
 
 
+REVISED: dict[str, Any] = {
+    "name": "revised",
+    "principles": [
+        {
+            "id": name,
+            "text": f"The answer is {name}.",
+            "critique": f"Is it {name}?",
+            "revision": f"Make it {name}.",
+        }
+        for name in ("brief", "kind")
+    ],
+}
+
+
 def completions(texts: Iterable[str], prompts: int = 4) -> list[dict[str, Any]]:
     """Answers to the first prompts, as completions of a run; each prompt has all of them."""
     rows = []
@@ -40,6 +54,9 @@ def write_more_files(folder: Path) -> None:
     """Beside those of `write_files`."""
     thoughts = ["<think>The egg. </think>Well", "Red river", "Egg"]
     _jsonl(folder / "thoughts.jsonl", completions(thoughts))
+    (folder / "revised.yaml").write_text(yaml.safe_dump(REVISED))
+    own = "---user---\nNow: {{ critique }}\n---then---\nSo: {{ revision }}\n"
+    (folder / "own_revise.j2").write_text(own)
     private = ["Write to ann@example.org.", "Call 030 901820 today.", "Ask +1 650-253-0000", "No."]
     _jsonl(folder / "private.jsonl", completions(private))
     alike = ["a b c d e f g h", "a b c d e f g x", "h g f e d c b a", "One more text."]

@@ -321,6 +321,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "OnPolicyDistillationTrain": ("train on_policy_distillation", ("steps", 2, "train")),
     "AverageStep": ("average", ("steps", 3, "average")),
     "SampleStep": ("sample", ("steps", 0, "sample")),
+    "ReviseStep": ("revise", ("steps", 1, "revise")),
     "PoolMember": ("pool", ("steps", 0, "sample", "pool", 0)),
     "SamplePrinciples": ("principles", ("steps", 0, "sample", "principles")),
     "PairStep": ("pairs", ("steps", 4, "pair")),

@@ -69,6 +69,7 @@ NAMED = {
     *("YesNoJudge", "PairwiseJudge", "RandomJudge", "JuryJudge", "SftTrain", "BradleyTerryDistill"),
     *("SampleStep", "PairStep", "LabelStep", "LoadStep", "FilterStep", "EvaluateStep"),
     "AverageStep",
+    "ReviseStep",
     *("RubricClass", "CheckSpec"),
 }
 """Classes whose other id is tried by default: that of the others goes the same way."""
@@ -219,6 +220,7 @@ VERSIONED = {
     "evaluate": "evaluate",
     "load": "load",
     "filter": "filter rule",
+    "revise": "revise",
     "compare": "arms trained",
     "choose": "until",
     "average": "average",
