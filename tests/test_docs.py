@@ -21,6 +21,7 @@ from rlaif.config.dataset import DatasetSpec
 from rlaif.config.filters import FilterStep
 from rlaif.config.methods import DISTILLATIONS, METHODS
 from rlaif.config.models import ModelSpec, PromptSetSpec, PromptsSpec
+from rlaif.config.revise import ReviseStep
 from rlaif.config.steps import (
     EvaluateStep,
     LabelStep,
@@ -144,6 +145,7 @@ SECTIONS: list[tuple[str, type[Strict], set[str]]] = [
     ("Stages", Stage, set()),
     ("until", Until, set()),
     ("sample", SampleStep, set()),
+    ("revise", ReviseStep, set()),
     ("load", LoadStep, set()),
     ("filter", FilterStep, set()),
     ("pair", PairStep, set()),

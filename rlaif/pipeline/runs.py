@@ -22,6 +22,7 @@ from rlaif.pipeline.labelling import arm_rows, labelling_rows
 from rlaif.pipeline.manifest import read_manifest, read_rounds
 from rlaif.pipeline.prompt_file import PromptFile, read_rows
 from rlaif.pipeline.reading import FileOfArm, load_arms
+from rlaif.pipeline.revised import read_revisions
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
 from rlaif.pipeline.run_rows import (
     held_out_answers,
@@ -364,6 +365,7 @@ class Run:
             self.judgements_of,
             self.answers_to,
             self.prompt_rows,
+            lambda: read_revisions(self.store, self.manifest["steps"], self.prompt_rows),
         )
         return RunView(
             name=self.manifest["name"],

@@ -180,5 +180,36 @@ def answer_entries(
     ]
 
 
+def revision_entry(
+    step: Mapping[str, Any],
+    prompt: Mapping[str, Any] | None,
+    original: Mapping[str, Any],
+    turns: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """An answer that a step (a row of the manifest) revised, with each critique and the revision
+    that followed it, in their order; a revision that was never written is empty."""
+    return {
+        "arm": " ".join(step["arms"]),
+        "seed": step["seed"],
+        "round": step["round"],
+        "step": step["id"],
+        "by": step["models"]["by"][0],
+        "prompt": _prompt_text(prompt, str(turns[0][0]["prompt_id"])),
+        "id": str(turns[0][0]["parent_id"]),
+        "model": str(original.get("model", "")),
+        "original": clip_text(answer_text(original)),
+        "turns": [
+            {
+                "principle": critique["principle"],
+                "critique": clip_text(critique["text"], MAX_RAW),
+                "revision": clip_text(answer_text(revision)),
+                "error": critique["error"] or revision.get("error") or "",
+                "id": critique["completion_id"],
+            }
+            for critique, revision in turns
+        ],
+    }
+
+
 def _prompt_text(prompt: Mapping[str, Any] | None, name: str) -> str:
     return name if prompt is None else clip_text(format_conversation(prompt["messages"]))

@@ -139,6 +139,7 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
     page = make_page(run.rounds, run.comparisons, run.values, run.primary, run.trained)
     last = latest_rounds(run.rounds)
     data = {"arms": len(arms_of(run.rounds)) > 1, "pairs": shown.pairs, "answers": shown.answers}
+    data |= {"revisions": shown.revisions} if shown.revisions else {}
     seeds, names = seeds_of(run.rounds), arms_of(run.rounds)
     digest = script_digest(script)
     return {

@@ -28,7 +28,8 @@ class Sources:
 
     `preferences` are Preference JSON with `seed` and `arm`, `heldout` held-out answers with their
     Completion JSON. `judgements` are those of the completions with some ids, and `answers` the
-    rows behind verdicts, by call id. `prompts` are Prompt JSON.
+    rows behind verdicts, by call id. `prompts` are Prompt JSON. `revisions` are the answers that
+    were revised: their number, and the browser's entries of the first.
     """
 
     preferences: Callable[[], Iterator[Row]]
@@ -36,6 +37,7 @@ class Sources:
     judgements: About
     answers: About
     prompts: Callable[[], Iterator[Row]]
+    revisions: Callable[[], tuple[int, list[Row]]] = lambda: (0, [])
 
 
 @dataclass(slots=True)
@@ -72,11 +74,14 @@ def gather_shown(sources: Sources, by_arm: bool) -> Shown:
     for row in sources.answers(wanted) if wanted else ():
         # The last answer to a call is the one that was read.
         behind[row["call_id"]] = row
+    revised, revisions = sources.revisions()
     return Shown(
         pairs_total=pairs.total,
         pairs=[pair_entry(row, judged, behind) for row in pairs.kept],
         answers_total=answers.total,
         answers=_shown_answers(sources, answers),
+        revisions_total=revised,
+        revisions=revisions,
         lengths=_in_order(answers.lengths, answers),
         scores={judge: _in_order(scores[judge], answers) for judge in sorted(scores)},
         pair_scores=pairs.scores,

@@ -123,6 +123,27 @@
     view.append(make("p", "facts", "seed " + entry.seed), prompt(entry.prompt), sides);
   }
 
+  function showRevision(entry, view) {
+    const facts = make("p", "facts");
+    if (data.arms) facts.append(make("span", "", "arm " + entry.arm));
+    facts.append(make("span", "", "seed " + entry.seed), make("span", "", "round " + entry.round),
+      make("span", "", entry.step), make("span", "", "revised by " + entry.by));
+    const sides = make("div", "sides");
+    sides.append(side("Answer" + (entry.model ? " by " + entry.model : ""), "", entry.original));
+    entry.turns.forEach((turn, number) => {
+      const failed = turn.error && turn.revision === "";
+      const box = side("Revision " + (number + 1) + (failed ? " · failed" : ""), "",
+        failed ? turn.error : turn.revision);
+      const head = make("div", "verdict");
+      head.append(make("strong", "", "by principle"), make("span", "principle", turn.principle));
+      box.append(head);
+      if (turn.critique) box.append(folded("the critique before it", turn.critique, true));
+      box.append(make("p", "quiet id", turn.id));
+      sides.append(box);
+    });
+    view.append(facts, prompt(entry.prompt), sides, make("p", "quiet id", "parent " + entry.id));
+  }
+
   function showMistake(entry, view) {
     const facts = make("p", "facts");
     facts.append(make("span", "", "judge " + entry.judge));
@@ -225,6 +246,10 @@
     ["arm", "seed", "round"]);
   browser("answer", data.answers, showAnswers,
     (row) => [row.prompt].concat(row.models.map((model) => model.text)).join("\n"), []);
+  browser("revision", data.revisions || [], showRevision,
+    (row) => [row.prompt, row.original, row.id].concat(
+      ...row.turns.map((turn) => [turn.revision, turn.critique, turn.principle])).join("\n"),
+    ["arm", "seed", "round"]);
   browser("mistake", data.mistakes || [], showMistake,
     (row) => [row.prompt, row.better, row.picked, row.place, row.id].join("\n"),
     ["judge", "subset", "gap", "order"]);

@@ -133,8 +133,9 @@ class HeldOutRow(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What is shown of a run's records: `pairs` and `answers` are entries of the page's browsers,
-    the first by id of `pairs_total` and `answers_total`; the numbers are those of all records.
+    """What is shown of a run's records: `pairs`, `answers` and `revisions` are entries of the
+    page's browsers, the first by id of `pairs_total`, `answers_total` and `revisions_total`
+    (answers that were revised); the numbers are those of all records.
 
     `lengths` are words of held-out answers by model, `scores` their scores by judge and model, and
     `pair_scores` the combined scores of `chosen` and `rejected` by round or arm.
@@ -144,6 +145,8 @@ class Shown:
     pairs: list[dict[str, Any]] = field(default_factory=list)
     answers_total: int = 0
     answers: list[dict[str, Any]] = field(default_factory=list)
+    revisions_total: int = 0
+    revisions: list[dict[str, Any]] = field(default_factory=list)
     lengths: Mapping[str, Sequence[float]] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     pair_scores: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)

@@ -49,7 +49,7 @@ JUDGED: dict[str, dict[str, Any]] = {
             {"sample": SAMPLE | {"id": "first", "n": 1}},
             {"sample": SAMPLE | {"id": "second"}},
             {"revise": REVISED | {"uses": ["first", "second"]}},
-            {"judge": {"kind": "rules", "uses": ["first", "second"]}},
+            {"judge": {"kind": "longer", "uses": ["first", "second"]}},
         ],
     ),
 }
