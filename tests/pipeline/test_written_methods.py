@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.core.store import Store
+from rlaif.pipeline.forecast import forecast
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 
@@ -176,7 +178,11 @@ stages:
       - distill: {id: rm, from: initial, uses: ["prefs@*"], centre: 0}
       - sample: {id: answers, n: 10, prompts: 8}
       - judge: reward
-      - filter: {id: best, records: completions, filters: [BEST]}
+      - filter:
+          id: best
+          records: completions
+          uses: [answers]
+          filters: [{kind: best, by: reward, k: 1}]
       - train: {id: sft, method: sft, from: initial, uses: ["best@*", demos]}
       - train:
           id: dpo_a
@@ -210,12 +216,64 @@ stages:
       - train: {id: student, method: on_policy_distillation, teacher: teacher, rollouts: 12, n: 2}
       - evaluate: {against: [initial, teacher], judges: [gold]}
 """
-BEST = "{kind: truncated}"
-"""What stands in the place of `{kind: best, by: reward, k: 1}`, which is not there yet."""
+CAI = """\
+name: constitutional-ai              # arXiv 2212.08073
+models: {policy: {path: POLICY}, pretrained: {path: POLICY}}
+constitution: constitutions/harmless.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+prompt_sets: {red_team: {path: red.jsonl, holdout: 4}}
+judges:
+  - {id: ai, kind: constitutional, by: sl, cot: true, clamp: [0.4, 0.6]}
+  - {id: pm, kind: reward_model, by: preference_model}
+  - {id: checks, kind: rules, constitution: constitutions/concise_helper.yaml}
+stages:
+  - id: supervised
+    steps:
+      - sample: {id: drafts, n: 1, prompts: red_team}
+      - revise: {id: revisions, by: policy, times: 4, keep: all}
+      - sample: {id: helpful, n: 1}
+      - train: {id: sl, method: sft, from: pretrained, uses: [revisions, helpful]}
+      - evaluate: {prompts: [main, red_team], judges: [checks]}
+  - id: rl
+    steps:
+      - sample: {id: answers, n: 2, prompts: red_team}
+      - judge: ai
+      - pair: {id: harmless_pairs}
+      - load: {id: people, type: preferences, path: pairs.jsonl}
+      - distill: {id: preference_model, from: sl, uses: [harmless_pairs, people]}
+      - train:
+          id: rl
+          method: ppo
+          prompts: red_team
+          batch_size: 4
+          rewards: [{judge: pm, value: raw, normalise: reference}]
+      - evaluate: {prompts: [main, red_team], against: [initial, sl], judges: [checks]}
+"""
+SELF_REWARDING = """\
+name: self-rewarding-up-to-the-data  # arXiv 2401.10020
+models: {policy: {path: POLICY}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+judges:
+  - {id: self, kind: additive, by: policy, samples: 3}
+  - {id: gold, kind: rules}
+stages:
+  - id: seed
+    steps:
+      - load: {id: ift, type: demonstrations, path: demos.jsonl}
+      - load: {id: ranked, type: pairs, path: pairs.jsonl, prompts: own}
+      - judge: {id: self, uses: [ranked]}
+      - filter:
+          id: eft
+          records: judgements
+          uses: [self]
+          filters: [{kind: agrees, with: ranked}, {kind: balance, by: score}]
+      - pair: {uses: [eft]}
+      - train: {id: sft, method: sft, uses: [ift]}
+      - evaluate: {judges: [gold, self], judged_by: sft}
+"""
 WAITING = {
-    "self-rewarding with EFT data": "filter of judgements (`agrees`, `balance`)",
-    "constitutional AI": "`revise`",
-    "llama 3 as it is": "`filter: best`",
+    "self-rewarding with EFT data": "`train` on judgements",
     "safe RLHF": "`costs`",
     "meta-rewarding": "judges of judgements, pairs of judgements",
     "J1": "`questions`, `verdict`, `bench`",
@@ -255,11 +313,13 @@ def folder(tmp_path: Path) -> Path:
             {"seed_sft": 1, "rm": 6, "sft": 6, "dpo_a": 6, "dpo_b": 6, "model": 6},
         ),
         (DISTILLATION, {"teacher": 1, "student": 1}),
+        (CAI, {"sl": 1, "preference_model": 1, "rl": 1}),
+        (SELF_REWARDING, {"sft": 1}),
     ],
 )
 def test_a_method_is_planned(folder: Path, text: str, models: dict[str, int]) -> None:
     path = folder / "experiment.yaml"
-    path.write_text(text.replace("POLICY", POLICY).replace("BEST", BEST))
+    path.write_text(text.replace("POLICY", POLICY))
     plan = make_plan(prepare(path, fetch=False))
     assert Counter(p.id for p in plan if p.makes_model) == models
     if "profiles" in text:
@@ -296,7 +356,7 @@ def test_the_filters_path_of_a_hack_is_taken_from_the_second_round(folder: Path)
 
 def test_the_policy_of_a_round_of_llama_3_is_the_average(folder: Path) -> None:
     path = folder / "experiment.yaml"
-    path.write_text(LLAMA_3.replace("POLICY", POLICY).replace("BEST", BEST))
+    path.write_text(LLAMA_3.replace("POLICY", POLICY))
     plan = make_plan(prepare(path, fetch=False))
     (second,) = [p for p in plan if p.id == "compared" and p.number == 2]
     assert second.models["by"].label == "model@1"
@@ -320,3 +380,33 @@ def test_a_distillation_knows_its_teacher_by_what_it_is(folder: Path) -> None:
         return plan["student"].hash
 
     assert student() == student() != student("rollouts: 8")
+
+
+def test_constitutional_ai_learns_from_every_revision_and_the_helpful_answers(
+    folder: Path,
+) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(CAI.replace("POLICY", POLICY))
+    inputs = prepare(path, fetch=False)
+    plan = {p.id: p for p in make_plan(inputs)}
+    assert list(plan["revisions"].inputs.values()) == [plan["drafts"].hash]
+    assert plan["revisions"].models["by"].label == "M0"
+    read = [plan["revisions"].hash, plan["helpful"].hash]
+    assert list(plan["sl"].inputs.values()) == read
+    assert plan["sl"].models["start"].label == "pretrained"
+    rows = {row.id: row for row in forecast(inputs, Store(folder / "none"))}
+    drafts = rows["drafts"].units
+    assert (rows["revisions"].units, rows["revisions"].calls) == (4 * drafts, 8 * drafts)
+
+
+def test_the_best_answers_of_every_round_so_far_are_learned_from(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(LLAMA_3.replace("POLICY", POLICY))
+    plan = make_plan(prepare(path, fetch=False))
+    # The demonstrations of the stage before, and the best of each round.
+    assert [len(p.inputs) for p in plan if p.id == "sft"] == [2, 3, 4, 5, 6, 7]
+    filters = [p for p in plan if p.id == "best"]
+    judged = {p.hash for p in plan if p.id == "reward"}
+    assert [{*p.inputs.values()} & judged for p in filters] == [
+        {h} for h in (p.inputs["scores/reward/0"] for p in filters)
+    ]
