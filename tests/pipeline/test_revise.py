@@ -60,7 +60,7 @@ def revise(**keys: Any) -> dict[str, Any]:
     return {"revise": {"id": "revisions", **keys}}
 
 
-def write(folder: Path, write_experiment: Writer, steps: list[Any], **changes: Any) -> Path:
+def write(folder: Path, write_experiment: Writer, steps: list[Any] | None, **changes: Any) -> Path:
     model = {"path": "none", "engine": "fake", "script": "script.yaml"}
     whole = {"rounds": 1, "models": {"policy": model}, "steps": steps} | changes
     constitution = whole.pop("principles", CONSTITUTION)
