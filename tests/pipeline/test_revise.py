@@ -317,6 +317,15 @@ def test_a_killed_revision_ends_in_the_same_bytes(tmp_path: Path, write_experime
         DRAFTS,
         revise(times=2, keep="all", temperature=1.0),
         {"judge": {"id": "checks", "kind": "rules"}},
+        {
+            "filter": {
+                "records": "completions",
+                "filters": [
+                    {"kind": "score", "by": "checks", "least": 0.5},
+                    {"kind": "balance", "by": "principle"},
+                ],
+            }
+        },
         {"pair": {"strategy": "all"}},
     ]
     path = write(tmp_path, write_experiment, steps)
@@ -324,6 +333,7 @@ def test_a_killed_revision_ends_in_the_same_bytes(tmp_path: Path, write_experime
     whole = rows(tmp_path / "0")
     assert any(name.endswith("revisions.jsonl") for name in whole)
     assert any(name.endswith("critiques.jsonl") for name in whole)
+    assert any(name.endswith("refused.jsonl") for name in whole)
     for number in ("1", "2", "3"):
         assert rows(tmp_path / number) == whole
 

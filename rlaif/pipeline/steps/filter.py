@@ -174,9 +174,13 @@ def run(context: StepContext) -> dict[str, Any]:
         raise ConfigError(nothing_left(step.records, sifted))
     kept = set(sifted.kept)
     name = IDS[step.records]
-    if not context.folder.read(step.records):
-        context.folder.append(step.records, [row for row in rows if row[name] in kept])
-        context.folder.append("refused", refused_rows(sifted))
+    # A kill may have come between the two, which are one batch each.
+    for kind, made in (
+        (step.records, [row for row in rows if row[name] in kept]),
+        ("refused", refused_rows(sifted)),
+    ):
+        if not context.folder.count(kind):
+            context.folder.append(kind, made)
     return {
         "counts": {step.records: len(kept), "refused": len(rows) - len(kept)},
         "funnel": sifted.funnel(),
