@@ -14,6 +14,7 @@ import yaml
 from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.core.records import Completion
+from rlaif.core.store import Store
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.forecast import forecast
 from rlaif.pipeline.plan.unroll import make_plan
@@ -310,6 +311,27 @@ def test_answers_that_failed_are_not_revised(tmp_path: Path, write_experiment: W
     counts = folder_of(run, "revisions").done()["counts"]
     assert lost and counts["without_answer"] == lost
     assert counts["completions"] == counts["critiques"] == len(drafts) - lost
+
+
+def test_what_revisions_cost_at_most_is_known_before(
+    tmp_path: Path, write_experiment: Writer
+) -> None:
+    def cost(**keys: Any) -> float:
+        far = {"path": "m", "engine": "openai", "base_url": "http://127.0.0.1:9"}
+        models = {"policy": far | {"price": {"input": 1.0, "output": 2.0}}}
+        steps = [DRAFTS, revise(**keys)]
+        inputs = prepare(write(tmp_path, write_experiment, steps, models=models), fetch=False)
+        rows = {row.id: row for row in forecast(inputs, Store(tmp_path / "none"))}
+        found = rows["revisions"].cost
+        # Ten answers: critiques and revisions as long as they may be.
+        written = 2 * 10 * keys.get("times", 1) * keys.get("max_new_tokens", 64)
+        assert found is not None and found > 2.0 * written / 1e6
+        return found
+
+    assert cost(times=2) == pytest.approx(2 * cost(), rel=1e-3)
+    longer = cost(max_new_tokens=128)
+    # What is read grows too: the critique stands in the second request.
+    assert longer - cost() > 2.0 * 20 * 64 / 1e6
 
 
 def test_a_killed_revision_ends_in_the_same_bytes(tmp_path: Path, write_experiment: Writer) -> None:

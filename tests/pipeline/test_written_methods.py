@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from rlaif.core.store import Store
+from rlaif.pipeline.explain.plan import explain_file
 from rlaif.pipeline.forecast import forecast
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
+from rlaif.report.flow_text import render_text
 
 POLICY = "builtin/smollm2-135m-instruct"
 INSTRUCT_GPT = """\
@@ -410,3 +412,21 @@ def test_the_best_answers_of_every_round_so_far_are_learned_from(folder: Path) -
     assert [{*p.inputs.values()} & judged for p in filters] == [
         {h} for h in (p.inputs["scores/reward/0"] for p in filters)
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (CAI, "criticised and written again 4 times, every revision kept; by one of 7 principles"),
+        (CAI, "reads revisions (answers), helpful (answers); from pretrained; makes sl"),
+        (SELF_REWARDING, "judgements that pass: agrees with ranked, balanced by score"),
+        (SELF_REWARDING, "reads self (judgements), ranked (labels)"),
+        (BEST_OF_N, "completions that pass: best 1 by reward of each prompt"),
+        (BEST_OF_N, "reads answers (completions), reward (judgements)"),
+    ],
+    ids=["revise", "trained on", "agrees", "reads labels", "best", "reads scores"],
+)
+def test_what_a_method_does_is_explained(folder: Path, text: str, said: str) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(text.replace("POLICY", POLICY))
+    assert said in " ".join(render_text(explain_file(path)).split())
