@@ -10,7 +10,7 @@ from rlaif.config.steps import SampleStep
 from rlaif.core.records import Completion, Prompt
 from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.pipeline.plan.base import JudgeCalls, PlanInputs, Planned
-from rlaif.pipeline.steps.revise import example_messages
+from rlaif.pipeline.steps.revision_turns import example_messages
 
 BYTES_PER_TOKEN = 4.0
 """English text has about 4 bytes in a token."""

@@ -20,7 +20,7 @@ from rlaif.pipeline.forecast import forecast
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run, load_run
-from rlaif.pipeline.steps.revise import draw_principle
+from rlaif.pipeline.steps.revision_turns import draw_principle
 from tests.pipeline.test_kills import killed, rows
 from tests.servers.scripted import ScriptedServer, prompt_text
 
@@ -237,7 +237,8 @@ def test_templates_that_cannot_ask_are_refused(
 ) -> None:
     path = write(tmp_path, write_experiment, [DRAFTS, revise(template="own.j2")])
     (tmp_path / "own.j2").write_text(template)
-    assert fault in refused(path)
+    message = refused(path)
+    assert fault in message and "experiment.yaml:" in message and "own.j2" in message
 
 
 def test_only_what_decides_a_revision_changes_its_hash(

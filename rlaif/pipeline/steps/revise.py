@@ -9,7 +9,7 @@ further.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +20,20 @@ from rlaif.constitution.model import Constitution, Principle, load_with_places
 from rlaif.core.chat import CUT
 from rlaif.core.errors import ConfigError
 from rlaif.core.integrity import Unordered
-from rlaif.core.records import Completion, Message, Prompt, content_hash, from_json
+from rlaif.core.records import Completion, Message, content_hash, from_json
 from rlaif.core.resources import find
-from rlaif.data.sources import with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
-from rlaif.judges.templates import Template, conversation_text, load_template
+from rlaif.judges.templates import Template
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, keep_commonest, refuse_all_failed
+from rlaif.pipeline.steps.revision_turns import (
+    Turn,
+    critique_messages,
+    draw_principle,
+    load_texts,
+    revision_messages,
+)
 from rlaif.pipeline.steps.training_data import data_kind
 
 VERSION = 1
@@ -37,10 +43,6 @@ SECONDS_PER_UNIT = 0.8
 GIVERS = ("sample", "revise", "filter", "load")
 """Kinds of steps that give answers."""
 CRITIQUES, REVISIONS = "critiques", "revisions"
-VARIABLES = frozenset(
-    {"critique", "revision", "principle", "principle_id", "prompt", "conversation", "response"}
-)
-"""What a template may use: the texts of the principle, the question and the answer."""
 BATCH = 1000
 
 
@@ -58,7 +60,10 @@ def plan(walk: Walk, index: int, step: ReviseStep) -> None:
     known = prompts if all(s.prompts for s in sources) else None
     principles = _find_principles(walk, index, step, known)
     model = walk.model(index, step.by, "by")
-    template = load_texts(step, walk.inputs)
+    try:
+        template = load_texts(step, walk.inputs)
+    except ConfigError as error:
+        raise walk.inputs.fail(index, f"template: {error}", "template") from None
     decides = (
         hashed_keys(step, exclude={"id", "by", "uses", "principles", "template"}),
         template.hash,
@@ -150,54 +155,12 @@ def _describe_principle(principle: Principle, template: Template) -> dict[str, A
     return found
 
 
-def load_texts(step: ReviseStep, inputs: PlanInputs) -> Template:
-    """The step's template. Raises ConfigError for one that does not ask for both."""
-    needed = frozenset({"critique", "revision"})
-    template = load_template(step.template, VARIABLES, needed, inputs.path)
-    if not template.has_then:
-        raise ConfigError(
-            "a template of critique and revision has a ---user--- section, which asks for the "
-            "critique, and a ---then--- section, which asks for the revision",
-            template.name,
-        )
-    if template.has_prefill or template.form is not None:
-        raise ConfigError(
-            "a template of critique and revision has no ---prefill--- and no ---form---: nothing is"
-            " read in what is written",
-            template.name,
-        )
-    return template
-
-
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
     """Two calls for each answer and time, none of which may fail."""
     step: ReviseStep = planned.step
     turns = known.records_read(planned, "completions") * step.times
     kept = turns if step.keep == "all" else turns // step.times
     return Size(kept, 2 * turns, 2 * turns * step.max_new_tokens)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One answer at one time: `root` is the answer that the step was given, `current` what it has
-    become, and `name` the id of what it is to become."""
-
-    root: Completion
-    current: Completion
-    prompt: Prompt
-    time: int
-    name: str
-    principles: tuple[Principle, ...]
-
-    @property
-    def principle(self) -> str:
-        """The ids of the principles."""
-        return ", ".join(principle.id for principle in self.principles)
-
-    @property
-    def critique_id(self) -> str:
-        """The id of the critique that the revision follows."""
-        return "q_" + content_hash("critique", self.name)
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -406,65 +369,4 @@ def _critique_row(result: GenerateResult, turn: Turn) -> dict[str, Any]:
         "error": CUT if result.cut else result.error,
         "reasoning": result.reasoning or None,
         "new_tokens": result.tokens_made,
-    }
-
-
-def draw_principle(principles: Sequence[Principle], *seed: Any) -> Principle:
-    """One of the principles, each as likely as the others."""
-    number = int(content_hash("principle", *seed, length=13), 16)
-    return principles[number % len(principles)]
-
-
-def critique_messages(template: Template, turn: Turn) -> list[Message]:
-    """The conversation with the answer, and the turn that asks for a critique of it."""
-    values = _list_values(turn)
-    messages = [*turn.prompt.messages, *turn.current.messages]
-    for message in template.messages(values):
-        if message["role"] == "system":
-            messages = with_system(messages, message["content"])
-        else:
-            messages = [*messages, message]
-    return messages
-
-
-def revision_messages(template: Template, turn: Turn, critique: str) -> list[Message]:
-    """`critique_messages`, the critique, and the turn that asks for the answer anew."""
-    asked = template.then(_list_values(turn))
-    return [
-        *critique_messages(template, turn),
-        {"role": "assistant", "content": critique},
-        {"role": "user", "content": asked},
-    ]
-
-
-def example_messages(
-    inputs: PlanInputs, planned: Planned, prompts: Sequence[Prompt], answer: Completion
-) -> list[list[Message]]:
-    """What is asked about `answer` to each of some prompts, as critique and as revision; the
-    critique is as long as the answer."""
-    template = load_texts(planned.step, inputs)
-    assert inputs.constitution is not None
-    known = inputs.constitution.select(planned.options["principles"])
-    found = []
-    for prompt in prompts:
-        able = [principle for principle in known if principle.applies(prompt)]
-        drawn = tuple(able if planned.step.draw == "all" else able[:1])
-        turn = Turn(answer, answer, prompt, 1, "", drawn)
-        found.append(critique_messages(template, turn))
-        found.append(revision_messages(template, turn, answer.text))
-    return found
-
-
-def _list_values(turn: Turn) -> dict[str, Any]:
-    def join(texts: Iterator[str | None]) -> str:
-        return "\n".join(filter(None, texts))
-
-    return {
-        "critique": join(principle.critique for principle in turn.principles),
-        "revision": join(principle.revision for principle in turn.principles),
-        "principle": join(principle.text for principle in turn.principles),
-        "principle_id": turn.principle,
-        "prompt": turn.prompt.question,
-        "conversation": conversation_text(turn.prompt.messages),
-        "response": turn.current.text,
     }
