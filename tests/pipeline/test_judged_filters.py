@@ -109,7 +109,8 @@ def scores_of(run: Run) -> dict[str, float]:
 def test_the_best_answers_of_each_prompt_are_kept_and_what_has_no_score_is_none(
     write: Callable[..., Path],
 ) -> None:
-    run = ran(write([SAMPLE, GRADE, of_answers({"kind": "best", "by": "grade", "k": 2})]))
+    path = write([SAMPLE, GRADE, of_answers({"kind": "best", "by": "grade", "k": 2})])
+    run = ran(path)
     scores = scores_of(run)
     kept = [c.completion_id for c in folder_of(run, "kept").records(Completion)]
     every = list(folder_of(run, "answers").records(Completion))
@@ -120,6 +121,8 @@ def test_the_best_answers_of_each_prompt_are_kept_and_what_has_no_score_is_none(
         known = sorted((n for n in own if n in scores), key=lambda n: (-scores[n], n))
         wanted += known[:2]
     assert sorted(kept) == sorted(wanted)
+    sizes = {row.id: row.units for row in forecast(prepare(path), run.store)}
+    assert sizes["kept"] == 2 * len({c.prompt_id for c in every}) >= len(kept)
     (stage,) = folder_of(run, "kept").done()["funnel"]
     missing = sum(c.completion_id not in scores for c in every)
     assert missing and stage["why"]["no score by grade"] == missing

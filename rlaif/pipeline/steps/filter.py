@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.base import hashed_keys
-from rlaif.config.filters import HELDOUT, FilterSet, FilterStep
+from rlaif.config.filters import HELDOUT, BestFilter, FilterSet, FilterStep
 from rlaif.constitution.own_rules import code_of
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Preference, Prompt, from_json
@@ -156,8 +156,14 @@ def _compared_prompts(walk: Walk, step: FilterStep) -> list[str]:
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
-    """All records, of which none may be refused."""
-    return Size(known.records_read(planned, str(planned.step.records)))
+    """All records, of which none may be refused, or as many as a filter of the best lets pass."""
+    count = known.records_read(planned, str(planned.step.records))
+    for wanted in planned.step.filters:
+        if isinstance(wanted, BestFilter):
+            groups = len(planned.prompts) if wanted.per == "prompt" else 1
+            # Loaded completions bring prompts of their own, whose number is not known.
+            count = min(count, wanted.k * groups) if groups else count
+    return Size(count)
 
 
 def run(context: StepContext) -> dict[str, Any]:
