@@ -154,7 +154,7 @@ def main() -> int:
         scores = " -> ".join(f"{score:.3f}" for score in row["scores"])
         print(f"seed {seed}: score {scores}; change {shown}; {row['seconds']:.0f} s", flush=True)
     pooled = [over_seeds([row["by_prompt"][turn] for row in rows]) for turn in range(times)]
-    for number, found in enumerate(pooled, 1):
+    for number, found in enumerate(pooled if len(seeds) > 1 else (), 1):
         print(
             f"after revision {number}: {show_interval(found, signed=True)} over {len(seeds)} seeds"
         )
