@@ -421,8 +421,8 @@ def test_the_best_answers_of_every_round_so_far_are_learned_from(folder: Path) -
         (CAI, "reads revisions (answers), helpful (answers); from pretrained; makes sl"),
         (SELF_REWARDING, "judgements that pass: agrees with ranked, balanced by score"),
         (SELF_REWARDING, "reads self (judgements), ranked (labels)"),
-        (BEST_OF_N, "completions that pass: best 1 by reward of each prompt"),
-        (BEST_OF_N, "reads answers (completions), reward (judgements)"),
+        (LLAMA_3, "completions that pass: best 1 by reward of each prompt"),
+        (LLAMA_3, "reads answers (completions), reward (judgements)"),
     ],
     ids=["revise", "trained on", "agrees", "reads labels", "best", "reads scores"],
 )
