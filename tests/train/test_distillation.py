@@ -144,7 +144,8 @@ def sample_groups(tokenizer: object, number: int, model: object, count: int) -> 
         rows = torch.tensor([ids] * count)
         scores = []
         for _ in range(3):
-            logits = model.module(rows).logits[:, -1].float().log_softmax(-1)
+            with model.generating() as plain:
+                logits = plain(rows).logits[:, -1].float().log_softmax(-1)
             drawn = torch.multinomial(logits.exp(), 1, generator=generator)
             scores.append(logits.gather(1, drawn))
             rows = torch.cat([rows, drawn], 1)
@@ -248,10 +249,11 @@ def test_the_loss_of_sampled_tokens_and_of_whole_distributions_by_hand(make_mode
         rows = []
         with torch.no_grad():
             for ids in ([5, 6, 7, 8], [5, 6, 9]):
-                both = [
-                    torch.log_softmax(m.module(torch.tensor([ids])).logits[0, 1:-1].float(), -1)
-                    for m in (model, teacher)
-                ]
+                both = []
+                for each in (model, teacher):
+                    with each.generating() as plain:
+                        logits = plain(torch.tensor([ids])).logits[0, 1:-1].float()
+                    both.append(torch.log_softmax(logits, -1))
                 rows.append(by_hand(*both))
         assert float(loss.detach()) == pytest.approx(float(torch.cat(rows).mean()), rel=1e-4)
         assert sums["kl_teacher"][1] == 3

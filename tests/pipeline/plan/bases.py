@@ -127,25 +127,21 @@ ON_POLICY: dict[str, dict[str, Any]] = {
     "rloo": {"n": 2},
     "ppo": {"n": 2, "epochs": 2},
     "online_dpo": {"n": 2},
-    "on_policy_distillation": {"n": 2, "teacher": "other"},
 }
-REWARDED = {"rewards": [{"judge": "rm"}]}
 STARTS = {"from": "strict", "reference": "strict"}
-ROLLED = {"rollouts": 2, "batch_size": 2, "max_new_tokens": 6}
+ROLLED = {"rollouts": 2, "batch_size": 2, "max_new_tokens": 6, "rewards": [{"judge": "rm"}]}
 for name, spec in ON_POLICY.items():
-    spec = TRAINING | ROLLED | (REWARDED if "teacher" not in spec else {}) | spec | {"method": name}
-    starts = STARTS if "teacher" not in spec else {"from": "strict"}
     BASES[f"train {name}"] = experiment(
         models=OTHERS | {n: TINY | {"path": f"@{n}"} for n in ("rewards", "rivals")},
         judges=[
             {"id": "rm", "kind": "reward_model", "by": "rewards"},
             {"id": "rival", "kind": "reward_model", "by": "rivals"},
         ],
-        steps=[PAIRS, MORE, {"train": spec}],
+        steps=[PAIRS, MORE, {"train": TRAINING | ROLLED | spec | {"method": name}}],
     )
     BASES[f"strict {name}"] = BASES[f"train {name}"] | {
         "prompts": {"path": "strict_prompts.jsonl", "holdout": 2},
-        "steps": [PAIRS, MORE, {"train": spec | starts}],
+        "steps": [PAIRS, MORE, {"train": TRAINING | ROLLED | spec | {"method": name} | STARTS}],
     }
 ANSWERS = {"load": {"type": "completions", "path": "answers.jsonl"}}
 SERVED = {"policy": FAR, "other": FAR | {"path": "other"}}

@@ -13,6 +13,7 @@ from tests.pipeline.plan.bases import (
     ON_POLICY,
     OTHERS,
     PAIRS,
+    ROLLED,
     SAMPLE,
     SERVED,
     TINY,
@@ -128,6 +129,13 @@ AVERAGED = experiment(
     ],
 )
 """Two models, what is made of them, and a training that goes on from it."""
+DISTILLING = (
+    TRAINING
+    | {name: key for name, key in ROLLED.items() if name != "rewards"}
+    | {"method": "on_policy_distillation", "n": 2, "teacher": "other"}
+)
+TAUGHT = experiment(models=OTHERS, steps=[PAIRS, MORE_PAIRS, {"train": DISTILLING}])
+"""A student that samples, and its teacher."""
 
 MORE: dict[str, dict[str, Any]] = {
     "staged": STAGED,
@@ -136,6 +144,13 @@ MORE: dict[str, dict[str, Any]] = {
     "judged by the policy": JUDGED_IN_TRAINING,
     "until": CHOSEN_ROUND,
     "average": AVERAGED,
+    "train on_policy_distillation": TAUGHT,
+    "strict on_policy_distillation": TAUGHT
+    | {
+        "prompts": {"path": "strict_prompts.jsonl", "holdout": 2},
+        "steps": [PAIRS, MORE_PAIRS, {"train": DISTILLING | {"from": "strict"}}],
+    },
+    "sets on_policy_distillation": TAUGHT | {"prompt_sets": SETS},
     **{f"sets {method}": BASES[f"train {method}"] | {"prompt_sets": SETS} for method in ON_POLICY},
     "judge overlap of thoughts": altered("judge overlap", ((*LOADED, "path"), "thoughts.jsonl")),
     "all columns": altered("columns", ((*LOADED, "path"), "columns.jsonl")),
