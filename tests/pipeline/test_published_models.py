@@ -38,7 +38,6 @@ FRESH = {**TRAIN, "n": 2, "rollouts": 2, "max_new_tokens": 5}
 
 
 def test_llama_3(write: Write, tmp_path: Path) -> None:
-    """Two rounds; the step that takes each prompt's best answers stands for `filter: best`."""
     reward = {"id": "rm", "from": "initial", "uses": ["prefs@*"], "batch_size": 2}
     dpo = {**TRAIN, "from": "sft", "uses": ["prefs"], "nll_weight": 0.2, "train_on_eos": False}
     path = write(
@@ -65,8 +64,8 @@ def test_llama_3(write: Write, tmp_path: Path) -> None:
                     {"distill": {**reward, "centre": 0, "precision": "fp32"}},
                     {"sample": {**SAMPLE, "id": "answers", "n": 3}},
                     {"judge": "reward"},
-                    {"filter": {"id": "best", "records": "completions",
-                                "filters": [{"kind": "duplicates", "of": "both"}]}},
+                    {"filter": {"id": "best", "records": "completions", "uses": ["answers"],
+                                "filters": [{"kind": "best", "by": "reward", "k": 1}]}},
                     {"train": {"id": "sft", "method": "sft", "from": "initial",
                                "uses": ["best@*", "demos"], **TRAIN}},
                     {"train": {"id": "dpo_a", **dpo}},
@@ -103,6 +102,9 @@ def test_llama_3(write: Write, tmp_path: Path) -> None:
         ("seed_sft", "model@1"),
         ("model@1", "model@2"),
     ]
+    # Of each prompt's three answers the best one is learned from, in all rounds so far.
+    kept_answers = [Store(run).step(s["hash"]).done() or {} for s in steps if s["id"] == "best"]
+    assert [done["counts"]["completions"] for done in kept_answers] == [2, 2]
     # The reward model of round 2 learns from the pairs of both rounds.
     assert [len(s["inputs"]) for s in steps if s["id"] == "rm"] == [1, 2]
 
