@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlaif.core.store import Store
 from rlaif.pipeline.explain.plan import explain_file
+from rlaif.pipeline.flops import count_flops
 from rlaif.pipeline.forecast import forecast
+from rlaif.pipeline.memory import Sizes, estimate_memory, planned_device
+from rlaif.pipeline.plan.base import Known
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.steps import step_module
 from rlaif.report.flow_text import render_text
 
 POLICY = "builtin/smollm2-135m-instruct"
@@ -430,3 +435,21 @@ def test_what_a_method_does_is_explained(folder: Path, text: str, said: str) -> 
     path = folder / "experiment.yaml"
     path.write_text(text.replace("POLICY", POLICY))
     assert said in " ".join(render_text(explain_file(path)).split())
+
+
+def test_a_teacher_is_held_beside_its_student(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(DISTILLATION.replace("POLICY", POLICY))
+    inputs = prepare(path, fetch=False)
+    plan = make_plan(inputs)
+    (student,) = [p for p in plan if p.id == "student"]
+    (found,) = estimate_memory(plan, {student.hash}, planned_device(80.0))
+    parts = {part.role: part.state for part in found.parts}
+    # bf16 weights, beside those of the student with masters, gradients and moments.
+    assert parts.keys() == {"start", "teacher"} and parts["start"] == 9 * parts["teacher"]
+    steps = {p.hash: p for p in plan}
+    size = step_module("train").size(inputs, student, Known())
+    both = count_flops(inputs, student, size, steps, Sizes())
+    models = {role: m for role, m in student.models.items() if role != "teacher"}
+    alone = count_flops(inputs, replace(student, models=models), size, steps, Sizes())
+    assert both is not None and alone is not None and both > alone
