@@ -150,3 +150,19 @@ def test_kto_and_sft_on_trls_unpaired_rows(tmp_path, tiny_model):
     refused = ran("dpo", data, "--out", tmp_path / "dpo")
     assert isinstance(refused.exception, RlaifError)
     assert "4 of 4 rows are answers that stand alone" in str(refused.exception)
+
+
+def test_a_student_learns_from_its_teacher_on_a_file_of_prompts(tmp_path, tiny_model):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    prompts.write_text("".join(f'{{"prompt": "Question {n}?"}}\n' for n in range(2)))
+    words = [
+        *("train", "on_policy_distillation", prompts, "--model", tiny_model, "--out", out),
+        *("--teacher", tiny_model, "--rollouts", 1, "--n", 2, "--batch-size", 2, "--json"),
+        *("--max-new-tokens", 4, "--precision", "fp32", "--quiet"),
+    ]
+    result = CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)["summary"]
+    # The teacher is the model itself.
+    assert summary["last_kl_teacher"] == summary["last_loss"] == 0.0
+    assert len((out / "completions.jsonl").read_text().splitlines()) == 4
