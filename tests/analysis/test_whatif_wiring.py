@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rlaif.analysis import whatif
 from rlaif.analysis.fit_weights import fitted, judges_of, pair_votes, run_votes
 from rlaif.analysis.reach import measure_reach
 from rlaif.analysis.whatif import (
@@ -21,6 +22,7 @@ from rlaif.analysis.whatif import (
 )
 from rlaif.config.steps import PairStep
 from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Completion, Judgement, Preference, content_hash, make_prompt
@@ -326,3 +328,37 @@ def test_reach_asks_with_the_runs_own_seeds_and_counts_what_is_asked_twice(
     assert found["asked"].asked == 2 * (found["asked"].judgements - unasked) > 0
     assert (found["checks"].made, found["checks"].asked) == (found["checks"].judgements, 0)
     assert set(changed.unknown) == {"brief", "warm"}
+
+
+def test_a_fit_needs_pairs_of_enough_prompts_that_have_every_vote() -> None:
+    whole = [VotedPair(f"p{n}", {"kind": 0.5, "brief": -1.0}, 1.0) for n in range(3)]
+    partly = [VotedPair(f"q{n}", {"kind": 0.5, "brief": None}, 1.0) for n in range(5)]
+    with pytest.raises(ConfigError, match="pairs of 3 prompts have every vote, and --folds 4"):
+        fitted([*whole, *partly], MIXED, folds=4)
+    flat = [VotedPair(f"p{n}", {"kind": 0.0, "other": 1.0}, 1.0) for n in range(4)]
+    with pytest.raises(ConfigError, match=r"any of the 4 labelled pairs .*\(5 lack one\)"):
+        fitted([*flat, *partly], MIXED, folds=4)
+
+
+def test_a_change_of_agreement_is_over_labels_that_have_both_scores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A label that one side has no score for counts in neither mean of the difference."""
+    whole, without = [1.0, 0.0, None, 1.0], [1.0, None, 1.0, 0.0]
+    labels = [LabelledCandidates(0, f"p{n}", "a", "b", 1.0) for n in range(4)]
+    given: list[Any] = []
+    monkeypatch.setattr(whatif, "run_weights", lambda *_: {"one": 1.0})
+    monkeypatch.setattr(whatif, "load_pairings", lambda *_: [])
+    monkeypatch.setattr(whatif, "judges_constitutions", lambda *_: {})
+    monkeypatch.setattr(whatif, "arms_alike", lambda *_: ([], []))
+    monkeypatch.setattr(whatif, "_count_judged", lambda *_: {"one": 3})
+    monkeypatch.setattr(whatif, "find_labelled", lambda *_: (labels, 0))
+    monkeypatch.setattr(
+        whatif, "measure_agreements", lambda p, found, weights: whole if weights["one"] else without
+    )
+    monkeypatch.setattr(whatif, "effect", lambda *_: None)
+    monkeypatch.setattr(whatif, "paired_interval", lambda now, then: given.append((now, then)))
+    whatif.ablate_principles(None, [None])  # type: ignore[arg-type, list-item]
+    ((now, then),) = given
+    assert now == whatif.labelled_by_prompt(labels, [1.0, None, None, 0.0])
+    assert then == whatif.labelled_by_prompt(labels, [1.0, None, None, 1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -171,3 +172,19 @@ def test_bf16_masters_get_the_vocabularys_gradients_unrounded():
     assert grad.abs().max() > 0
     assert not torch.equal(grad, grad.bfloat16().float())
     assert model.params["model.embed_tokens.weight"].grad is None
+
+
+def test_forms_that_were_there_before_are_put_back() -> None:
+    """A policy in training has its own forms while it samples with those of an engine."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    module = LlamaForCausalLM(LlamaConfig(vocab_size=20, num_attention_heads=2, **sizes))
+    part = module.model.layers[0].mlp
+    parts: Any = {"LlamaMLP": "gate"}
+    with fused_parts(module, parts) as outer:
+        own = vars(part)["forward"]
+        with fused_parts(module, parts) as inner:
+            assert outer == inner == 1 and vars(part)["forward"] is not own
+        assert vars(part)["forward"] is own
+    assert "forward" not in vars(part)

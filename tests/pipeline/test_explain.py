@@ -312,6 +312,7 @@ def test_what_differs_by_round_and_when_a_step_runs() -> None:
         "tier 3 (round 3)",
     )
     assert rounds_in_words({1, 2, 3, 5}) == "rounds 1-3, 5"
+    assert rounds_in_words({2, 4, 5}) == "rounds 2, 4-5"
     # Arms that differ in nothing but a key that the words do not say are two nodes.
     apart = [
         row | {"arms": [arm], "hash": row["hash"] + arm, "inputs": {}}

@@ -477,3 +477,14 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"book\.txt:3: not UTF-8"):
         texts(tmp_path, path)
     assert texts(tmp_path, path, on_error="skip") == ({"texts": 1, "skipped": 1}, ["One."])
+
+
+def test_a_source_that_is_named_is_that_of_every_row(tmp_path: Path) -> None:
+    rows = [PAIR | {"source": "theirs"}, PAIR | {"prompt": "Name a bird."}]
+    path = written(tmp_path, rows, "jsonl")
+    _, made = loaded(tmp_path, path=str(path), source="mine")
+    assert [p.source for p in made] == ["mine", "mine"]
+    path = written(tmp_path, [OWN | {"source": "theirs"}], "jsonl")
+    (tmp_path / "step").rename(tmp_path / "before")
+    _, (made_before,) = loaded(tmp_path, path=str(path), source="mine")
+    assert made_before.source == "mine"

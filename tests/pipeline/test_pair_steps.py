@@ -278,6 +278,8 @@ def test_a_reference_answer_is_chosen_against_each_different_sample(tmp_path: Pa
     assert summary["counts"] == {"preferences": 2, "prompts": 2, "without_reference": 1}
     summary, made = paired(tmp_path / "one", answers, {}, max_pairs=1, **keys)
     assert summary["counts"]["preferences"] == len(made) == 1
+    _, made = paired(tmp_path / "named", answers, {}, source="mine", **keys)
+    assert {p.source for p in made} == {"mine"}
 
 
 # Labels of given pairs.

@@ -504,3 +504,17 @@ def test_the_widest_window_of_a_round_counts_once(write: Write) -> None:
         plan = planned(write(stages=[SEED, changed(LOOP, id="first", steps=steps), second]))
         windows.append({p.prompts for p in plan if p.stage == "second" and p.kind == "sample"})
     assert windows[0] == windows[1] and len(windows[0]) == 1
+
+
+def test_a_drifting_judge_rescores_the_first_of_m0s_answers(write: Write, tmp_path: Path) -> None:
+    lines = "".join(f'{{"prompt": "Question number {n}?"}}\n' for n in range(30))
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    judge = {"judge": {"id": "self", "kind": "rating", "by": "policy"}}
+    steps = [{"sample": {"n": 2, "prompts": 3}}, judge, {"pair": {}}, {"train": {"id": "dpo"}},
+             {"evaluate": {}}]  # fmt: skip
+    prompts = {"path": "prompts.jsonl", "holdout": 20}
+    plan = planned(write(steps=steps, rounds=1, judges=None, prompts=prompts))
+    measured = step(plan, "evaluate.sample").prompts
+    assert len(measured) == 20
+    assert step(plan, "evaluate.drift.self").prompts == measured[:16]
+    assert step(plan, "evaluate.self").prompts == measured

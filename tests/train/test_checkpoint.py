@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlaif.config.training import LoraOptions
 from rlaif.core.errors import StoreError
 from rlaif.train import checkpoint
 
@@ -90,3 +91,14 @@ def test_each_rank_goes_on_with_its_own_random_state(
     monkeypatch.setattr("rlaif.train.parallel.rank", lambda: rank)
     checkpoint._set_random_state(states)
     assert torch.equal(torch.rand(2), wanted)
+
+
+@pytest.mark.parametrize(
+    ("export", "exact"), [(None, True), ("merged", True), ("adapter", False), ("both", False)]
+)
+def test_only_an_adapter_that_is_kept_starts_from_the_weights_beside_it(
+    tmp_path: Path, export: Any, exact: bool
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    lora = None if export is None else LoraOptions(export=export)
+    assert checkpoint.from_masters(tmp_path, lora) == exact

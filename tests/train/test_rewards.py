@@ -25,7 +25,7 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.steps import step_module
 from rlaif.train import on_policy
-from rlaif.train.rewards import Moments, summed, term_names, updated
+from rlaif.train.rewards import Moments, fit_reference, summed, term_names, updated
 from rlaif.train.rollout import Answer, Group
 from tests.support.on_policy import collector, learn, low_tokens, options_of
 
@@ -50,6 +50,21 @@ def test_terms_are_summed_with_weights_of_any_sign_and_clipped_before():
     terms = [term(weight=2.0, clip=3.0), term(judge="cost", weight=-0.5)]
     found = total([group((10.0, 4.0), (-1.0, -2.0), (-7.0, 0.0))], terms)
     assert found == [[2 * 3 - 2.0, -2 + 1.0, -6.0]]
+
+
+def test_values_are_clipped_on_both_sides_once_they_are_normalised():
+    terms = [term(weight=2.0, clip=1.5, normalise="running")]
+    moments = {"r": Moments(3, 10.0, 8.0)}
+    # (value - 10) / 2, between -1.5 and 1.5, twice.
+    found = total([group(0.0, 8.0, 11.0, 99.0)], terms, moments)
+    assert found == [[-3.0, -2.0, 1.0, 3.0]]
+
+
+def test_the_term_with_the_fewest_values_is_named(tmp_path):
+    terms = [term(judge=name, normalise="reference") for name in ("full", "few", "half")]
+    draw = [group(*[(1.0, 1.0 if n < 1 else None, 1.0 if n < 2 else None) for n in range(4)])]
+    with pytest.raises(RlaifError, match=r"value of 'few', and 16 of 64 have one"):
+        fit_reference(lambda number: draw, terms, tmp_path, False)
 
 
 def test_what_is_missing_stays_missing_and_a_term_for_other_prompts_adds_nothing():
