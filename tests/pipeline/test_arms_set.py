@@ -283,3 +283,22 @@ def test_arms_of_several_base_models_are_compared_with_their_own(
     starts = {arm: of_arm(plan, arm, "dpo").models["start"].key for arm in "ab"}
     assert starts["a"] != starts["b"]
     assert {arm: of_arm(plan, arm, "evaluate").models["initial"].key for arm in "ab"} == starts
+
+
+def test_arms_of_several_base_models_are_judged_by_one(write: Write, tiny_model: Path) -> None:
+    path = write(arms={"a": {}, "b": {"set": {"models.policy.path": str(tiny_model)}}})
+    text = path.read_text().replace("judges: [by_a, by_b]}", "judges: [by_a, own]}")
+    own = "  - {id: own, kind: yes_no, by: policy}\n"
+    path.write_text(text.replace("  - {id: labels", f"{own}  - {{id: labels"))
+    plan = planned(path)
+    asked = {p.models["by"].key for p in plan if p.id == "evaluate.own"}
+    assert asked == {of_arm(plan, "a", "evaluate").models["initial"].key}
+
+
+def test_a_judge_that_evaluates_by_default_is_the_same_in_each_arm(write: Write) -> None:
+    own = {"judges.labels.constitution": "constitutions/brevity_only.yaml"}
+    path = write(arms={"a": {}, "b": {"set": own}})
+    named = path.read_text()
+    assert planned(path)
+    path.write_text(named.replace("evaluate: {judges: [by_a, by_b]}", "evaluate: {}"))
+    assert "judge labels measures all arms" in fault(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.models import ModelSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash, make_prompt
@@ -16,7 +17,7 @@ from rlaif.data.sources import PromptSet
 from rlaif.engines.base import GenerateResult, Sampling
 from rlaif.judges.build import build_judge
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
+from rlaif.pipeline.plan.base import PlanInputs, Planned, replace_path, round_prompts
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.steps import on_policy
 from rlaif.pipeline.steps.context import StepContext
@@ -313,3 +314,8 @@ def test_a_sampled_answer_is_recorded_with_its_place_and_its_policy(tmp_path: Pa
     assert (row.sampling["seed"], row.sampling["temperature"]) == (sampling.seed, 0.7)
     drawn = found._make_completion(result, ASKED[3], 2, -2, Writer())  # type: ignore[arg-type]
     assert drawn.model == "M2, start, draw 2"
+
+
+def test_another_folder_has_the_policys_settings_and_not_its_adapter_or_role() -> None:
+    spec = ModelSpec(path="a", role="policy", adapter="of a", dtype="float32", max_context=9)
+    assert replace_path(spec, "b") == ModelSpec(path="b", dtype="float32", max_context=9)

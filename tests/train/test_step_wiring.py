@@ -3,10 +3,12 @@ each number has one place where it can come from."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +25,14 @@ from rlaif.metrics.intervals import Interval
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.steps import train
 from rlaif.pipeline.steps.context import StepContext
+from rlaif.pipeline.steps.training_data import TrainingData
 from rlaif.train import loop, on_policy
 from rlaif.train.loop import TrainJob, TrainOutcome, TrainProgress, learning_rate, make_optimizer
+from rlaif.train.methods.pairs import DpoTrain
 from rlaif.train.reward_model import read_trained, write_trained
 from rlaif.train.rollout import Critic
 from rlaif.train.tokenise import Encoded, Example
+from rlaif.train.trackers import Tracked
 
 
 def training(**keys: Any) -> Any:
@@ -306,3 +311,40 @@ def test_a_reward_model_is_kept_by_its_own_accuracy_and_the_steps_drop(
     assert engines.asked[-1] == "closed"
     trained = read_trained(out)
     assert (trained.round, trained.mean, trained.n) == (2, 0.5, 4)
+
+
+@pytest.mark.parametrize(("export", "again"), [(None, True), ("merged", True), ("adapter", False)])
+def test_a_training_gets_its_data_and_is_made_again_for_masters_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: str | None, again: bool
+) -> None:
+    """What was trained and has no fp32 masters is trained again, unless it never has any."""
+    lora = {} if export is None else {"lora": {"export": export}}
+    step = DpoTrain.model_validate({"id": "dpo", **lora})
+    run = context(tmp_path, step, SimpleNamespace(make_room=lambda: None))
+    run = dataclasses.replace(run, planned=dataclasses.replace(run.planned, kind="train"))
+    out, work = run.store.model_path("made"), run.folder.path / "work"
+    for folder in (out, work):
+        folder.mkdir(parents=True)
+        (folder / "old").write_text("")
+    data = TrainingData(["p"], ["text"], frozenset({"k"}), {"texts": 1})  # type: ignore[list-item]
+    jobs: list[TrainJob[Any]] = []
+
+    def trained(job: TrainJob[Any]) -> TrainOutcome:
+        jobs.append(job)
+        assert [(folder / "old").exists() for folder in (out, work)] == [not again, not again]
+        out.mkdir(parents=True, exist_ok=True)
+        return TrainOutcome(3, 40, {"mean_loss": 0.5}, {"overlong": 2})
+
+    job = TrainJob(step, out, out, work, 7, torch.device("cpu"))
+    monkeypatch.setattr(train, "read_data", lambda context: data)
+    monkeypatch.setattr(train, "_make_job", lambda context, preferences, report: job)
+    monkeypatch.setattr("rlaif.train.run.find_trainer", lambda job: trained)
+    monkeypatch.setattr(train, "model_card", lambda context, preferences, texts: f"{texts} texts")
+    monkeypatch.setattr(train, "add_file", lambda folder, name: None)
+    monkeypatch.setattr(train, "weights_hash", lambda folder: "w")
+    monkeypatch.setattr(train, "_describe_training", lambda *given: Tracked("", "", out))
+    summary = train.run(run)
+    ((texts, unfinished),) = [(job.texts, job.unfinished) for job in jobs]
+    assert (texts, unfinished) == (["text"], frozenset({"k"}))
+    assert (out / "README.md").read_text() == "1 texts"
+    assert summary["counts"] == {"preferences": 1, "steps": 3, "texts": 1, "overlong": 2}
