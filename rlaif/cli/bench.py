@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlaif.cli.options import (
+    ALLOW_CODE,
     CONSTITUTION,
     COUNT,
     FILE,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 )
 @CONSTITUTION
 @MODEL
+@ALLOW_CODE
 @SEED
 @QUIET
 @JSON

@@ -64,6 +64,23 @@ ARM = click.option("--arm", help="The arm of the run [default: those of its own 
 SEED = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed for every random choice."
 )
+
+
+def _allow_code(context: click.Context, option: click.Parameter, value: bool) -> None:
+    from rlaif.constitution.code_rule import code_allowed
+
+    if value:
+        # Until the command ends.
+        context.with_resource(code_allowed())
+
+
+ALLOW_CODE = click.option(
+    "--allow-code",
+    is_flag=True,
+    expose_value=False,
+    callback=_allow_code,
+    help="Let the rule code_tests run the code of answers, on this machine and as you.",
+)
 MODEL = click.option(
     "--model",
     default="builtin/smollm2-135m-instruct",

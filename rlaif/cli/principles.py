@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.options import (
+    ALLOW_CODE,
     ARM,
     COUNT,
     FILE,
@@ -195,6 +196,7 @@ def _ranked_row(row: Ranked) -> dict[str, str]:
 @click.option("--folds", type=click.IntRange(min=2), default=5, help="Folds of prompts.")
 @RESAMPLES
 @MODEL
+@ALLOW_CODE
 @read_options
 @SEED
 @QUIET

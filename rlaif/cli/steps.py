@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rlaif.cli.options import (
+    ALLOW_CODE,
     CONSTITUTION,
     FILE,
     JSON,
@@ -41,6 +42,7 @@ def sample(prompts: Path, model: str, **given: Any) -> None:
 @click.option("--kind", default="rules", help="The kind of judge.")
 @CONSTITUTION
 @MODEL
+@ALLOW_CODE
 @step_options
 def judge(
     completions: Path,
@@ -117,6 +119,7 @@ def pair(
 )
 @PROMPTS
 @CONSTITUTION
+@ALLOW_CODE
 @step_options
 def evaluate(
     completions: Path,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from rlaif.cli.options import (
+    ALLOW_CODE,
     COLUMNS,
     CONFIG,
     CONSTITUTION,
@@ -133,6 +134,7 @@ _OFFLINE = [
 ]
 _ON_POLICY = [
     CONSTITUTION,
+    ALLOW_CODE,
     click.option(
         "--reward",
         "rewards",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import regex
 
-from rlaif.constitution import textstats
+from rlaif.constitution import code_rule, textstats
 from rlaif.constitution.model import (
     CHECKED_FIELDS,
     JUDGED_FIELDS,
@@ -23,7 +23,7 @@ from rlaif.constitution.model import (
     Principle,
     principle_hash,
 )
-from rlaif.constitution.rules import apply_check, resolved_params
+from rlaif.constitution.rules import apply_check, reads_reference, resolved_params
 from rlaif.core.records import Prompt
 
 Level = Literal["error", "warning", "note"]
@@ -88,6 +88,11 @@ def _check_principle(
         yield from _about_scale(principle.scale)
     if principle.applies_when is not None:
         yield from _about_condition(principle, prompts)
+    if principle.check is not None and principle.check.rule == code_rule.RULE:
+        yield (
+            "note",
+            f"check {code_rule.RULE} runs answers' code: experiments say `allow_code: true`",
+        )
     if principle.check is not None and prompts:
         yield from _about_check(principle, prompts)
 
@@ -149,6 +154,17 @@ def _about_check(principle: Principle, prompts: Sequence[Prompt]) -> Iterator[tu
     check = principle.check
     reached = [prompt for prompt in prompts if principle.applies(prompt)]
     if check is None or not reached:
+        return
+    readable = [reads_reference(check.rule, check.params, prompt) for prompt in reached]
+    if None not in readable:
+        without = readable.count(False)
+        if without:
+            yield (
+                "warning",
+                f"check {check.rule} compares with a prompt's reference, and {without} of the "
+                f"{len(reached)} prompts that it is for have none that it can read; there it never "
+                "counts",
+            )
         return
     if all(apply_check(check.rule, check.params, p, _SAMPLE_ANSWER) is None for p in reached):
         yield (

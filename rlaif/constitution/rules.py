@@ -1,10 +1,11 @@
 """Checks that a program can decide: what a principle's `check` may name.
 
-Each rule is a pure function of the prompt, the completion's text and its typed parameters. It gives
-a score in [0, 1], higher is better, or None where it does not apply. A blank completion scores 0.0
-under every rule, and one that is too short for a rule to measure scores 0.0 under that rule, so
-that saying less is never a way to win. A check is identified by its name and parameters.
-`package.module:name` is a rule of the user's own (`own_rules`).
+Each rule is a pure function of the prompt, the completion's text and its typed parameters (but
+`code_tests` runs what the text holds; see `code_rule`). It gives a score in [0, 1], higher is
+better, or None where it does not apply. A blank completion scores 0.0 under every rule, and one
+that is too short for a rule to measure scores 0.0 under that rule, so that saying less is never a
+way to win. A check is identified by its name and parameters. `package.module:name` is a rule of the
+user's own (`own_rules`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import regex
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from rlaif.constitution import textstats as ts
+from rlaif.constitution.code_rule import CodeParams, code_reference, code_tests
 from rlaif.constitution.own_rules import code_of, own_rule
+from rlaif.constitution.params import NoParams, Params
+from rlaif.constitution.reference_rules import (
+    ChoiceParams,
+    ExactParams,
+    NumericParams,
+    ReferencePatternParams,
+    choice_match,
+    choice_reference,
+    exact_match,
+    exact_reference,
+    json_match,
+    json_reference,
+    numeric_match,
+    numeric_reference,
+    pattern_match,
+    pattern_reference,
+)
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Prompt, canonical_json
 from rlaif.core.yamlio import suggest
@@ -34,16 +53,7 @@ MIN_LANGUAGE_PROBABILITY = 0.5
 READING_SLOPE = 30.0
 
 
-class _Params(BaseModel):
-    # Strict, so that `min: "3"` or `n: true` is a mistake and not a number.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class NoParams(_Params):
-    """A rule without parameters."""
-
-
-class Limits(_Params):
+class Limits(Params):
     """A count's range: `min` at least 1, `max` at least `min`, `softness` in (0, 10]."""
 
     min: int = Field(ge=1)
@@ -56,20 +66,20 @@ class Limits(_Params):
         return self
 
 
-class NgramParams(_Params):
+class NgramParams(Params):
     """`n` words (1 to 20); `allow` is the share of repeats without penalty, in [0, 1)."""
 
     n: int = Field(default=3, ge=1, le=20)
     allow: float = Field(default=0.0, ge=0, lt=1)
 
 
-class DistinctParams(_Params):
+class DistinctParams(Params):
     """`n` words (1 to 20)."""
 
     n: int = Field(default=2, ge=1, le=20)
 
 
-class LanguageParams(_Params):
+class LanguageParams(Params):
     """`code`: an ISO 639-1 code of `LANGUAGES`, or "prompt" for the language of the question."""
 
     code: str
@@ -83,7 +93,7 @@ class LanguageParams(_Params):
         return code
 
 
-class ListParams(_Params):
+class ListParams(Params):
     """`min_items` at least 2; `max_items` at least that, or none for no upper limit."""
 
     min_items: int = Field(default=2, ge=2)
@@ -96,20 +106,20 @@ class ListParams(_Params):
         return self
 
 
-class JsonParams(_Params):
+class JsonParams(Params):
     """`type` of the value (any, object or array); `keys` that an object must have."""
 
     type: Literal["any", "object", "array"] = "any"
-    keys: list[str] = []
+    keys: list[str] = Field(default=[])
 
 
-class HeadingParams(_Params):
+class HeadingParams(Params):
     """`min` headings, at least 1."""
 
     min: int = Field(default=1, ge=1, le=1000)
 
 
-class PatternParams(_Params):
+class PatternParams(Params):
     """`pattern`: a regular expression of 1 to 500 characters, found anywhere in the text."""
 
     pattern: str
@@ -122,7 +132,7 @@ class PatternParams(_Params):
         return pattern
 
 
-class ReadingParams(_Params):
+class ReadingParams(Params):
     """Flesch reading ease from `min` to `max`: 0 is very hard, 60 plain, 100 very easy."""
 
     min: float = Field(default=50.0, ge=-100, le=121)
@@ -134,13 +144,13 @@ class ReadingParams(_Params):
         return self
 
 
-class TermParams(_Params):
+class TermParams(Params):
     """`min`: the share of key terms, in (0, 1], that already earns the full score."""
 
     min: float = Field(default=0.5, gt=0, le=1)
 
 
-class BoilerplateParams(_Params):
+class BoilerplateParams(Params):
     """`allow`: stock phrases without penalty, 0 or more."""
 
     allow: int = Field(default=0, ge=0, le=100)
@@ -326,20 +336,28 @@ class Rule:
     params: type[BaseModel]
     least_words: Callable[[Any], int] = lambda p: 1
     """How many words a text must have to be measured."""
+    reference: Callable[[str, Any], bool] | None = None
+    """Of a rule that compares with the prompt's reference: whether a reference can be read."""
 
 
 RULES: dict[str, Rule] = {
     "answers_terms": Rule(answers_terms, TermParams),
+    "choice_match": Rule(choice_match, ChoiceParams, reference=choice_reference),
+    "code_tests": Rule(code_tests, CodeParams, reference=code_reference),
     "distinct_words": Rule(distinct_words, DistinctParams, lambda p: p.n),
+    "exact_match": Rule(exact_match, ExactParams, reference=exact_reference),
     "finished_sentence": Rule(finished_sentence, NoParams),
     "forbidden_pattern": Rule(forbidden_pattern, PatternParams),
     "has_headings": Rule(has_headings, HeadingParams),
     "is_json": Rule(is_json, JsonParams),
     "is_list": Rule(is_list, ListParams),
+    "json_match": Rule(json_match, NoParams, reference=json_reference),
     "language": Rule(language, LanguageParams, lambda p: MIN_LANGUAGE_WORDS),
     "no_boilerplate": Rule(no_boilerplate, BoilerplateParams),
     "no_refusal": Rule(no_refusal, NoParams),
     "no_repeated_ngrams": Rule(no_repeated_ngrams, NgramParams),
+    "numeric_match": Rule(numeric_match, NumericParams, reference=numeric_reference),
+    "pattern_match": Rule(pattern_match, ReferencePatternParams, reference=pattern_reference),
     "reading_ease": Rule(reading_ease, ReadingParams, lambda p: ts.MIN_READING_WORDS),
     "required_pattern": Rule(required_pattern, PatternParams),
     "sentence_limits": Rule(sentence_limits, Limits),
@@ -396,12 +414,24 @@ def resolved_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 def apply_check(name: str, params: Mapping[str, Any], prompt: Prompt, text: str) -> float | None:
     """The rule's score of `text` as an answer to `prompt`, in [0, 1]; None: it does not apply.
 
-    A blank text (`textstats.is_blank`) scores 0.0 under every rule.
+    A blank text (`textstats.is_blank`) scores 0.0 under every rule, except where a reference that
+    is as blank, such as "[]", may be what it is compared with.
     """
     resolved = _resolve_cached(name, canonical_json(dict(params)))
-    if ts.is_blank(text):
+    rule = _find_rule(name)
+    wanted = (prompt.reference or "").strip()
+    compared = rule.reference is not None and bool(wanted) and ts.is_blank(wanted)
+    if ts.is_blank(text) and not (compared and text.strip()):
         return 0.0
-    return _find_rule(name).score(prompt, text, resolved)
+    return rule.score(prompt, text, resolved)
+
+
+def reads_reference(name: str, params: Mapping[str, Any], prompt: Prompt) -> bool | None:
+    """Whether a rule that compares with references can read the prompt's; None of other rules."""
+    readable = _find_rule(name).reference
+    if readable is None:
+        return None
+    return readable(prompt.reference or "", _resolve_cached(name, canonical_json(dict(params))))
 
 
 def is_too_short(name: str, params: Mapping[str, Any], text: str) -> bool:

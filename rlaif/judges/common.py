@@ -294,6 +294,10 @@ class JudgeBase(Strict):
         """The judges that this one builds, by the beginning of their roles. Most have none."""
         return {}
 
+    def rules(self, inputs: JudgeInputs) -> list[str]:
+        """The rules of `constitution.rules.RULES` that the judge, or one within, runs."""
+        return [rule for judge in self.judges_within().values() for rule in judge.rules(inputs)]
+
     def refuse_principles(self, reason: str) -> None:
         """Raises ConfigError where the spec names principles or a constitution, by which this kind
         cannot judge."""

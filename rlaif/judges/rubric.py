@@ -127,11 +127,20 @@ class RubricJudge(VerdictJudge):
             raise ValueError("`items` is empty")
         return self
 
+    def rules(self, inputs: JudgeInputs) -> list[str]:
+        """The rules that decide items."""
+        by_question = self._read_by_question(inputs)
+        given = [*(self.items or ()), *chain.from_iterable(by_question.values())]
+        return [item.check for item in given if item.check is not None]
+
+    def _read_by_question(self, inputs: JudgeInputs) -> dict[str, Items]:
+        return read_items(find(self.items_file, inputs.beside)) if self.items_file else {}
+
     def build_judge(self, inputs: JudgeInputs) -> Rubric:
         """The judge of the spec. Raises ConfigError when its items cannot be used."""
         self.refuse_principles("a rubric judges by its items")
         explicit = self.aggregate == "explicit"
-        by_question = read_items(find(self.items_file, inputs.beside)) if self.items_file else {}
+        by_question = self._read_by_question(inputs)
         given = [*(self.items or ()), *chain.from_iterable(by_question.values())]
         if not explicit and any(item.check for item in given):
             raise ConfigError(

@@ -30,6 +30,10 @@ class RulesJudge(JudgeBase):
     kind: Literal["rules"]
     id: StepId = "rules"
 
+    def rules(self, inputs: JudgeInputs) -> list[str]:
+        """The rules of the checks."""
+        return [p.check.rule for p in self.build_judge(inputs).principles if p.check is not None]
+
     def build_judge(self, inputs: JudgeInputs) -> Rules:
         """The judge of the spec. Raises ConfigError when no principle has a `check`."""
         named = named_principles(self, inputs.constitution)

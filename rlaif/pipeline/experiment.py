@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlaif.config.models import REMOTE
+from rlaif.constitution.code_rule import code_allowed
 from rlaif.core.errors import GateStopped, StoreError
 from rlaif.core.finished import find_stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
@@ -97,6 +98,8 @@ def run_experiment(
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
         for note in [*inputs.notes, *list_remarks(inputs, plan)]:
             say(note)
+        arms = [inputs, *inputs.arms.values()]
+        allowed = any(arm.experiment.allow_code for arm in arms)
         pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
             every = inputs.every_prompt()
@@ -106,7 +109,8 @@ def run_experiment(
             for steps in overlap_groups(plan):
                 # Known only now: whether the rounds before this one still rose.
                 idle = find_stopped(plan, store)
-                runner.run([p for p in steps if p.hash in missing - idle], pool, progress)
+                with code_allowed(allowed):
+                    runner.run([p for p in steps if p.hash in missing - idle], pool, progress)
                 # Made anew, a step may have other records than those that finished steps have read.
                 if any(p.hash in missing & reused for p in steps):
                     refuse_stale(plan, store)

@@ -111,6 +111,11 @@ class Experiment(Strict):
     allow_same_weights: bool = Field(
         False, description="Allow labeller, proxy and gold judge to share weights."
     )
+    allow_code: bool = Field(
+        False,
+        description="Allow the rule `code_tests` to run the code of answers, on this machine and "
+        "as this user.",
+    )
 
     @field_validator("models")
     @classmethod

@@ -40,6 +40,7 @@ from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
 from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.permission import refuse_code
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
 from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.stages import StepEntry
@@ -111,6 +112,7 @@ class _Preparing:
         )
         _check_judges(inputs)
         _check_capabilities(inputs)
+        refuse_code(inputs)
         return inputs
 
     def _at(self, file: FileOfArm, loc: Loc, note: str = "") -> AbstractContextManager[None]:

@@ -433,6 +433,7 @@ WRITTEN = {
     "--tokens": "test_tokens_and_tables_are_shown_where_they_are_asked_for",
     "--table": "test_tokens_and_tables_are_shown_where_they_are_asked_for",
     "--push": "tests/data/test_dataset.py",
+    "--allow-code": "tests/cli/test_allow_code_wiring.py",
     "new --yes": "tests/cli/test_new.py",
     "constitution infer --keep": "tests/cli/test_cli_wiring.py",
     "constitution fit --folds": "tests/cli/test_cli_wiring.py",

@@ -23,20 +23,35 @@ GERMAN = make_prompt(
 # One valid set of parameters per rule, used by the properties.
 VALID: dict[str, dict[str, Any]] = {
     "answers_terms": {"min": 0.5},
+    "choice_match": {"letters": "ABCD"},
+    "code_tests": {"seconds": 1.0},
     "distinct_words": {"n": 2},
+    "exact_match": {"part": "final"},
     "finished_sentence": {},
     "forbidden_pattern": {"pattern": r"\bkill\b"},
     "has_headings": {"min": 2},
     "is_json": {},
     "is_list": {"min_items": 2, "max_items": 5},
+    "json_match": {},
     "language": {"code": "en"},
     "no_boilerplate": {},
     "no_refusal": {},
     "no_repeated_ngrams": {"n": 2, "allow": 0.1},
+    "numeric_match": {"tolerance": 0.5},
+    "pattern_match": {"pattern": "is (.*)"},
     "reading_ease": {"min": 50, "max": 90},
     "required_pattern": {"pattern": r"\S"},
     "sentence_limits": {"min": 1, "max": 3},
     "word_limits": {"min": 12, "max": 45},
+}
+# What the rules that compare with a reference compare with.
+REFERENCES = {
+    "choice_match": "B",
+    "code_tests": "assert eggs()",
+    "exact_match": "Boil them",
+    "json_match": '{"a": 1}',
+    "numeric_match": "9",
+    "pattern_match": "9",
 }
 
 EASY = "The cat sat on the mat. It was a warm day and the sun was out."
@@ -109,7 +124,9 @@ def test_scores(name: str, params: dict[str, Any], text: str, expected: float | 
 
 
 def test_the_tables_cover_every_rule() -> None:
-    assert set(VALID) == set(RULES) == {name for name, *_ in SCORES}
+    # The tables of rules that compare are those of test_reference_rules.py and test_code_rule.py.
+    assert set(VALID) == set(RULES) == {name for name, *_ in SCORES} | set(REFERENCES)
+    assert set(REFERENCES) == {name for name, rule in RULES.items() if rule.reference is not None}
     assert all(rule.score.__doc__ and rule.params.__doc__ for rule in RULES.values())
 
 
@@ -127,15 +144,19 @@ def test_rules_that_look_at_the_prompt() -> None:
 @pytest.mark.parametrize("prompt", [EGGS, VAGUE])
 def test_a_blank_answer_scores_zero(name: str, blank: str, prompt: Prompt) -> None:
     assert apply_check(name, VALID[name], prompt, blank) == 0.0
+    compared = make_prompt(prompt.messages, reference=REFERENCES.get(name))
+    assert apply_check(name, VALID[name], compared, blank) == 0.0
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
+# What a text does that is run as code is for test_code_rule.py to say.
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"code_tests"}))
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=300))
 def test_scores_stay_in_range(name: str, text: str) -> None:
-    score = apply_check(name, VALID[name], EGGS, text)
+    prompt = make_prompt(EGGS.messages, reference=REFERENCES.get(name))
+    score = apply_check(name, VALID[name], prompt, text)
     assert score is None or 0.0 <= score <= 1.0
-    empty = apply_check(name, VALID[name], EGGS, "")
+    empty = apply_check(name, VALID[name], prompt, "")
     assert empty is not None
     assert score is None or empty <= score
 

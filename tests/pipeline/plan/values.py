@@ -766,6 +766,7 @@ VALUES |= {
         "rounds": 2,
         "budget": Case(1e-5, {"budget": 1000.0}, base=("priced", ()), ends=True),
         "allow_same_weights": True,
+        "allow_code": True,
         **dict.fromkeys(
             (
                 *("models", "prompts", "prompt_sets", "arms", "judges", "stages", "steps"),
@@ -817,6 +818,7 @@ UNHASHED: dict[str, str] = {
     "Experiment.margin": "what a page claims of finished evaluations",
     "Experiment.budget": "when a run stops",
     "Experiment.allow_same_weights": "what is refused",
+    "Experiment.allow_code": "what is refused",
     **dict.fromkeys(
         (f"{owner.__name__}.{key}" for owner in (Price, ApiLimits) for key in owner.model_fields),
         "what is counted, and how hard a server is asked",
@@ -859,6 +861,8 @@ LOOP = "tests/train/test_loop.py"
 ELSEWHERE: dict[str, str] = {
     "Experiment.allow_same_weights": "tests/pipeline/test_shared_weights.py"
     "::test_labeller_and_gold_judge_must_be_different_weights",
+    "Experiment.allow_code": "tests/pipeline/test_allow_code.py"
+    "::test_the_key_lets_an_experiment_run_code",
     "ModelSpec.role": "tests/pipeline/test_shared_weights.py"
     "::test_labeller_and_gold_judge_must_be_different_weights",
     "ModelSpec.key_env": f"{SAFETY}::test_a_key_that_is_not_set_is_asked_for",
