@@ -38,6 +38,7 @@ def sample(prompts: Path, model: str, **given: Any) -> None:
 
 @click.command()
 @click.argument("completions", type=FILE)
+@click.option("--against", type=FILE, help="Other answers to the same prompts, judged as well.")
 @PROMPTS
 @click.option("--kind", default="rules", help="The kind of judge.")
 @CONSTITUTION
@@ -46,6 +47,7 @@ def sample(prompts: Path, model: str, **given: Any) -> None:
 @step_options
 def judge(
     completions: Path,
+    against: Path | None,
     prompts: Path | None,
     kind: str,
     model: str,
@@ -54,14 +56,19 @@ def judge(
 ) -> None:
     """Judge COMPLETIONS.
 
-    COMPLETIONS is a folder from `rlaif sample`, or a JSONL file. --set takes a judge's keys.
+    COMPLETIONS is a folder from `rlaif sample`, or a file (JSONL, JSON, CSV, Parquet) of anyone's
+    answers: rows of prompt and completion, or of messages. Judges that compare see the answers of
+    --against beside them. --set takes a judge's keys.
     """
+    inputs = {"completions/0": str(completions)}
+    if against is not None:
+        inputs["completions/1"] = str(against)
     file_step(
         "judge",
         settings=(f"kind={kind}", *settings),
         prompts=prompts or completions,
         models={"by": model},
-        inputs={"completions/0": str(completions)},
+        inputs=inputs,
         **given,
     )
 
@@ -133,16 +140,19 @@ def evaluate(
 ) -> None:
     """Compute every metric of COMPLETIONS, with intervals.
 
-    With --against, also the paired differences.
+    COMPLETIONS is a folder from `rlaif sample`, or a file of anyone's answers, as `rlaif judge`
+    reads it. With --against, also the paired differences.
     """
     from rlaif.core.store import StepFolder
-    from rlaif.pipeline.single_step import Request, run_step
+    from rlaif.metrics.intervals import show_interval
+    from rlaif.pipeline.single_step import Request, run_step, with_shared_judgements
 
     inputs = {"completions": str(completions)}
     inputs |= {f"judgements/{path.stem}": str(path) for path in judgements}
     if against is not None:
         inputs["initial/completions"] = str(against)
         inputs |= {f"initial/judgements/{path.stem}": str(path) for path in against_judgements}
+    inputs = with_shared_judgements(inputs)
     request = Request("evaluate", prompts=prompts or completions, inputs=inputs, **given)
     run_step(request, progress_of(quiet))
     row = StepFolder(request.out).read("evaluation")[0]
@@ -151,10 +161,8 @@ def evaluate(
         return
     for name, value in row["metrics"].items():
         change = row["deltas"].get("initial", {}).get(name)
-        line = f"{name:32} {value['mean']:9.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-        if change:
-            line += f"   {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
-        click.echo(line)
+        line = f"{name:32} {show_interval(value):28}"
+        click.echo(f"{line} {show_interval(change, signed=True)}" if change else line.rstrip())
 
 
 @click.command("rbr-weights")

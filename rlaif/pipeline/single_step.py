@@ -36,9 +36,11 @@ from rlaif.core.store import (
     write_jsonl,
 )
 from rlaif.core.yamlio import load_yaml, validate
+from rlaif.data.given import holds_answers, holds_records, read_given
 from rlaif.data.loaded import record_of
 from rlaif.data.rows import jsonl_rows, rows_hash, source_rows
 from rlaif.data.sources import PromptSet, every_prompt, loaded_source
+from rlaif.data.turns import brief
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.engines.model_folders import COPIES
@@ -55,13 +57,17 @@ POLICY = {"path": "builtin/smollm2-135m-instruct"}
 
 
 class Records(StepFolder):
-    """Records to read: a step's folder, or one plain JSONL file of them."""
+    """Records to read: a step's folder, one plain JSONL file of them, or anyone's answers beside
+    their prompts."""
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Every row, wherever it lies. Raises ConfigError for a plain file without any, StoreError
         where a step's folder is not what the step left."""
         if self.marker.exists():
             yield from super().rows(name)
+            return
+        if name == "completions" and holds_answers(self.path):
+            yield from map(to_json, read_given(self.path).completions)
             return
         path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
         place = None
@@ -133,6 +139,7 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     prompts = {p.prompt_id: p for p in inputs.prompts.every()}
     places = {_digest_files(Path(path)): Path(path) for path in request.inputs.values()}
     store = FileStore(request.out, places)
+    _check_same_prompts(request)
     if request.prompts is not None:
         _check_prompts(request, prompts)
     planned = _plan_step(request, inputs)
@@ -269,9 +276,52 @@ def _check_prompts(request: Request, prompts: Mapping[str, Prompt]) -> None:
                 )
 
 
+def _check_same_prompts(request: Request) -> None:
+    """Raises ConfigError where two files of answers are compared that answer different prompts."""
+    paths = [Path(p) for r, p in request.inputs.items() if "completions" in r.split("/")]
+    files = [path for path in paths if holds_answers(path)]
+    if len(files) < 2:
+        return
+    one, other = ({p.prompt_id: p for p in read_given(path).prompts} for path in files[:2])
+    for own, rest, path, beside in ((other, one, *files[1::-1]), (one, other, *files[:2])):
+        alone = sorted(own.keys() - rest.keys())
+        if alone:
+            raise ConfigError(
+                f"{len(alone)} of its {len(own)} prompts are not answered in {beside}, the first "
+                f"of them {brief(own[alone[0]].question)}; both files must answer the same prompts",
+                path,
+            )
+
+
+def with_shared_judgements(inputs: Mapping[str, str]) -> dict[str, str]:
+    """The inputs of an evaluation: where judgements are of the answers to compare with as well, as
+    `rlaif judge --against` makes them, they count for these too."""
+    found = dict(inputs)
+    against = found.get("initial/completions")
+    if against is None or any(role.startswith("initial/judgements/") for role in found):
+        return found
+    ids = {row["completion_id"] for row in Records(Path(against)).rows("completions")}
+    for role, path in inputs.items():
+        if role.startswith("judgements/"):
+            rows = Records(Path(path)).rows("judgements")
+            # A comparison has both sides, and is the first one's.
+            if any(row["subject"] in ids and len(row["shown"]) == 1 for row in rows):
+                found[f"initial/{role}"] = path
+    return found
+
+
 def _load_prompts(request: Request) -> PromptSet:
     """The prompts of a file, or those kept beside the completions that are judged."""
-    given = _read_prompts(request.prompts)
+    answers = [Path(p) for role, p in request.inputs.items() if "completions" in role.split("/")]
+    own = request.prompts if request.prompts in answers else None
+    if own is not None and holds_answers(own):
+        given = read_given(own).prompts
+    elif own is not None and holds_records(own):
+        raise ConfigError(
+            "its records do not say what was asked; name the prompts with --prompts", own
+        )
+    else:
+        given = _read_prompts(request.prompts)
     return PromptSet([], given, 0) if request.kind == "evaluate" else PromptSet(given, [], 0)
 
 

@@ -333,6 +333,7 @@ ROWS = [
         STEP
         | {
             "--prompts": "p.jsonl",
+            "--against": "other.jsonl",
             "--kind": "rating",
             "--constitution": "r.yaml",
             "--model": "other-model",

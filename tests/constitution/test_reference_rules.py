@@ -205,7 +205,7 @@ def test_other_rules_read_no_reference() -> None:
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("exact_match", {"part": "first"}, "part"),
-    ("exact_match", {"case": True}, "did you mean"),
+    ("exact_match", {"ignore_cas": True}, "did you mean"),
     ("numeric_match", {"tolerance": -1.0}, "tolerance"),
     ("numeric_match", {"relative": 1.0}, "relative"),
     ("choice_match", {"letters": "abc"}, "different capital letters"),

@@ -112,18 +112,19 @@ def test_the_key_is_in_no_hash(write_code: Writer) -> None:
 
 
 def test_the_key_lets_an_experiment_run_code(write_code: Writer) -> None:
-    script = {"replies": {"": "```python\ndef one(): return 1\n```"}}
-    path = write_code(steps=[SAMPLE, RULES], allow_code=True)
+    script = {"default": "```python\ndef one(): return 1\n```"}
+    sample = {"sample": {"n": 1, "max_new_tokens": 64}}
+    path = write_code(steps=[sample, RULES], allow_code=True)
     rows = [
-        {"prompt": f"Write one(), number {n}.", "reference": f"assert one() == {n}"}
-        for n in range(3)
+        {"prompt": f"Write one(), number {n}.", "reference": f"assert one() == {n % 2}"}
+        for n in range(8)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (path.parent / "prompts.jsonl").write_text(lines, "utf-8")
     (path.parent / "script.yaml").write_text(yaml.safe_dump(script), "utf-8")
     given = yaml.safe_load(path.read_text("utf-8"))
     given["models"]["policy"]["script"] = "script.yaml"
-    given["prompts"]["holdout"] = 0
+    given["prompts"]["holdout"] = 2
     path.write_text(yaml.safe_dump(given), "utf-8")
     out = path.parent / "run"
     run_experiment(path, out)
@@ -131,13 +132,13 @@ def test_the_key_lets_an_experiment_run_code(write_code: Writer) -> None:
     prompts = run.prompt_records()
     [step] = [s for s in run.manifest["steps"] if s["kind"] == "judge"]
     found = {
-        prompts[judgement.prompt_id].reference: judgement.score
+        (prompts[judgement.prompt_id].reference, judgement.score)
         for judgement in run.store.step(step["hash"]).records(Judgement)
     }
-    assert found == {"assert one() == 0": 0.0, "assert one() == 1": 1.0, "assert one() == 2": 0.0}
+    assert found == {("assert one() == 0", 0.0), ("assert one() == 1", 1.0)}
     # And not beyond the run.
+    asked = make_prompt([{"role": "user", "content": "Write it."}], reference="assert True")
     with pytest.raises(ConfigError, match="allow_code"):
-        asked = make_prompt([{"role": "user", "content": "Write it."}], reference="assert True")
         apply_check("code_tests", {}, asked, "x = 1")
 
 
