@@ -30,6 +30,7 @@ from rlaif.config.steps import (
     PoolMember,
     SamplePrinciples,
     SampleStep,
+    TemplateFile,
 )
 from rlaif.config.training import TrainStep
 from rlaif.judges.common import JudgeBase
@@ -187,6 +188,7 @@ ELSEWHERE: list[tuple[type[Any], tuple[str, ...]]] = [
     (ModelSpec, ("language.md", "engines.md")),
     (PoolMember, ("language.md", "datasets.md")),
     (SamplePrinciples, ("language.md", "datasets.md")),
+    (TemplateFile, ("language.md",)),
     *((spec, ("language.md", "training.md")) for spec in METHODS.values()),
     *((spec, ("language.md", "training.md")) for spec in DISTILLATIONS.values()),
 ]

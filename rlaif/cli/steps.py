@@ -27,11 +27,12 @@ from rlaif.cli.options import (
 @click.command()
 @click.argument("prompts", type=FILE)
 @MODEL
+@CONSTITUTION
 @step_options
 def sample(prompts: Path, model: str, **given: Any) -> None:
     """Sample completions for PROMPTS (JSONL or Parquet).
 
-    --set takes the keys of a sample step.
+    --set takes the keys of a sample step; a template of a system prompt sees the --constitution.
     """
     file_step("sample", prompts=prompts, models={"by": model}, **given)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -68,12 +69,23 @@ class SamplePrinciples(Strict):
         return self.default or dict.fromkeys(self.texts, 1.0)
 
 
+class TemplateFile(Strict):
+    """A text that is rendered from a file when the experiment is planned."""
+
+    template: Annotated[str, Field(min_length=1)] = Field(
+        description="A Jinja2 file that may use the constitution."
+    )
+
+
+SystemPrompt = Annotated[str, Field(min_length=1)] | TemplateFile
+
+
 class PoolMember(Strict):
     """One generator: a model, how it samples (the step's keys where absent), and its own system
     prompt."""
 
     by: str = "policy"
-    system_prompt: Annotated[str, Field(min_length=1)] | None = None
+    system_prompt: SystemPrompt | None = None
     temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: NonNegativeInt | None = None
@@ -103,8 +115,10 @@ class SampleStep(SamplingKeys):
         None, description="Generators, of which `n` are drawn for each prompt."
     )
     principles: Annotated[SamplePrinciples | None, LATE] = None
-    system_prompt: Annotated[Annotated[str, Field(min_length=1)] | None, LATE] = Field(
-        None, description="Added before each prompt; the judges do not see it."
+    system_prompt: Annotated[SystemPrompt | None, LATE] = Field(
+        None,
+        description="Added before each prompt; the judges do not see it. A text, or {template: "
+        "FILE}.",
     )
 
     @model_validator(mode="after")
@@ -130,6 +144,27 @@ class SampleStep(SamplingKeys):
         if isinstance(self.prompts, PromptsOf):
             return self.prompts.count
         return self.prompts if isinstance(self.prompts, int) else None
+
+    @property
+    def templates(self) -> list[str]:
+        """The template files of its system prompts."""
+        told = [self.system_prompt, *(member.system_prompt for member in self.pool or ())]
+        return [text.template for text in told if isinstance(text, TemplateFile)]
+
+    def with_texts(self, texts: Mapping[str, str]) -> SampleStep:
+        """The step with the text of each template file in its place."""
+
+        def written(told: str | TemplateFile | None) -> str | None:
+            return texts[told.template] if isinstance(told, TemplateFile) else told
+
+        if not self.templates:
+            return self
+        pool = self.pool and [
+            member.model_copy(update={"system_prompt": written(member.system_prompt)})
+            for member in self.pool
+        ]
+        update = {"system_prompt": written(self.system_prompt), "pool": pool}
+        return self.model_copy(update=update)
 
     def members(self) -> list[SampleStep]:
         """The step of each member of the pool: one answer to a prompt."""

@@ -55,6 +55,8 @@ def sampled_by(sample: Mapping[str, Any]) -> list[str]:
         name = f"{sample['id']}/{place}" if sample["pool"] else sample["id"]
         heat = member.get("temperature")
         told = member.get("system_prompt") or sample["system_prompt"]
+        if isinstance(told, dict):
+            told = f"what {told['template']} says"
         lines.append(
             f"{name}: {member['by']}, temperature {sample['temperature'] if heat is None else heat}"
             f", at most {member.get('max_new_tokens') or sample['max_new_tokens']} tokens"

@@ -169,7 +169,7 @@ def _check_source(source: str, path: Path, allowed: frozenset[str]) -> frozenset
         raise ConfigError(f"template syntax: {error}", path) from None
     # The hash covers one file only, so nothing may be drawn in from another.
     for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
-        raise ConfigError("a judge template may not include other files", path, node.lineno)
+        raise ConfigError("a template may not include other files", path, node.lineno)
     used = undeclared(tree) - set(known.globals)
     for unknown in sorted(used - allowed):
         found = [n.lineno for n in tree.find_all(nodes.Name) if n.name == unknown]

@@ -44,6 +44,7 @@ from rlaif.pipeline.permission import refuse_code
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
 from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.stages import StepEntry
+from rlaif.pipeline.system_prompts import render_system_prompt
 
 ABSENT = "not here yet:"
 """How the identity of a model begins that a dry run does not fetch."""
@@ -108,6 +109,7 @@ class _Preparing:
             self.file_hashes(file, experiment),
             sets={name: found for name, found in sets.items() if name != MAIN},
             constitutions={name: found for name, found in own.items() if found is not None},
+            system_prompts=self.system_prompts(file, experiment, constitution),
             at=file.at,
         )
         _check_judges(inputs)
@@ -161,6 +163,20 @@ class _Preparing:
             with self._at(file, loc):
                 self.keys[known] = model_key(spec, self.fetch)
         return self.keys[known]
+
+    def system_prompts(
+        self, file: FileOfArm, experiment: Experiment, constitution: Constitution | None
+    ) -> dict[str, str]:
+        """The texts of the template files that sample steps name."""
+        placed_steps = list(zip(experiment.step_locs, experiment.entries, strict=True))
+        for (number, _), entries in file.at.items():
+            placed_steps += [(("stages", number, "at"), entry) for entry in entries]
+        found: dict[str, str] = {}
+        for loc, entry in placed_steps:
+            for name in entry.sample.templates if entry.sample else ():
+                with self._at(file, loc, f"step {entry.step.id}: system_prompt"):
+                    found[name] = render_system_prompt(name, constitution, self.path)
+        return found
 
     def file_hashes(self, file: FileOfArm, experiment: Experiment) -> dict[str, str]:
         """The hashes of what the steps read, by name."""

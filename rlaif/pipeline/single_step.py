@@ -18,7 +18,7 @@ from typing import Any
 from rlaif.config.arms import MAIN
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
 from rlaif.config.paths import apply_changes, read_setting
-from rlaif.config.steps import EvaluateStep, LoadStep, PairStep
+from rlaif.config.steps import EvaluateStep, LoadStep, PairStep, SampleStep
 from rlaif.constitution.model import load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, R, content_hash, from_json, to_json
@@ -52,6 +52,7 @@ from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
 from rlaif.pipeline.prepare import model_key
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.context import Progress, StepContext
+from rlaif.pipeline.system_prompts import render_system_prompt
 
 POLICY = {"path": "builtin/smollm2-135m-instruct"}
 
@@ -201,6 +202,7 @@ def _plan_inputs(request: Request) -> PlanInputs:
     keys["policy"] = "none" if own is None else keys[own]
     files = {}
     step = experiment.entries[0].step
+    templates = step.templates if isinstance(step, SampleStep) else []
     if isinstance(step, LoadStep):
         source = loaded_source(step, experiment.loaded_name(step), None)
         files[experiment.loaded_name(step) or ""] = rows_hash(source_rows(source))
@@ -213,6 +215,7 @@ def _plan_inputs(request: Request) -> PlanInputs:
         judges,
         keys,
         files,
+        system_prompts={n: render_system_prompt(n, constitution, None) for n in templates},
     )
 
 

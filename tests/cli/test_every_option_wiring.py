@@ -324,7 +324,7 @@ ROWS = [
         "sample",
         "rlaif.pipeline.single_step.run_step",
         "p.jsonl --out x",
-        STEP | {"--model": "other-model"},
+        STEP | {"--model": "other-model", "--constitution": "r.yaml"},
     ),
     Row(
         "judge",

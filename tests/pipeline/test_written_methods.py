@@ -279,12 +279,38 @@ stages:
       - train: {id: sft, method: sft, uses: [ift]}
       - evaluate: {judges: [gold, self], judged_by: sft}
 """
+CHARACTER = """\
+name: character-training             # arXiv 2511.01689
+models: {policy: {path: POLICY}, teacher: {path: POLICY}}
+allow_same_weights: true
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+prompt_sets: {introspection: {path: red.jsonl}}
+judges: [{id: traits, kind: yes_no, by: teacher}]
+stages:
+  - id: guided
+    steps:
+      - sample:
+          id: in_character
+          n: 1
+          by: teacher
+          system_prompt: {template: prompts/generate/character.j2}
+      - sample: {id: plain, n: 1, by: policy}
+  - id: introspect
+    prompts: introspection
+    steps:
+      - sample: {id: reflections, n: 4, system_prompt: {template: prompts/generate/reflect.j2}}
+      - evaluate: {against: [initial], judges: [traits]}
+"""
+"""Without what is made of the answers: pairs by origin are not there yet."""
+BEST = "{kind: truncated}"
+"""What stands in the place of `{kind: best, by: reward, k: 1}`, which is not there yet."""
 WAITING = {
     "self-rewarding with EFT data": "`train` on judgements",
     "safe RLHF": "`costs`",
     "meta-rewarding": "judges of judgements, pairs of judgements",
     "J1": "`questions`, `verdict`, `bench`",
-    "character training": "pairs by origin, `system_prompt` from a template",
+    "character training as it is": "pairs by origin",
 }
 """Methods that wait for steps that are not there, by what they lack."""
 
@@ -322,6 +348,7 @@ def folder(tmp_path: Path) -> Path:
         (DISTILLATION, {"teacher": 1, "student": 1}),
         (CAI, {"sl": 1, "preference_model": 1, "rl": 1}),
         (SELF_REWARDING, {"sft": 1}),
+        (CHARACTER, {}),
     ],
 )
 def test_a_method_is_planned(folder: Path, text: str, models: dict[str, int]) -> None:
@@ -453,3 +480,20 @@ def test_a_teacher_is_held_beside_its_student(folder: Path) -> None:
     models = {role: m for role, m in student.models.items() if role != "teacher"}
     alone = count_flops(inputs, replace(student, models=models), size, steps, Sizes())
     assert both is not None and alone is not None and both > alone
+
+
+def test_answers_in_character_are_told_what_the_constitution_says(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(CHARACTER.replace("POLICY", POLICY))
+    inputs = prepare(path, fetch=False)
+    plan = {p.id: p for p in make_plan(inputs)}
+    guided, plain = plan["in_character"], plan["plain"]
+    assert guided.models["by"].label == "teacher" and guided.prompts == plain.prompts
+    assert plain.step.system_prompt is None
+    told = guided.step.system_prompt, plan["reflections"].step.system_prompt
+    assert told[0] != told[1]
+    assert inputs.constitution is not None
+    for principle in inputs.constitution.principles:
+        assert all(principle.text in text for text in told)
+    assert len(plan["reflections"].prompts) == 40
+    assert plan["evaluate.sample"].step.system_prompt is None

@@ -104,6 +104,8 @@ class PlanInputs:
     sets: Mapping[str, PromptSet] = field(default_factory=dict)
     constitutions: Mapping[str, Constitution] = field(default_factory=dict)
     """Those of judges that have one of their own, by the judge's id."""
+    system_prompts: Mapping[str, str] = field(default_factory=dict)
+    """The texts of the template files that sample steps name."""
     at: Mapping[tuple[int, int], list[StepEntry]] = field(default_factory=dict)
     """The steps of rounds in which `at` changes some, by place of the stage and round within it."""
     arms: Mapping[str, PlanInputs] = field(default_factory=dict)

@@ -30,6 +30,7 @@ CONTENT = ("completion_id", "digest", "finish_reason", "reasoning")
 
 def plan(walk: Walk, index: int, step: SampleStep) -> None:
     """Samples of this round's window of training prompts; earlier ones are no longer current."""
+    step = step.with_texts(walk.inputs.system_prompts)
     ids = walk.prompt_window(step.prompt_set or walk.stage.prompts, step.prompt_count)
     seed = f"{walk.seed}/{walk.round}"
     # What was made of the answers before belongs to answers that are current no longer.

@@ -148,10 +148,12 @@ SERVED = {"policy": FAR, "other": FAR | {"path": "other"}}
 SAMPLE: dict[str, Any] = {"n": 2, "temperature": 1.0, "max_new_tokens": 12}
 POOL = [{"by": "policy"}, {"by": "other"}]
 DRAWN = {"texts": {"kind": ["Be kind."], "brief": ["Be brief."]}}
+CHARACTER = {"template": "prompts/generate/character.j2"}
 BASES |= {
     "sample": experiment(models=SERVED, steps=[{"sample": SAMPLE}]),
     "pool": experiment(models=SERVED, steps=[{"sample": SAMPLE | {"pool": POOL}}]),
     "principles": experiment(models=SERVED, steps=[{"sample": SAMPLE | {"principles": DRAWN}}]),
+    "told": experiment(models=SERVED, steps=[{"sample": SAMPLE | {"system_prompt": CHARACTER}}]),
     "pair": experiment(
         models=SERVED,
         rounds=2,

@@ -338,6 +338,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "SampleStep": ("sample", ("steps", 0, "sample")),
     "ReviseStep": ("revise", ("steps", 1, "revise")),
     "PoolMember": ("pool", ("steps", 0, "sample", "pool", 0)),
+    "TemplateFile": ("told", ("steps", 0, "sample", "system_prompt")),
     "SamplePrinciples": ("principles", ("steps", 0, "sample", "principles")),
     "PairStep": ("pairs", ("steps", 4, "pair")),
     "LabelStep": ("label", ("steps", 3, "label")),

@@ -494,6 +494,7 @@ VALUES |= {
         "principles": {"texts": {"kind": ["Be kind."]}},
         "system_prompt": "Be brief.",
     },
+    "TemplateFile": {"template": "prompts/generate/reflect.j2"},
     "PoolMember": {
         "by": "other",
         "system_prompt": "Be brief.",
