@@ -296,13 +296,14 @@ stages:
           by: teacher
           system_prompt: {template: prompts/generate/character.j2}
       - sample: {id: plain, n: 1, by: policy}
+      - judge: {id: traits, uses: [in_character, plain]}
   - id: introspect
     prompts: introspection
     steps:
       - sample: {id: reflections, n: 4, system_prompt: {template: prompts/generate/reflect.j2}}
       - evaluate: {against: [initial], judges: [traits]}
 """
-"""Without what is made of the answers: pairs by origin are not there yet."""
+"""Both answers are judged, since pairs by origin are not there yet."""
 BEST = "{kind: truncated}"
 """What stands in the place of `{kind: best, by: reward, k: 1}`, which is not there yet."""
 WAITING = {
