@@ -304,8 +304,6 @@ stages:
       - evaluate: {against: [initial], judges: [traits]}
 """
 """Both answers are judged, since pairs by origin are not there yet."""
-BEST = "{kind: truncated}"
-"""What stands in the place of `{kind: best, by: reward, k: 1}`, which is not there yet."""
 WAITING = {
     "self-rewarding with EFT data": "`train` on judgements",
     "safe RLHF": "`costs`",
