@@ -421,6 +421,11 @@ class Columns(Strict):
     tags: str | None = None
     reference: str | None = None
     split: str | None = None
+    group: str | None = Field(
+        None,
+        description="What prompts that belong together have in common, such as both orders of a "
+        "pair: they are drawn, batched and judged together. Default: `group`, in prompts of a run.",
+    )
 
 
 class PromptsSpec(Strict):

@@ -64,13 +64,15 @@ def content_hash(*parts: Any, length: int = 24) -> str:
 
 
 class Prompt(Struct, frozen=True):
-    """What the policy is asked: a conversation that ends with a user turn."""
+    """What the policy is asked: a conversation that ends with a user turn. Prompts of one `group`
+    belong together, as both orders of a pair do: no window or batch of prompts parts them."""
 
     prompt_id: str
     messages: list[Message]
     source: str = ""
     tags: list[str] = field(default_factory=list)
     reference: str | None = None
+    group: str | None = None
 
     @property
     def question(self) -> str:
@@ -225,8 +227,12 @@ Record = Prompt | Completion | Judgement | Preference | RoundRecord
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """A record as a JSON-ready dict, every field present. It shares the record's lists."""
-    return structs.asdict(record)
+    """A record as a JSON-ready dict, every field present but for a prompt's `group` where it has
+    none, which earlier versions do not know. It shares the record's lists."""
+    found = structs.asdict(record)
+    if isinstance(record, Prompt) and record.group is None:
+        del found["group"]
+    return found
 
 
 R = TypeVar("R", Prompt, Completion, Judgement, Preference, RoundRecord)
@@ -248,7 +254,8 @@ def make_prompt(
     source: str = "",
     tags: list[str] | None = None,
     reference: str | None = None,
+    group: str | None = None,
 ) -> Prompt:
     """A Prompt whose id is the hash of its messages, so duplicates share an id."""
     prompt_id = "p_" + content_hash(messages)
-    return Prompt(prompt_id, messages, source, tags or [], reference)
+    return Prompt(prompt_id, messages, source, tags or [], reference, group)

@@ -193,7 +193,11 @@ def _make_row_prompt(row: dict[str, Any], columns: Columns, place: str, name: st
     reference = row.get(columns.reference or "reference")
     if not isinstance(reference, str | None):
         raise ConfigError(f"{place}: `reference` must be a text")
-    return make_prompt(messages, str(row.get("source") or name.rsplit("/", 1)[-1]), tags, reference)
+    group = row.get(columns.group or "group") if columns.group or "prompt_id" in row else None
+    if not isinstance(group, str | None):
+        raise ConfigError(f"{place}: `group` must be a text")
+    source = str(row.get("source") or name.rsplit("/", 1)[-1])
+    return make_prompt(messages, source, tags, reference, group)
 
 
 def _read_messages(value: Any, place: str) -> list[Message]:

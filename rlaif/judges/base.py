@@ -57,7 +57,9 @@ class Call:
     With `then`, `request` is for the reasons, and the answer that is read is the one to `then`.
     `role` says which of the judge's models answers. `fence` is the mark around the judged texts.
     `place`, from 1, says which of several texts shown the call asks about, where that is one.
-    `template_hash` is of the template that the question was made with.
+    `template_hash` is of the template that the question was made with. Of a judge that looks at
+    whole groups of prompts, the texts shown after the first are answers to the prompts `beside`,
+    and `lacking` counts the prompts of the group that have none.
     """
 
     call_id: str
@@ -71,6 +73,12 @@ class Call:
     fence: str = ""
     place: int | None = None
     template_hash: str | None = None
+    beside: tuple[Prompt, ...] = ()
+    lacking: int = 0
+
+
+Case = tuple[Prompt, Sequence[Completion]]
+"""A prompt and the answers to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +210,30 @@ Judge = Plain | Staged
 def is_staged(judge: Judge) -> TypeIs[Staged]:
     """Whether the judge's verdicts rest on several answers."""
     return hasattr(judge, "conclude")
+
+
+def is_grouped(judge: Judge) -> bool:
+    """Whether answers to other prompts of a group decide what a judge says of an answer. A judge
+    class says so by an attribute `grouped`, and has `calls_beside`."""
+    return bool(getattr(judge, "grouped", False))
+
+
+def calls_of(judge: Judge, case: Case, beside: Sequence[Case], seed: int) -> list[Call]:
+    """The calls on the answers to one prompt; `beside` are the other prompts of its group, which
+    most judges do not look at."""
+    if is_grouped(judge):
+        made: list[Call] = getattr(judge, "calls_beside")(*case, beside, seed)  # noqa: B009
+        return made
+    return judge.calls(*case, seed)
+
+
+def cases_beside(cases: Sequence[Case]) -> list[list[Case]]:
+    """By case those of the other prompts of its group."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        if case[0].group is not None:
+            groups.setdefault(case[0].group, []).append(case)
+    return [[c for c in groups.get(prompt.group or "", ()) if c[0] != prompt] for prompt, _ in cases]
 
 
 def has_raw_value(judge: Judge) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +37,7 @@ JUDGES: SpecTable[JudgeBase] = SpecTable(
         "implicit_reward": "rlaif.judges.implicit_reward:ImplicitRewardJudge",
         "meta": "rlaif.judges.meta:MetaJudge",
         "jury": "rlaif.judges.jury:JuryJudge",
+        "verdict": "rlaif.judges.verdict:VerdictJudge",
         "longer": "rlaif.judges.baselines:LongerJudge",
         "first": "rlaif.judges.baselines:FirstJudge",
         "random": "rlaif.judges.baselines:RandomJudge",
@@ -111,10 +113,12 @@ def build_judge(
     constitution: Constitution | None = None,
     beside: str | Path | None = None,
     thinking: ThinkingSpec = THINKING,
+    judges: Mapping[str, JudgeBase] | None = None,
 ) -> Judge:
     """The judge that `spec` describes. `beside` is the experiment file: templates are looked for
     beside it too, as is the constitution that the spec names. `thinking` says how thinking is told
-    in the answers, which a judge with `reasoning: strip` is shown without.
+    in the answers, which a judge with `reasoning: strip` is shown without. `judges` are the specs
+    of the others, which it may name.
 
     A `kind` of the form package.module:Name is imported and called as Name(spec, constitution).
     Raises ConfigError when the spec cannot work.
@@ -122,7 +126,7 @@ def build_judge(
     place = None if beside is None else Path(beside)
     if spec.constitution is not None:
         constitution = load_constitution(find(spec.constitution, place))
-    inputs = JudgeInputs(constitution, place, thinking)
+    inputs = JudgeInputs(constitution, place, thinking, judges or {})
     judge = spec.build_judge(inputs)
     if spec.constitution is not None and not _looks_at_constitution(spec, inputs):
         raise ConfigError(

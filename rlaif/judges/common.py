@@ -6,8 +6,8 @@ filling templates. A kind's own keys stand in the module of the judge that they 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -264,6 +264,8 @@ class JudgeInputs:
     constitution: Constitution | None = None
     beside: Path | None = None
     thinking: ThinkingSpec = THINKING
+    judges: Mapping[str, JudgeBase] = field(default_factory=dict)
+    """The specs of the judges beside it, by id."""
 
 
 class JudgeBase(Strict):

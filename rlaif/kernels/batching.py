@@ -165,21 +165,34 @@ def sequence_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def plan_epoch(
-    sizes: Sequence[int], batch_size: int, budget: int, seed: int, epoch: int
+    sizes: Sequence[int],
+    batch_size: int,
+    budget: int,
+    seed: int,
+    epoch: int,
+    groups: Sequence[str | None] = (),
 ) -> list[list[list[int]]]:
     """The examples of one epoch as batches of micro-batches of indices.
 
     `sizes` counts each example's tokens; a micro-batch holds at most `budget` of them, or one
     example. The order is a pure function of (seed, epoch). Within a batch, examples of similar size
     share a micro-batch. The last batch may be smaller; no example is dropped.
+
+    `groups`, where given, has a name for each example: those of one name are in one batch, which is
+    then closed where the next ones would not fit. None stands alone.
     """
     # 60 bits, which `manual_seed` takes whatever they are.
     key = int(content_hash("data order", seed, epoch, length=15), 16)
     generator = torch.Generator().manual_seed(key)
-    order = torch.randperm(len(sizes), generator=generator).tolist()
+    units: dict[str | int, list[int]] = {}
+    for index in range(len(sizes)):
+        name = groups[index] if groups else None
+        units.setdefault(index if name is None else name, []).append(index)
+    whole = list(units.values())
+    order = torch.randperm(len(whole), generator=generator).tolist()
     batches = []
-    for start in range(0, len(order), batch_size):
-        batch = sorted(order[start : start + batch_size], key=lambda i: (-sizes[i], i))
+    for part in fill_batches(order, [len(whole[unit]) for unit in order], batch_size):
+        batch = sorted((i for unit in part for i in whole[unit]), key=lambda i: (-sizes[i], i))
         batches.append(fill_batches(batch, [sizes[i] for i in batch], budget))
     return batches
 

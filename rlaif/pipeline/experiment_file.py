@@ -197,10 +197,9 @@ class Experiment(Strict):
         if MAIN in self.prompt_sets:
             raise fault_at(("prompt_sets", MAIN), "`main` is the set that `prompts` describes")
         for place, entry in zip(self.step_locs, self.entries, strict=True):
-            makes = entry.load is not None and entry.load.makes_set
-            if makes and entry.step.id in {*self.prompt_sets, MAIN}:
+            if entry.makes_set and entry.step.id in {*self.prompt_sets, MAIN}:
                 raise fault_at(
-                    (*place, "load"), f"a set of prompts has the name {entry.step.id!r} already"
+                    (*place, entry.kind), f"a set of prompts has the name {entry.step.id!r} already"
                 )
         sets: list[tuple[Loc, str]] = []
         arms: list[tuple[Loc, str]] = []
@@ -386,9 +385,14 @@ class Experiment(Strict):
     @property
     def set_specs(self) -> dict[str, PromptsSpec]:
         """Every set of prompts by name; that of `prompts` is `main`. Pairs with prompts of their
-        own have no source here."""
+        own and questions have no source here."""
         loaded = [e.load for e in self.entries if e.load is not None and e.load.makes_set]
-        return {MAIN: self.prompts, **self.prompt_sets} | {
+        posed = {
+            e.step.id: PromptSetSpec.model_construct(path=None, dataset=None, holdout=0)
+            for e in self.entries
+            if e.kind == "questions"
+        }
+        return {MAIN: self.prompts, **self.prompt_sets, **posed} | {
             load.id: PromptSetSpec.model_construct(
                 path=self.loaded_name(load) if load.dataset is None else None,
                 dataset=load.dataset,

@@ -42,6 +42,7 @@ from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.permission import refuse_code
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
+from rlaif.pipeline.question_sets import make_question_set
 from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.stages import StepEntry
 from rlaif.pipeline.system_prompts import render_system_prompt
@@ -59,7 +60,9 @@ def prepare(
     own, arms = load_arms(path, overrides, profile)
     preparing = _Preparing(path, fetch)
     experiment = preparing.with_scripts(own)
-    sets = {name: preparing.prompts(name, experiment, own) for name in experiment.set_specs}
+    posed = {entry.step.id for entry in experiment.entries if entry.kind == "questions"}
+    names = [name for name in experiment.set_specs if name not in posed]
+    sets = {name: preparing.prompts(name, experiment, own) for name in names}
     sets, taken = split_apart(sets)
     inputs = preparing.inputs(own, sets)
     found = {}
@@ -70,6 +73,7 @@ def prepare(
             raise ConfigError(f"arm {name}: {error}") from None
     notes = [f"set {name}: {n} training prompts are held out in another set" for name, n in taken]
     provisional = tuple(preparing.provisional)
+    notes += inputs.notes
     return replace(inputs, arms=found, provisional=provisional, notes=tuple(notes))
 
 
@@ -94,8 +98,11 @@ class _Preparing:
         own: dict[str, Constitution | None] = {}
         for name, spec in experiment.all_judges().items():
             with self._at(file, experiment.loc_of(name), f"judge {name}"):
-                judges[name] = build_judge(spec, constitution, path, thinking)
+                judges[name] = build_judge(
+                    spec, constitution, path, thinking, experiment.all_judges()
+                )
                 own[name] = _load_constitution(spec.constitution, path)
+        sets, notes = self.with_questions(file, experiment, judges, sets)
         keys = self.model_keys(file, experiment)
         check_same_weights(experiment, keys, judges, path, file.lines)
         inputs = PlanInputs(
@@ -107,6 +114,7 @@ class _Preparing:
             judges,
             keys,
             self.file_hashes(file, experiment),
+            notes=notes,
             sets={name: found for name, found in sets.items() if name != MAIN},
             constitutions={name: found for name, found in own.items() if found is not None},
             system_prompts=self.system_prompts(file, experiment, constitution),
@@ -116,6 +124,26 @@ class _Preparing:
         _check_capabilities(inputs)
         refuse_code(inputs)
         return inputs
+
+    def with_questions(
+        self,
+        file: FileOfArm,
+        experiment: Experiment,
+        judges: Mapping[str, Judge],
+        sets: Mapping[str, PromptSet],
+    ) -> tuple[dict[str, PromptSet], tuple[str, ...]]:
+        """The sets with those of `questions`, which an arm's own judges may ask, and what a user
+        should know of these."""
+        found, notes = dict(sets), []
+        for loc, entry in zip(experiment.step_locs, experiment.entries, strict=True):
+            step = entry.step
+            if entry.kind == "questions":
+                with self._at(file, (*loc, "questions"), f"step {step.id}"):
+                    found[step.id], note = make_question_set(
+                        experiment, step, judges, sets, self.path
+                    )
+                notes += [] if note is None else [note]
+        return found, tuple(notes)
 
     def _at(self, file: FileOfArm, loc: Loc, note: str = "") -> AbstractContextManager[None]:
         """Within, errors say that they come from `loc` of the file."""

@@ -189,9 +189,8 @@ def _plan_inputs(request: Request) -> PlanInputs:
     if request.constitution is not None:
         constitution = load_constitution(find(request.constitution))
     thinking = thinking_of(_named_spec(name)[1] for name in request.models.values())
-    judges = {
-        n: build_judge(s, constitution, None, thinking) for n, s in experiment.all_judges().items()
-    }
+    others = experiment.all_judges()
+    judges = {n: build_judge(s, constitution, None, thinking, others) for n, s in others.items()}
     own = request.models.get("by", request.models.get("start"))
     named = {name for judge in experiment.all_judges().values() for name in judge.asks().values()}
     named = {*named, *request.models.values()} - RESERVED_MODELS

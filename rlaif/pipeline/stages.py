@@ -55,6 +55,11 @@ class StepEntry(create_model("StepEntry", __base__=Strict, **_KEYS)):  # type: i
         """Whether it makes a model, which other steps know by its id."""
         return self.kind in ("train", "distill", "average")
 
+    @property
+    def makes_set(self) -> bool:
+        """Whether its prompts are a set by its id."""
+        return self.kind == "questions" or (self.kind == "load" and bool(self.step.makes_set))
+
 
 class Until(Strict):
     """No further round of a stage once a judge's mean on the validation prompts has not risen for

@@ -139,6 +139,7 @@ def run_on_policy(
     for number in range(first, options.rollouts):
         figures: dict[str, float] = {}
         answers, after = 0, running
+        together: dict[str, str | None] = {}
         task: Task
         if options.is_given(number):
             assert reference is not None
@@ -162,7 +163,8 @@ def run_on_policy(
             task = _make_task(rollout, options, beta, reference, critic, ptx, number)
             figures = rollout.metrics
             answers = sum(len(group.answers) for group in groups)
-        for row in _learn_rollout(job, task, model, optimizer, number):
+            together = {group.prompt_id: group.together for group in groups}
+        for row in _learn_rollout(job, task, model, optimizer, number, together):
             row |= {"rollout": number + 1, "beta": beta, **figures}
             rows.append(row)
             checkpoint.write_row(work, row)
@@ -255,8 +257,10 @@ def _learn_rollout(
     model: TrainModel,
     optimizer: torch.optim.Optimizer,
     number: int,
+    together: Mapping[str, str | None],
 ) -> Iterator[dict[str, Any]]:
-    """The optimiser steps on rollout `number`, a row for each.
+    """The optimiser steps on rollout `number`, a row for each. `together` has the group of each
+    prompt.
 
     Every rollout has its own step numbers, also those that it has too few pairs for: so the
     schedule ends where it should, and a resumed run counts as an uninterrupted one.
@@ -269,11 +273,12 @@ def _learn_rollout(
         timing = {"seconds": 0.0, "tokens_per_second": 0.0}
         yield {"step": step + 1, "tokens": 0, "timing": timing}
     sizes = [model.size(example.branches) for example in task.examples]
+    groups = [together.get(example.prompt_id) for example in task.examples]
     budget = model.token_budget(options)
     for epoch in range(options.epochs):
         # Every epoch of every rollout has an order of its own.
         order = number * options.epochs + epoch
-        for batch in plan_epoch(sizes, options.batch_size, budget, job.seed, order):
+        for batch in plan_epoch(sizes, options.batch_size, budget, job.seed, order, groups):
             yield optimiser_step(task, model, optimizer, batch, options, step, total, job.work)
             step += 1
 

@@ -42,12 +42,13 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Group:
     """A prompt's sampled answers. `not_for` are the places of the reward's terms that are not for
-    this prompt: they add 0."""
+    this prompt: they add 0. Prompts that are `together` are learned from in one batch."""
 
     prompt_id: str
     prompt_ids: list[int]
     answers: tuple[Answer, ...]
     not_for: frozenset[int] = frozenset()
+    together: str | None = None
 
     def counts(self, place: int) -> bool:
         """Whether the term at a place is for this prompt."""

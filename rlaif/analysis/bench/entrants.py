@@ -122,8 +122,9 @@ def _make_entrants(
     weights = {p.id: p.weight for p in rules.principles} if rules is not None else {}
     thinking = thinking_of([model, *file.models.values()])
     found = []
+    specs = {spec.id: spec for spec in file.judges}
     for index, spec in enumerate(file.judges):
-        judge, names = build_judge(spec, rules, path, thinking), spec.asks()
+        judge, names = build_judge(spec, rules, path, thinking, specs), spec.asks()
         models: dict[str, Model] = {}
         for role in roles_of(judge):
             asked = _find_model(names[role], file, model, path)

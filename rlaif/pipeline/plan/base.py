@@ -10,6 +10,7 @@ import dataclasses
 import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ class PlanInputs:
     def every_prompt(self) -> list[Prompt]:
         """The prompts of all sets, each once."""
         every = [*self.prompts.every(), *(p for one in self.sets.values() for p in one.every())]
+        # An arm may ask questions of its own.
+        every += [p for arm in self.arms.values() for p in arm.every_prompt()]
         return list({prompt.prompt_id: prompt for prompt in every}.values())
 
     def principle_weights(self) -> dict[str, float]:
@@ -160,17 +163,32 @@ def round_prompts(
     train: list[Prompt], count: int | None, seed: int, number: int, first: int = 0
 ) -> list[str]:
     """The ids of round `number`'s training prompts: a window over a seeded order, wrapping round,
-    which is at place `first` in round 1.
+    which is at place `first` in round 1. A window has the groups of prompts that begin in it, each
+    whole, and is as wide as the widest group at least.
 
     The order starts from sorted ids, so the order of the file changes nothing.
     """
-    ids = sorted(p.prompt_id for p in train)
-    if count is None or count >= len(ids):
-        return ids
+    units = group_prompts(train)
+    total = sum(map(len, units))
+    if count is None or count >= total:
+        return sorted(name for unit in units for name in unit)
     # The seed alone decides the order, so that rounds move through one and the same.
-    random.Random(content_hash("prompts", seed)).shuffle(ids)
+    random.Random(content_hash("prompts", seed)).shuffle(units)
+    count = max(count, *map(len, units))
     start = first + (number - 1) * count
-    return sorted(ids[(start + i) % len(ids)] for i in range(count))
+    begins = accumulate(map(len, units[:-1]), initial=0)
+    places = zip(units, begins, strict=True)
+    inside = (unit for unit, place in places if (place - start) % total < count)
+    return sorted(name for unit in inside for name in unit)
+
+
+def group_prompts(prompts: Iterable[Prompt]) -> list[list[str]]:
+    """The sorted ids of the prompts of each group, by the first of them; a prompt without a group
+    stands alone."""
+    units: dict[str, list[str]] = {}
+    for prompt in sorted(prompts, key=lambda p: p.prompt_id):
+        units.setdefault(prompt.group or prompt.prompt_id, []).append(prompt.prompt_id)
+    return sorted(units.values())
 
 
 COUNTED_PROMPTS = 16
@@ -497,8 +515,13 @@ class Walk:
         """What of the prompts a judge or a check may read and their ids do not cover."""
         every = self.inputs.every_prompt()
         wanted = {p.prompt_id for p in every} if ids is None else set(ids)
-        rows = [[p.prompt_id, p.tags, p.reference] for p in every if p.prompt_id in wanted]
-        return sorted((row for row in rows if row[1] or row[2] is not None), key=lambda row: row[0])
+        rows = [
+            [p.prompt_id, p.tags, p.reference, *([p.group] if p.group is not None else [])]
+            for p in every
+            if p.prompt_id in wanted
+        ]
+        told = (row for row in rows if row[1] or row[2] is not None or len(row) > 3)
+        return sorted(told, key=lambda row: row[0])
 
     def origins(self, ids: list[str]) -> list[Any]:
         """Where these training prompts are from."""

@@ -18,6 +18,7 @@ STEPS: dict[str, str | None] = {
     "sample": "rlaif.config.steps:SampleStep",
     "revise": "rlaif.config.revise:ReviseStep",
     "load": "rlaif.config.steps:LoadStep",
+    "questions": "rlaif.config.judge_training:QuestionsStep",
     "filter": "rlaif.config.filters:FilterStep",
     "judge": "rlaif.judges.build:JudgeStep",
     "pair": "rlaif.config.steps:PairStep",
@@ -25,6 +26,7 @@ STEPS: dict[str, str | None] = {
     "distill": "rlaif.config.methods:AnyDistill",
     "train": "rlaif.config.methods:AnyTrain",
     "average": "rlaif.config.average:AverageStep",
+    "bench": "rlaif.config.judge_training:BenchStep",
     "evaluate": "rlaif.config.steps:EvaluateStep",
     # No steps of an experiment's file: evaluations and stages have them planned.
     "logprobs": None,

@@ -36,9 +36,13 @@ from rlaif.engines.base import (
 from rlaif.judges.base import (
     Answered,
     Call,
+    Case,
     Judge,
     Staged,
+    calls_of,
+    cases_beside,
     ending_request,
+    is_grouped,
     is_staged,
     read_answer,
     roles_of,
@@ -47,7 +51,7 @@ from rlaif.judges.base import (
 from rlaif.pipeline.steps.context import Engines, Progress, StepContext
 
 SILENT_BATCH = 256
-Group = tuple[Prompt, Sequence[Completion]]
+Group = Case
 """A prompt and the completions of it that are judged."""
 Request = GenerateRequest | ScoreRequest | RewardRequest
 KINDS = (RewardRequest, GenerateRequest, ScoreRequest)
@@ -192,7 +196,8 @@ def verdicts_by_group(
     progress: Progress | None = None,
 ) -> list[list[Judgement]]:
     """`verdicts`, each group's own: an answer that stands in two groups may be judged in both."""
-    calls = [judge.calls(prompt, completions, seed) for prompt, completions in groups]
+    beside = cases_beside(groups) if is_grouped(judge) else [[] for _ in groups]
+    calls = [calls_of(judge, *both, seed) for both in zip(groups, beside, strict=True)]
     asker = _Asker(judge, models, engines, kept, progress)
     if is_staged(judge):
         return _judge_staged(judge, asker, calls, seed)

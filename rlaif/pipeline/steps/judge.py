@@ -21,9 +21,28 @@ from rlaif.core.records import VALUED, Completion, Judgement, Prompt
 from rlaif.core.rowfiles import Index
 from rlaif.core.store import StepFolder
 from rlaif.engines.base import Model
-from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
+from rlaif.judges.base import (
+    LIMIT,
+    Call,
+    Case,
+    Judge,
+    Plain,
+    calls_of,
+    is_grouped,
+    is_staged,
+    read_answer,
+    roles_of,
+)
 from rlaif.judges.questions import answer_notes
-from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk, count_judge_calls
+from rlaif.pipeline.plan.base import (
+    Known,
+    PlanInputs,
+    Planned,
+    Size,
+    Walk,
+    count_judge_calls,
+    group_prompts,
+)
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.asking import (
     SILENT_BATCH,
@@ -64,8 +83,25 @@ def plan(walk: Walk, index: int, step: Any) -> None:
     if not sources:
         raise walk.inputs.fail(index, f"judge {step.id!r} has no completions: sample first")
     planned = judged(walk, step, sources, walk.asked(index, step), step.id)
+    _refuse_alone(walk, index, step.id, planned)
     walk.judgements[step.id] = planned
     walk.by_id[step.id, walk.round] = planned
+
+
+def _refuse_alone(walk: Walk, index: int, judge: str, planned: Planned) -> None:
+    """Raise ConfigError where a judge that marks groups of prompts is asked about single ones."""
+    if not is_grouped(planned.judges[judge]):
+        return
+    every = {p.prompt_id: p for p in walk.inputs.every_prompt()}
+    units = group_prompts(every[name] for name in planned.prompts)
+    alone = sum(len(unit) == 1 for unit in units)
+    if alone:
+        raise walk.inputs.fail(
+            index,
+            f"judge {judge!r} marks the answers to a group of prompts together, and {alone} of "
+            f"{len(planned.prompts)} prompts stand alone: sample those of a `questions` step with "
+            "`orders: both`",
+        )
 
 
 def judged(
@@ -286,8 +322,9 @@ class _Judging:
 
     def _make_calls(self, wave: Iterable[str]) -> Iterator[Call]:
         for prompt_id in wave:
+            beside = self.groups.read_beside(prompt_id) if is_grouped(self.judge) else []
             found = self.groups.read(prompt_id)
-            yield from self.judge.calls(*found, self.context.planned.seed)
+            yield from calls_of(self.judge, found, beside, self.context.planned.seed)
 
     def _expect_units(self, what: str, count: int, known: int) -> None:
         if self._began:
@@ -384,6 +421,14 @@ class Groups:
     def __init__(self, context: StepContext):
         self.context = context
         self._wanted = frozenset(context.planned.prompts)
+        wanted = self._wanted or context.prompts.keys()
+        units = group_prompts(context.prompts[name] for name in wanted if name in context.prompts)
+        self._beside = {
+            name: [other for other in unit if other != name]
+            for unit in units
+            if len(unit) > 1
+            for name in unit
+        }
         self._sources = [
             self._open_source(digest) for digest in context.inputs_under("completions")
         ]
@@ -406,7 +451,7 @@ class Groups:
             new = set[str]().union(*(source.grow() for source in self._sources)) | early
             # After growing: what was done by then has nothing more to give.
             final = all(source.sampled is None for source in self._sources)
-            ready = {p for p in new if all(s.complete(p) for s in self._sources)}
+            ready = {p for p in new if self._is_complete(p)}
             early = new - ready
             if self._wanted:
                 ready &= self._wanted
@@ -416,7 +461,16 @@ class Groups:
             elif not final and self.context.live_samples is not None:
                 self.context.live_samples.wait()
 
-    def read(self, prompt_id: str) -> tuple[Prompt, Sequence[Completion]]:
+    def _is_complete(self, prompt_id: str) -> bool:
+        """Whether all completions are there of a prompt and of those of its group."""
+        group = [prompt_id, *self._beside.get(prompt_id, ())]
+        return all(source.complete(name) for source in self._sources for name in group)
+
+    def read_beside(self, prompt_id: str) -> list[Case]:
+        """The other prompts of a prompt's group with their completions."""
+        return [self.read(name) for name in self._beside.get(prompt_id, ())]
+
+    def read(self, prompt_id: str) -> Case:
         """A prompt and its completions, in the order of the inputs."""
         found = [c for s in self._sources for c in s.index.records(prompt_id, Completion)]
         return self.context.prompts[prompt_id], found

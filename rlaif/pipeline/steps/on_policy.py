@@ -93,7 +93,10 @@ class Rollouts:
             if kept:
                 _, ids_of_prompt = self.encoding.render(prompt.messages)
                 idle = (i for i, term in enumerate(self.terms) if not term.is_for(prompt))
-                groups.append(Group(prompt.prompt_id, ids_of_prompt, kept, frozenset(idle)))
+                together = prompt.group
+                groups.append(
+                    Group(prompt.prompt_id, ids_of_prompt, kept, frozenset(idle), together)
+                )
         if not groups:
             raise RlaifError(
                 f"{_name_rollout(number)}: no prompt could be answered; see the errors in "
@@ -131,13 +134,13 @@ class Rollouts:
         step, context = self.step, self.encoding.context
         room = min(step.max_length, context) - step.max_new_tokens
         every = self.context.chosen_prompts()
-        kept = []
+        fitting = []
         for prompt in every:
             length = self._prompt_length(prompt)
             if length is None:
                 self.refused += 1
             elif length <= room:
-                kept.append(prompt)
+                fitting.append(prompt)
             elif step.overlong == "refuse":
                 raise RlaifError(
                     f"prompt {prompt.prompt_id} has {length} tokens; with max_new_tokens "
@@ -145,6 +148,10 @@ class Rollouts:
                     f"the model's context ({context}). Shorten it, raise `max_length`, or set "
                     "`overlong: skip`."
                 )
+        # A group is sampled whole or not at all.
+        whole = {prompt.prompt_id for prompt in fitting}
+        parted = {p.group for p in every if p.prompt_id not in whole} - {None}
+        kept = [prompt for prompt in fitting if prompt.group not in parted]
         count = step.batch_size * step.sync_every
         if count > len(kept):
             long = len(every) - len(kept) - self.refused

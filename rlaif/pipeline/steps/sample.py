@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -18,6 +18,7 @@ from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, S
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, keep_commonest, lost_by, lost_notes
+from rlaif.pipeline.steps.questions import questions_of
 
 VERSION = 4
 MAKES = "completions"
@@ -31,30 +32,40 @@ CONTENT = ("completion_id", "digest", "finish_reason", "reasoning")
 def plan(walk: Walk, index: int, step: SampleStep) -> None:
     """Samples of this round's window of training prompts; earlier ones are no longer current."""
     step = step.with_texts(walk.inputs.system_prompts)
-    ids = walk.prompt_window(step.prompt_set or walk.stage.prompts, step.prompt_count)
+    drawn_from = step.prompt_set or walk.stage.prompts
+    ids = walk.prompt_window(drawn_from, step.prompt_count)
     seed = f"{walk.seed}/{walk.round}"
     # What was made of the answers before belongs to answers that are current no longer.
     walk.replace([*walk.completions.values(), *walk.judgements.values()], step.id)
     walk.replace(walk.preferences, step.id)
+    asked = questions_of(walk, drawn_from)
     if step.pool is None:
         model = walk.model(index, step.by, "by")
         if _sample_hash(walk, step, model, ids, seed) in _drawn_in_round(walk):
             # Another step has drawn these very answers, and this one is there for other ones.
             seed = f"{seed}/{step.id}"
-        walk.completions = {step.id: sampled(walk, step, model, ids, seed, step.id)}
+        walk.completions = {step.id: sampled(walk, step, model, ids, seed, step.id, asked)}
     else:
-        walk.completions = _plan_pool(walk, index, step, ids, seed)
+        groups = {p.prompt_id: p.group for p in walk.inputs.set_named(drawn_from).train}
+        walk.completions = _plan_pool(walk, index, step, ids, seed, asked, groups)
     walk.judgements, walk.preferences = {}, []
     for name, planned in walk.completions.items():
         walk.by_id[name, walk.round] = planned
 
 
 def _plan_pool(
-    walk: Walk, index: int, step: SampleStep, ids: list[str], seed: str
+    walk: Walk,
+    index: int,
+    step: SampleStep,
+    ids: list[str],
+    seed: str,
+    asked: Mapping[str, str],
+    groups: Mapping[str, str | None],
 ) -> dict[str, Planned]:
-    """One step for each member of the pool, of the prompts that it is drawn for."""
+    """One step for each member of the pool, of the prompts that it is drawn for: of a group of
+    prompts for all or none."""
     members = step.members()
-    drawn = {name: chosen_members(len(members), step.n, name, seed) for name in ids}
+    drawn = {n: chosen_members(len(members), step.n, groups[n] or n, seed) for n in ids}
     found = {}
     for number, member in enumerate(members):
         model = walk.model(index, member.by, "pool")
@@ -62,14 +73,21 @@ def _plan_pool(
         if mine:
             # The number: members may be alike, and then their answers must not be.
             name = f"{step.id}/{number}"
-            found[name] = sampled(walk, member, model, mine, f"{seed}/{number}", name)
+            found[name] = sampled(walk, member, model, mine, f"{seed}/{number}", name, asked)
     return found
 
 
 def sampled(
-    walk: Walk, step: SampleStep, model: Model, ids: list[str], sampling_seed: str, name: str
+    walk: Walk,
+    step: SampleStep,
+    model: Model,
+    ids: list[str],
+    sampling_seed: str,
+    name: str,
+    asked: Mapping[str, str] | None = None,
 ) -> Planned:
-    """`model`'s answers to the prompts `ids`."""
+    """`model`'s answers to the prompts `ids`; `asked` are the steps that made the questions among
+    them."""
     return walk.add(
         Planned(
             _sample_hash(walk, step, model, ids, sampling_seed),
@@ -78,6 +96,7 @@ def sampled(
             walk.seed,
             walk.round,
             step,
+            inputs=dict(asked or {}),
             models={"by": model},
             prompts=tuple(ids),
             options={"sampling_seed": sampling_seed},

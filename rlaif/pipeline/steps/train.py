@@ -22,7 +22,7 @@ from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.engines.build import load_engine, whole
 from rlaif.engines.model_folders import COPIES, DORA, weights_hash
-from rlaif.judges.base import Judge, has_raw_value, roles_of
+from rlaif.judges.base import Judge, has_raw_value, is_grouped, roles_of
 from rlaif.pipeline.plan.base import (
     UNHASHED,
     Known,
@@ -31,6 +31,7 @@ from rlaif.pipeline.plan.base import (
     Size,
     Walk,
     count_judge_calls,
+    group_prompts,
     round_prompts,
 )
 from rlaif.pipeline.steps import judge as judge_step
@@ -38,6 +39,7 @@ from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, lost_notes
 from rlaif.pipeline.steps.model_card import CARD, model_card
 from rlaif.pipeline.steps.pair import why_no_pairs
+from rlaif.pipeline.steps.questions import questions_of
 from rlaif.pipeline.steps.training_data import (
     TrainingData,
     choose_data,
@@ -88,6 +90,9 @@ def plan_on_policy(walk: Walk, index: int, step: RolloutTrain) -> None:
     fault = terms_fault(step, walk.inputs.judges, train)
     if fault is not None:
         raise walk.inputs.fail(index, fault, "rewards")
+    fault = _batches_fault(step, train)
+    if fault is not None:
+        raise walk.inputs.fail(index, fault, "batch_size")
     conditions = any(term.when is not None for term in step.terms)
     asked_any = bool(step.terms)
     parts = [
@@ -105,7 +110,8 @@ def plan_on_policy(walk: Walk, index: int, step: RolloutTrain) -> None:
     more = {}
     if isinstance(step, OnPolicyDistillationTrain):
         more = {"teacher": walk.model(index, step.teacher, "teacher")}
-    made = plan_training(walk, index, "train", step, used, label, parts, asked, more, ids)
+    inputs = questions_of(walk, *names)
+    made = plan_training(walk, index, "train", step, used, label, parts, asked, more, ids, inputs)
     walk.policy = made if step.policy else walk.policy
 
 
@@ -123,6 +129,22 @@ def _reward_models(walk: Walk, index: int, step: RolloutTrain) -> dict[str, Mode
     return asked
 
 
+def _batches_fault(step: RolloutTrain, prompts: Sequence[Prompt]) -> str | None:
+    """Why batches of this size would part the prompts of a group; None where they do not."""
+    widths = sorted({len(unit) for unit in group_prompts(prompts)})
+    if widths == [1] or (len(widths) == 1 and step.batch_size % widths[0] == 0):
+        return None
+    if len(widths) > 1:
+        return (
+            f"the training prompts stand in groups of {', '.join(map(str, widths))}, which no batch "
+            "may part: train on sets whose groups are all of one size"
+        )
+    return (
+        f"batch_size {step.batch_size} counts prompts, and these stand in groups of {widths[0]}, "
+        f"which no batch may part: take a multiple of {widths[0]}"
+    )
+
+
 def terms_fault(
     step: RolloutTrain, judges: Mapping[str, Judge], prompts: Sequence[Prompt]
 ) -> str | None:
@@ -133,6 +155,13 @@ def terms_fault(
             return (
                 f"rewards: judge {term.judge!r} gives scores on [0, 1] and no raw value: leave "
                 "`value: raw` out"
+            )
+        alone = sum(len(unit) == 1 for unit in group_prompts(prompts))
+        if is_grouped(judges[term.judge]) and alone:
+            return (
+                f"rewards: judge {term.judge!r} marks the answers to a group of prompts together, "
+                f"and {alone} of {len(prompts)} training prompts stand alone. Its prompts are those "
+                "of a `questions` step with `orders: both`"
             )
         if term.when is not None and not any(term.is_for(prompt) for prompt in prompts):
             said = {key: known for key, known in term.when.model_dump().items() if known}
@@ -157,9 +186,10 @@ def plan_training(
     judges: Mapping[str, Model] | None = None,
     more: Mapping[str, Model] | None = None,
     prompts: tuple[str, ...] = (),
+    inputs: Mapping[str, str] | None = None,
 ) -> Model:
     """Plan one training and return the model that it will make. `more` are models that it looks at
-    besides, by role."""
+    besides, by role, and `inputs` steps that it rests on besides, by name."""
     if step.from_ == step.id and walk.made_by(step.id) is None:
         # From its own model of the round before; in the first round from M0.
         step = step.model_copy(update={"from_": INITIAL})
@@ -185,7 +215,7 @@ def plan_training(
             walk.seed,
             walk.round,
             step,
-            inputs=name_inputs(used),
+            inputs=name_inputs(used) | dict(inputs or {}),
             models={**models, **(judges or {}), "made": made},
             prompts=prompts,
             options={
