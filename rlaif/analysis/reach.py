@@ -141,9 +141,7 @@ def _reach_of_judges(run: Run, arm: str | None, after: Constitution) -> Iterator
         if own is not None:
             spec = spec.model_copy(update={"constitution": None})
         try:
-            judge = build_judge(
-                spec, own or after, beside, thinking, experiment.all_judges()
-            )
+            judge = build_judge(spec, own or after, beside, thinking, experiment.all_judges())
         except ConfigError as error:
             yield JudgeReach(name, False, stored, 0, fault=str(error))
             continue

@@ -48,6 +48,17 @@ class LabelledPair:
             scores=None if self.scores is None else (self.scores[1], self.scores[0]),
         )
 
+    def as_loaded(self) -> LabelledPair:
+        """The pair as the steps of a run judge it: the answer of smaller id first, both without an
+        order of sampling, so that the place in the file says nothing."""
+        ahead = self.first.completion_id <= self.second.completion_id
+        pair = self if ahead else self.swap()
+        return replace(
+            pair,
+            first=structs.replace(pair.first, sample_index=0),
+            second=structs.replace(pair.second, sample_index=0),
+        )
+
     def presented(self, seed: int) -> LabelledPair:
         """The pair with its answers in an order drawn by seed and id, as samples 0 and 1.
 

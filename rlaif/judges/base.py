@@ -233,7 +233,9 @@ def cases_beside(cases: Sequence[Case]) -> list[list[Case]]:
     for case in cases:
         if case[0].group is not None:
             groups.setdefault(case[0].group, []).append(case)
-    return [[c for c in groups.get(prompt.group or "", ()) if c[0] != prompt] for prompt, _ in cases]
+    return [
+        [c for c in groups.get(prompt.group or "", ()) if c[0] != prompt] for prompt, _ in cases
+    ]
 
 
 def has_raw_value(judge: Judge) -> bool:

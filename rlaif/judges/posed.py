@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from msgspec import structs
-
 from rlaif.core.labelled import LabelledPair, given_pair
 from rlaif.core.records import Completion, Judgement, Message, Prompt, content_hash, make_prompt
 from rlaif.engines.base import GenerateRequest, GenerateResult
@@ -87,10 +85,9 @@ def _mean_labels(pairs: Sequence[LabelledPair]) -> dict[str, tuple[LabelledPair,
     found: dict[str, LabelledPair] = {}
     labels: dict[str, list[float]] = {}
     for given in pairs:
-        order = given_pair(given)
-        pair = given if given.first.completion_id == order.first else given.swap()
-        found.setdefault(order.pair_id, pair)
-        said = labels.setdefault(order.pair_id, [])
+        pair, name = given.as_loaded(), given_pair(given).pair_id
+        found.setdefault(name, pair)
+        said = labels.setdefault(name, [])
         said += [] if pair.label is None else [pair.label]
     means = {name: sum(said) / len(said) if said else None for name, said in labels.items()}
     return {name: (pair, means[name]) for name, pair in found.items()}
@@ -101,8 +98,7 @@ def _ask_about(
 ) -> list[Prompt]:
     """The questions about one pair; none about answers that are the same or that nothing applies
     to."""
-    # Loaded answers have no order of sampling (see `load`): ids decide it.
-    answers = [_of_file(pair.first), _of_file(pair.second)]
+    answers = [pair.first, pair.second]
     better = answers[0 if first_is_better else 1].completion_id
     made = []
     for call in _in_orders(judge, orders).calls(pair.prompt, answers, seed):
@@ -120,10 +116,6 @@ def _ask_about(
             )
         )
     return list({prompt.prompt_id: prompt for prompt in made}.values())
-
-
-def _of_file(answer: Completion) -> Completion:
-    return structs.replace(answer, sample_index=0)
 
 
 def _in_orders(judge: Judge, orders: Order) -> Judge:

@@ -1,5 +1,5 @@
-"""A program that marks answers to a judge's questions: 1 where the verdict in an answer is the right
-one, 0 where it is wrong or cannot be read.
+"""A program that marks answers to a judge's questions: 1 where the verdict in an answer is right,
+0 where it is wrong or cannot be read.
 
 This is the reward of judges that are trained (J1, arXiv 2505.10320): of a comparison, that the
 verdict is right, or that it is right in both orders of the answers; of scores, that the better

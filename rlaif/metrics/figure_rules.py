@@ -137,6 +137,9 @@ RULES: dict[str, FigureRule] = {
     "same_slot_first": _rare("of which first", "slot 1 wins twice"),
     "same_slot_second": _rare("second", "slot 2 wins twice"),
     "order_consistency": _rare("consistent", "the same answer wins twice"),
+    "right_in_both_orders": FigureRule(
+        "share", "right in both", "the better answer wins twice; a tie is wrong"
+    ),
     "slot_one_rate": _par("slot 1 rate", "verdicts for what was shown first"),
     "prefers_longer": _par("P(longer)", "verdicts for the longer answer"),
     "people_prefer_longer": _par("people's P(longer)", "labels for the longer answer"),

@@ -105,8 +105,18 @@ def _slot_figures(t: VerdictTable) -> dict[str, Figure]:
         "same_slot_first": share_won(won == 1),
         "same_slot_second": share_won(won == -1),
         "order_consistency": share_won(won == 0),
+        "right_in_both_orders": mean_of(_right_in_both(t)),
         "slot_one_rate": share_of(t.slot_one, t.slot_decided),
     }
+
+
+def _right_in_both(t: VerdictTable) -> Floats:
+    """1 where the verdict agrees with the label in both orders, 0 where not in one of them, a tie
+    included; NaN where an order has no verdict or the label is none."""
+    known = agreement.is_decided(t.label) & ~np.isnan(t.as_first) & ~np.isnan(t.as_second)
+    said = _sides_of(t.label)
+    right = (_sides_of(t.as_first) == said) & (_sides_of(t.as_second) == said)
+    return np.where(known, right.astype(np.float64), np.nan)
 
 
 def _length_figures(t: VerdictTable) -> dict[str, Figure]:

@@ -47,9 +47,7 @@ def find_loads(experiment: Experiment, step: QuestionsStep) -> list[LoadStep]:
     return [before[name][1] for name in step.pair_names]
 
 
-def _loads_before(
-    experiment: Experiment, step: QuestionsStep
-) -> dict[str, tuple[str, LoadStep]]:
+def _loads_before(experiment: Experiment, step: QuestionsStep) -> dict[str, tuple[str, LoadStep]]:
     found: dict[str, tuple[str, LoadStep]] = {}
     for stage in experiment.all_stages:
         for entry in stage.steps:

@@ -283,12 +283,16 @@ def _refuse_other_yardstick(
     )
 
 
+_MEASURES = ("evaluate", "bench")
+"""Kinds of steps that measure all arms alike."""
+
+
 def _find_other_measure(own: Experiment, other: Experiment) -> str | None:
-    """The evaluation, or the judge that one asks, that is another in `other`."""
-    known = {entry.evaluate.id: entry.evaluate for entry in own.entries if entry.evaluate}
+    """The evaluation or bench, or the judge that one asks, that is another in `other`."""
+    known = {entry.step.id: entry.step for entry in own.entries if entry.kind in _MEASURES}
     for entry in other.entries:
-        if entry.evaluate is not None and known.get(entry.evaluate.id) != entry.evaluate:
-            return f"evaluate {entry.evaluate.id}"
+        if entry.kind in _MEASURES and known.get(entry.step.id) != entry.step:
+            return f"{entry.kind} {entry.step.id}"
     judges, others = own.all_judges(), other.all_judges()
     for asked in _judges_asked(own):
         if asked in others and judges[asked] != others[asked]:
@@ -297,9 +301,11 @@ def _find_other_measure(own: Experiment, other: Experiment) -> str | None:
 
 
 def _judges_asked(experiment: Experiment) -> Iterator[str]:
-    """The judges that evaluations ask."""
+    """The judges that evaluations and benches ask."""
     judges = experiment.all_judges()
     for entry in experiment.entries:
         if entry.evaluate is not None:
             wanted = entry.evaluate.judges
             yield from (j for j in (judges if wanted is None else wanted) if j in judges)
+        if entry.bench is not None:
+            yield from (judge for judge in entry.bench.judges if judge in judges)

@@ -62,7 +62,10 @@ GROUPS = (
         "Position",
         "From pairs shown in both orders: how often the same slot won twice, split by slot. The "
         "slot 1 rate is over all verdicts of comparative judges; 0.5 means no bias.",
-        ("same_slot", "same_slot_first", "same_slot_second", "order_consistency", "slot_one_rate"),
+        (
+            *("same_slot", "same_slot_first", "same_slot_second", "order_consistency"),
+            *("right_in_both_orders", "slot_one_rate"),
+        ),
     ),
     Group(
         "Length and own answers",

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rlaif.analysis.bench.entrants import Entrant
-from rlaif.core.groups import group_by
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement, content_hash
 from rlaif.core.store import Store
-from rlaif.judges.base import Answered, Call, Judge, is_staged
+from rlaif.judges.base import Call, Judge, is_staged
 from rlaif.metrics.verdicts import Cost, Verdict, make_verdict, total_cost
 from rlaif.pipeline.experiment import StepProgress
+from rlaif.pipeline.judged_pairs import (
+    answer_cost,
+    by_call,
+    call_costs,
+    count_failures,
+    pair_cost,
+    share_cost,
+)
 from rlaif.pipeline.steps import judge as judge_step
 from rlaif.pipeline.steps.asking import Group, Kept, verdicts_by_group
 from rlaif.pipeline.steps.context import Engines, refuse_all_failed
@@ -78,13 +84,13 @@ def judge_pairs(
     judged = list({j.judgement_id: j for own in (known, *by_group) for j in own}.values())
     if is_staged(judge):
         by_pair = _by_answers(pairs, groups, by_group)
-        total = total_cost(map(_answer_cost, (*kept.answers.values(), *kept.reasons.values())))
-        costs = [_share_cost(total, len(pairs))] * len(pairs)
+        total = total_cost(map(answer_cost, (*kept.answers.values(), *kept.reasons.values())))
+        costs = [share_cost(total, len(pairs))] * len(pairs)
     else:
-        by_pair = _by_call(calls, judged)
-        each = _call_costs((call for own in calls for call in own), kept)
+        by_pair = by_call(calls, judged)
+        each = call_costs((call for own in calls for call in own), kept)
         total = total_cost(each.values())
-        costs = [_pair_cost(own, each) for own in calls]
+        costs = [pair_cost(own, each) for own in calls]
     said = [
         make_verdict(pair, own, entrant.weights, cost)
         for pair, own, cost in zip(pairs, by_pair, costs, strict=True)
@@ -97,12 +103,6 @@ def _count_unanswered(calls: Sequence[Sequence[Call]], kept: Kept) -> int:
     """How many pairs have a question to a model that was not answered before."""
     known = kept.answers.keys() | kept.judgements.keys()
     return sum(any(c.request is not None and c.call_id not in known for c in own) for own in calls)
-
-
-def count_failures(judgements: Iterable[Judgement]) -> Counter[str]:
-    """Why judgements failed, and how many."""
-    failed = (j for j in judgements if j.status == "failed")
-    return Counter(j.error or "no reason was given" for j in failed)
 
 
 def _group_answers(
@@ -121,13 +121,6 @@ def _group_answers(
     return list(groups.values())
 
 
-def _by_call(calls: Sequence[Sequence[Call]], judged: Iterable[Judgement]) -> list[list[Judgement]]:
-    """The judgements of each pair's calls."""
-    found = group_by(judged, lambda j: j.call_id)
-    names = [dict.fromkeys(call.call_id for call in own) for own in calls]
-    return [[j for name in own for j in found.get(name, [])] for own in names]
-
-
 def _by_answers(
     pairs: Sequence[LabelledPair], groups: Sequence[Group], by_group: Sequence[list[Judgement]]
 ) -> list[list[Judgement]]:
@@ -138,40 +131,6 @@ def _by_answers(
         for (_, answers), own in zip(groups, by_group, strict=True)
     }
     return [found[pair.first.completion_id, pair.second.completion_id] for pair in pairs]
-
-
-def _call_costs(calls: Iterable[Call], kept: Kept) -> dict[str, Cost]:
-    """What each call cost that was answered here; one that had its reasons written first is two
-    questions."""
-    found: dict[str, Cost] = {}
-    for call in calls:
-        judged = kept.judgements.get(call.call_id)
-        if call.request is None or not judged or call.call_id in found:
-            continue
-        one, reasons = judged[0], kept.reasons.get(call.call_id)
-        own = Cost(1.0, one.latency, one.prompt_tokens, one.new_tokens, one.cost)
-        if reasons is not None:
-            # Where the reasons failed nothing more was asked, and `one` carries their cost.
-            failed = reasons.answer is None or reasons.answer.error is not None
-            own = _answer_cost(reasons) if failed else total_cost([_answer_cost(reasons), own])
-        found[call.call_id] = own
-    return found
-
-
-def _answer_cost(answered: Answered) -> Cost:
-    return Cost(1.0, answered.latency, answered.prompt_tokens, answered.new_tokens, answered.cost)
-
-
-def _pair_cost(calls: Sequence[Call], each: Mapping[str, Cost]) -> Cost:
-    """What a pair would cost alone: an answer that stands in two pairs counts in both."""
-    names = dict.fromkeys(call.call_id for call in calls)
-    return total_cost(each[name] for name in names if name in each)
-
-
-def _share_cost(whole: Cost, count: int) -> Cost:
-    """A part of a cost, where verdicts rest on several answers and no pair's own are told."""
-    parts = {name: value / count for name, value in asdict(whole).items() if value is not None}
-    return Cost(**parts)
 
 
 def _hash_step(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:

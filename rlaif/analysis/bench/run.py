@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlaif.analysis.bench.attacking import measure_attack, plan_attacks
 from rlaif.analysis.bench.entrants import Entrant, find_entrants
-from rlaif.analysis.bench.judging import Workplace, count_failures, judge_pairs
+from rlaif.analysis.bench.judging import Workplace, judge_pairs
 from rlaif.analysis.bench.mistakes import FILE as MISTAKES
 from rlaif.analysis.bench.mistakes import find_mistakes
 from rlaif.config.models import ModelSpec
@@ -25,18 +21,15 @@ from rlaif.core.store import write_atomic, write_jsonl
 from rlaif.core.yamlio import suggest
 from rlaif.judges.attacks import ATTACKS
 from rlaif.judges.questions import judgement_notes
-from rlaif.metrics import agreement
-from rlaif.metrics.agreement import sign_test
-from rlaif.metrics.judge_figures import (
-    calibration_figures,
-    compare_judges,
-    joint_votes,
-    judge_intervals,
-    reliability_points,
-    subset_intervals,
+from rlaif.metrics.judge_tables import (
+    compare_all,
+    describe_pairs,
+    measure_subsets,
+    measure_table,
 )
 from rlaif.metrics.verdicts import VerdictTable, total_cost, verdict_table
 from rlaif.pipeline.experiment import StepProgress
+from rlaif.pipeline.judged_pairs import count_failures
 from rlaif.pipeline.single_step import asking
 from rlaif.pipeline.steps.context import keep_commonest
 
@@ -89,7 +82,7 @@ def run_bench(
         finally:
             progress.finish()
         result = {
-            "pairs": _describe_pairs(request.name, shown),
+            "pairs": describe_pairs(request.name, shown),
             "settings": {"seed": request.seed, "level": 0.95, "repeats": request.repeats},
             "judges": {name: row for name, (_, row) in measured.items()},
             "uncounted": {
@@ -97,7 +90,10 @@ def run_bench(
                 for name, row in asked.items()
                 if row["uncounted"] or row["estimated_cost"]
             },
-            **_compare_all(entrants, {name: t for name, (t, _) in measured.items()}),
+            **compare_all(
+                {name: t for name, (t, _) in measured.items()},
+                [e.judge.id for e in entrants if not e.baseline],
+            ),
         }
         write_jsonl(request.out / MISTAKES, wrong)
         write_atomic(request.out / "bench.json", json.dumps(result, indent=1, ensure_ascii=False))
@@ -121,17 +117,6 @@ def _limit_pairs(pairs: Sequence[LabelledPair], limit: int | None) -> list[Label
     return [pairs[i] for i in sorted(places[:limit])]
 
 
-def _describe_pairs(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "n": len(pairs),
-        "prompts": len({p.prompt.prompt_id for p in pairs}),
-        "label_ties": sum(p.label == 0.5 for p in pairs),
-        "unlabelled": sum(p.label is None for p in pairs),
-        "subsets": dict(sorted(Counter(p.subset for p in pairs if p.subset).items())),
-    }
-
-
 def _measure_judge(
     request: BenchRequest,
     work: Workplace,
@@ -146,7 +131,6 @@ def _measure_judge(
     author = request.author or entrant.label
     wrong += find_mistakes(entrant.judge.id, pairs, runs[0], work.store)
     table = verdict_table(pairs, [run.verdicts for run in runs], author)
-    subsets = subset_intervals(table)
     attacked = {
         one.name: measure_attack(
             entrant,
@@ -162,53 +146,11 @@ def _measure_judge(
         "kind": entrant.kind,
         "model": entrant.label,
         "baseline": entrant.baseline,
-        **_measure_table(table, seed),
-        "subsets": {
-            subset: {name: i.to_json() for name, i in part.items()}
-            for subset, part in subsets.items()
-        },
+        **measure_table(table, seed),
+        "subsets": measure_subsets(table),
         "notes": judgement_notes(entrant.judge.id, runs[0].judgements),
         "attacks": {name: found for name, (found, _) in attacked.items()},
         "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in attacked.values())])),
         "wall_seconds_per_pair": runs[0].wall / runs[0].asked if runs[0].wall else None,
         "failures": keep_commonest(count_failures(j for run in runs for j in run.judgements)),
-    }
-
-
-def _measure_table(table: VerdictTable, seed: int) -> dict[str, Any]:
-    """The headline agreement flat, every other figure by name, and what has no interval."""
-    found = {n: i.to_json() for n, i in judge_intervals(table).items()}
-    headline = found.pop("agreement", None)
-    used = int((agreement.is_decided(table.prob) & agreement.is_decided(table.label)).sum())
-    both = ~np.isnan(table.prob) & ~np.isnan(table.label)
-    won = agreement.same_slot(table.as_first, table.as_second)
-    first, second = int((won == 1).sum()), int((won == -1).sum())
-    ends = headline or {"mean": None, "low": None, "high": None}
-    return {
-        "agreement": ends["mean"],
-        "low": ends["low"],
-        "high": ends["high"],
-        "n": used,
-        "ties": int(both.sum()) - used,
-        "tie_rule": "excluded",
-        "missing": int(np.isnan(table.prob).sum()),
-        **found,
-        **calibration_figures(table, seed),
-        "slot_p": None if np.isnan(won).all() else sign_test(first, second),
-        "reliability": reliability_points(table),
-    }
-
-
-def _compare_all(entrants: Sequence[Entrant], tables: Mapping[str, VerdictTable]) -> dict[str, Any]:
-    """Each two judges compared, and how many independent votes the asked ones are worth."""
-    compared = []
-    for first, second in combinations(tables, 2):
-        found = compare_judges(tables[first], tables[second])
-        if found is not None:
-            compared.append({"first": first, "second": second, **found})
-    asked = {e.judge.id: tables[e.judge.id] for e in entrants if not e.baseline}
-    votes = joint_votes(asked) if len(asked) > 1 else None
-    return {
-        "comparisons": compared,
-        "effective_votes": None if votes is None else {"judges": list(asked), **votes.to_json()},
     }

@@ -22,8 +22,11 @@ def list_facts(
     judges = experiment.all_judges().values()
     seeds = ", ".join(str(seed) for seed in experiment.all_seeds)
     sets = experiment.set_specs
+    posed = {e.step.id: e.step.judge for e in experiment.entries if e.kind == "questions"}
     found = {
-        "Prompts": tuple(_describe_set(name, sets[name], prompts.get(name)) for name in sets),
+        "Prompts": tuple(
+            _describe_set(name, sets[name], prompts.get(name), posed.get(name)) for name in sets
+        ),
         "Models": tuple(_describe_model(n, m) for n, m in experiment.models.items()),
         "Constitution": (experiment.constitution,) if experiment.constitution else (),
         "Judges": tuple(_describe_judge(judge) for judge in judges),
@@ -37,8 +40,11 @@ def list_facts(
     return {heading: lines for heading, lines in found.items() if lines}
 
 
-def _describe_set(name: str, spec: PromptsSpec, counts: tuple[int, int] | None) -> str:
+def _describe_set(
+    name: str, spec: PromptsSpec, counts: tuple[int, int] | None, judge: str | None
+) -> str:
     source = spec.path or spec.dataset or "those of the loaded pairs"
+    source = source if judge is None else f"questions of judge {judge} about loaded pairs"
     split = "" if counts is None else f": {counts[0]:,} to train on, {counts[1]:,} held out"
     return f"{'' if name == MAIN else f'{name}, '}{source}{split}"
 

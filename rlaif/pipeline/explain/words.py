@@ -82,6 +82,20 @@ def _describe_load(planned: Planned) -> list[str]:
     return [f"{'labelled pairs' if step.type == 'pairs' else step.type}{of} from {source}"]
 
 
+def _describe_questions(planned: Planned) -> list[str]:
+    step = planned.step
+    orders = {"both": "in both orders", "random": "in one order", "fixed": "in one order"}
+    count = count_words(len(planned.prompts), "question")
+    return [f"{count} of judge {step.judge} about labelled pairs, {orders[step.orders]}"]
+
+
+def _describe_bench(planned: Planned) -> list[str]:
+    step = planned.step
+    prompts = count_words(len(planned.prompts), "held-out prompt")
+    by = f" by {', '.join(step.by)}" if step.by else ""
+    return [f"{', '.join(step.judges)}{by} on labelled pairs of {prompts}"]
+
+
 def _describe_filter(planned: Planned) -> list[str]:
     filters = [_name_filter(one) for one in planned.step.filters]
     return [f"{planned.step.records} that pass: {', '.join(filters)}"]
@@ -179,6 +193,8 @@ _WORDS: dict[str, Callable[[Planned], list[str]]] = {
     "sample": _describe_sample,
     "revise": _describe_revise,
     "load": _describe_load,
+    "questions": _describe_questions,
+    "bench": _describe_bench,
     "filter": _describe_filter,
     "judge": _describe_judge,
     "pair": _describe_pair,
@@ -193,6 +209,8 @@ _SAID: dict[str, set[str]] = {
     "sample": {"n", "prompts"},
     "revise": {"times", "draw", "keep", "principles"},
     "load": {"type", "dataset", "path"},
+    "questions": {"judge", "orders"},
+    "bench": {"judges", "pairs"},
     "filter": {"records"},
     "judge": {"principles"},
     "pair": {"strategy"},

@@ -20,7 +20,7 @@ from itertools import groupby, islice
 from typing import Any, Protocol, TypeVar, cast
 
 from rlaif.core.errors import ConfigError, StoreError
-from rlaif.core.records import Completion, Judgement, Prompt
+from rlaif.core.records import Judgement
 from rlaif.core.rowfiles import Index
 from rlaif.core.store import StepFolder
 from rlaif.engines.base import (

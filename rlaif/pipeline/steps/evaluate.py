@@ -54,6 +54,14 @@ def check_evaluation(walk: Walk, index: int, step: EvaluateStep) -> None:
     if unknown:
         hint = suggest(unknown[0], sorted(walk.experiment.all_judges()))
         raise walk.inputs.fail(index, f"judges: {unknown[0]!r} is no judge{hint}", "judges")
+    marking = [j for j in step.judges or [] if walk.experiment.all_judges()[j].kind == "verdict"]
+    if marking:
+        raise walk.inputs.fail(
+            index,
+            f"judges: {marking[0]!r} marks answers to a judge's questions, and held-out prompts "
+            "are none; a judge is measured by a `bench` step",
+            "judges",
+        )
     if step.judged_by != INITIAL and not _is_made_once(walk, step.judged_by):
         is_moving = step.judged_by in RESERVED_MODELS or step.judged_by in _made(walk)
         why = "is another model in later rounds" if is_moving else no_model_like(walk, step)
@@ -270,7 +278,9 @@ def _judges_of(walk: Walk, step: EvaluateStep) -> list[Any]:
     experiment = walk.yardstick.experiment
     judges = experiment.all_judges()
     moving = {name for name in _made(walk) if not _is_frozen(walk, step, name)}
-    wanted = [judges[j] for j in (step.judges if step.judges is not None else judges)]
+    # What marks answers to questions has nothing to say of other prompts.
+    every = [name for name, judge in judges.items() if judge.kind != "verdict"]
+    wanted = [judges[j] for j in (step.judges if step.judges is not None else every)]
     return [judge for judge in wanted if not moving & set(judge.asks().values())]
 
 

@@ -17,7 +17,7 @@ from rlaif.core.chat import CUT, has_more
 from rlaif.core.errors import StoreError
 from rlaif.core.integrity import Unordered
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import VALUED, Completion, Judgement, Prompt
+from rlaif.core.records import VALUED, Completion, Judgement
 from rlaif.core.rowfiles import Index
 from rlaif.core.store import StepFolder
 from rlaif.engines.base import Model

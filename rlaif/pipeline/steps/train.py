@@ -136,8 +136,8 @@ def _batches_fault(step: RolloutTrain, prompts: Sequence[Prompt]) -> str | None:
         return None
     if len(widths) > 1:
         return (
-            f"the training prompts stand in groups of {', '.join(map(str, widths))}, which no batch "
-            "may part: train on sets whose groups are all of one size"
+            f"the training prompts stand in groups of {', '.join(map(str, widths))}, which no "
+            "batch may part: train on sets whose groups are all of one size"
         )
     return (
         f"batch_size {step.batch_size} counts prompts, and these stand in groups of {widths[0]}, "
@@ -160,8 +160,8 @@ def terms_fault(
         if is_grouped(judges[term.judge]) and alone:
             return (
                 f"rewards: judge {term.judge!r} marks the answers to a group of prompts together, "
-                f"and {alone} of {len(prompts)} training prompts stand alone. Its prompts are those "
-                "of a `questions` step with `orders: both`"
+                f"and {alone} of {len(prompts)} training prompts stand alone. Its prompts are "
+                "those of a `questions` step with `orders: both`"
             )
         if term.when is not None and not any(term.is_for(prompt) for prompt in prompts):
             said = {key: known for key, known in term.when.model_dump().items() if known}
