@@ -19,6 +19,7 @@ from rlaif.config.arms import ArmSpec
 from rlaif.config.base import Strict
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.filters import FilterStep
+from rlaif.config.judge_training import BenchStep, QuestionsStep
 from rlaif.config.methods import DISTILLATIONS, METHODS
 from rlaif.config.models import ModelSpec, PromptSetSpec, PromptsSpec
 from rlaif.config.revise import ReviseStep
@@ -148,6 +149,8 @@ SECTIONS: list[tuple[str, type[Strict], set[str]]] = [
     ("sample", SampleStep, set()),
     ("revise", ReviseStep, set()),
     ("load", LoadStep, set()),
+    ("questions", QuestionsStep, set()),
+    ("bench", BenchStep, set()),
     ("filter", FilterStep, set()),
     ("pair", PairStep, set()),
     ("label", LabelStep, set()),

@@ -22,7 +22,7 @@ from rlaif.core.chat import split
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Prompt, content_hash
 from rlaif.core.yamlio import suggest
-from rlaif.judges.base import Call, Judge
+from rlaif.judges.base import Call, Case, Judge, calls_of
 from rlaif.judges.templates import (
     PAIRWISE,
     POINTWISE,
@@ -232,8 +232,18 @@ class AnswerOnly:
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The inner judge's calls about the answers alone."""
-        shown = [answer_only(c, self.thinking) for c in completions]
-        return self.judge.calls(prompt, shown, seed)
+        return self.judge.calls(prompt, self._strip_answers(completions), seed)
+
+    def calls_beside(
+        self, prompt: Prompt, completions: Sequence[Completion], beside: Sequence[Case], seed: int
+    ) -> list[Call]:
+        """Those of an inner judge that looks at whole groups of prompts."""
+        others = [(other, self._strip_answers(answers)) for other, answers in beside]
+        own = prompt, self._strip_answers(completions)
+        return calls_of(self.judge, own, others, seed)
+
+    def _strip_answers(self, completions: Sequence[Completion]) -> list[Completion]:
+        return [answer_only(c, self.thinking) for c in completions]
 
 
 def answer_only(completion: Completion, thinking: ThinkingSpec = THINKING) -> Completion:

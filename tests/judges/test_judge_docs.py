@@ -15,7 +15,7 @@ from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.judges.base import most_calls
 from rlaif.judges.build import BASELINES, JUDGES, JudgeStep, build_judge
 from rlaif.pipeline.reading import load_experiment
-from tests.support.kinds import BAD, EVERY, GOOD, PROMPT
+from tests.support.kinds import BAD, COMPARE, EVERY, GOOD, OF_ANOTHER, PROMPT
 
 PAGES = Path("docs/judges")
 QUICKSTART = Path("experiments/quickstart.yaml")
@@ -28,7 +28,15 @@ ONE_PRINCIPLE = Constitution.model_validate(
         ],
     }
 )
-NO_TEMPLATE = {"rules", "reward_model", "reward_ensemble", "implicit_reward", *BASELINES}
+OTHERS: Any = {"compare": TypeAdapter(JudgeStep).validate_python(COMPARE)}
+NO_TEMPLATE = {
+    *OF_ANOTHER,
+    "rules",
+    "reward_model",
+    "reward_ensemble",
+    "implicit_reward",
+    *BASELINES,
+}
 WITH_TEMPLATE = sorted(set(JUDGES) - NO_TEMPLATE)
 
 
@@ -63,7 +71,7 @@ def test_the_cost_on_a_page_is_that_of_its_example(kind: str, tmp_path: Path) ->
     said = re.search(r"\*\*Cost:\*\*[^.]*?(\d+) calls per pair", text)
     assert said, "the page does not say how many calls a pair costs"
     model: Any = TypeAdapter(JudgeStep).validate_python(runnable(kind, tmp_path))
-    judge = build_judge(model, ONE_PRINCIPLE)
+    judge = build_judge(model, ONE_PRINCIPLE, judges=OTHERS)
     calls = judge.calls(PROMPT, [GOOD, BAD], 3)
     assert int(said.group(1)) == most_calls(judge, calls)
 
@@ -72,7 +80,7 @@ def test_every_kind_is_tried_by_the_tests_of_all_kinds() -> None:
     """Its verdict is swapped, goes missing and is read from messy answers (test_every_judge.py)."""
     tried = {spec["kind"] for spec in EVERY.values()}
     # Baselines follow no principle and have tests of their own.
-    assert set(JUDGES) == tried | set(BASELINES)
+    assert set(JUDGES) == tried | set(BASELINES) | set(OF_ANOTHER)
 
 
 @pytest.mark.parametrize("kind", WITH_TEMPLATE)
@@ -106,5 +114,6 @@ def test_one_line_switches_the_quickstart_to_the_pages_example(
         experiment.all_judges()["self"],
         load_constitution(Path("constitutions/concise_helper.yaml")),
         path,
+        judges=OTHERS,
     )
     assert judge.id == "self" and judge.judge_hash

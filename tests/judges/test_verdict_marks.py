@@ -167,6 +167,17 @@ def test_a_verdict_in_json_is_read_in_json() -> None:
     assert marks(marker(spec), prompts, texts) == [[1.0, 0.0], [1.0, 0.0]]
 
 
+def test_the_thinking_in_an_answer_may_be_left_out() -> None:
+    prompts, _ = questions(WRITTEN, pair("Yes.", "No."))
+    texts = [[f"<think>Verdict: 1\nVerdict: 2\nHm</think>Verdict: {p.reference}"] for p in prompts]
+    spec = {"kind": "verdict", "id": "mark", "of": "compare", "both_orders": True}
+    kept, stripped = (judge_of(spec | {"reasoning": how}, WRITTEN) for how in ("keep", "strip"))
+    assert marks(stripped, prompts, texts) == [[1.0], [1.0]]
+    cut = [[f"{own[0]} I thought so."] for own in texts]
+    assert marks(kept, prompts, cut) == [[0.0], [0.0]]
+    assert marks(stripped, prompts, cut) == [[1.0], [1.0]]
+
+
 def test_scores_of_a_pair_are_marked_together() -> None:
     prompts, _ = questions(RATING, pair("Yes.", "No."))
     assert sorted(p.reference or "" for p in prompts) == ["higher", "lower"]

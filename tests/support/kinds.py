@@ -39,6 +39,10 @@ TABLES = [
     {"rewards": {"names": 0.2, "refuses": 0.8}},
 ]
 CLASSES = [{"id": "names", "text": "It names one."}, {"id": "refuses", "text": "It does not."}]
+OF_ANOTHER: dict[str, dict[str, Any]] = {"verdict": {"kind": "verdict", "of": "compare"}}
+"""Kinds that look at what another judge of the file asks or says; they have tests of their own."""
+COMPARE = {"kind": "pairwise", "id": "compare", "verdict": "written"}
+"""The judge that they are of."""
 EVERY: dict[str, dict[str, Any]] = {
     "rules": {"kind": "rules"},
     "yes_no": {"kind": "yes_no"},

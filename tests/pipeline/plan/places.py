@@ -137,7 +137,41 @@ DISTILLING = (
 TAUGHT = experiment(models=OTHERS, steps=[PAIRS, MORE_PAIRS, {"train": DISTILLING}])
 """A student that samples, and its teacher."""
 
+WRITES = {"id": "compare", "kind": "pairwise", "by": "policy", "verdict": "written"}
+ASKED = experiment(
+    models=SERVED,
+    prompts={"holdout": 2},
+    judges=[WRITES, {"id": "scores", "kind": "rating", "by": "policy"}],
+    steps=[
+        {"load": {"id": "load", "type": "pairs", "path": "table.jsonl"}},
+        {"load": {"id": "more", "type": "pairs", "path": "rows.jsonl"}},
+        {"questions": {"judge": "compare"}},
+        {"bench": {"judges": ["compare"], "pairs": "load"}},
+    ],
+)
+"""Questions about loaded pairs, and the judge that asks them on the held-out ones."""
+MARKED = experiment(
+    models=SERVED,
+    prompts={"holdout": 2},
+    judges=ASKED["judges"],
+    steps=[
+        ASKED["steps"][0],
+        {"questions": {"id": "cases", "judge": "compare"}},
+        {"sample": SAMPLE | {"prompts": "cases"}},
+        {
+            "filter": {
+                "records": "completions",
+                "filters": [{"kind": "duplicates", "of": "answers"}],
+            }
+        },
+        {"judge": {"id": "mark", "kind": "verdict", "of": "compare"}},
+    ],
+)
+"""Answers to questions, of which a program says whether they are right."""
+
 MORE: dict[str, dict[str, Any]] = {
+    "asked pairs": ASKED,
+    "marked": MARKED,
     "staged": STAGED,
     "staged arms": STAGED
     | {"arms": {"plain": {}, "cool": {"set": {"steps.sample.temperature": 0.5}}}},
@@ -304,6 +338,9 @@ PLACES: dict[str, tuple[str, Path]] = {
     "RandomJudge": ("judge random", JUDGE),
     "OverlapJudge": ("judge overlap", JUDGE),
     "PerplexityJudge": ("judge perplexity", JUDGE),
+    "VerdictJudge": ("marked", ("steps", 4, "judge")),
+    "QuestionsStep": ("asked pairs", ("steps", 2, "questions")),
+    "BenchStep": ("asked pairs", ("steps", 3, "bench")),
     "CustomJudge": ("judge custom", JUDGE),
     "ParseSpec": ("judge template", (*JUDGE, "parse")),
     "RubricClass": ("judge rbrm", (*JUDGE, "classes", 0)),

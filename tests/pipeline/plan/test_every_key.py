@@ -224,6 +224,8 @@ VERSIONED = {
     "compare": "arms trained",
     "choose": "until",
     "average": "average",
+    "questions": "asked pairs",
+    "bench": "asked pairs",
 }
 """An experiment with a step of each kind that has a number of its own."""
 SLOWLY = {

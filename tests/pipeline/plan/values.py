@@ -257,6 +257,16 @@ VALUES |= {
         "accuracy": {"yes_no": 0.9, "r": 0.6},
         "missing": Case("drop", {"of": [*JURORS, SILENT]}),
     },
+    "VerdictJudge": {
+        "of": "scores",
+        "both_orders": True,
+        "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
+        "uses": ["sample"],
+        "reasoning": Untried(
+            "tests/judges/test_verdict_marks.py::test_the_thinking_in_an_answer_may_be_left_out"
+        ),
+    },
     "OverlapJudge": {"reasoning": Case("strip", base=("judge overlap of thoughts", JUDGE))},
     "PerplexityJudge": {"by": "other"},
     "CustomJudge": {
@@ -785,12 +795,20 @@ VALUES |= {
         "read_seconds": 60.0,
         "total_seconds": 300.0,
     },
+    "QuestionsStep": {
+        "id": "else",
+        "judge": "scores",
+        "orders": "fixed",
+        "uses": ["more"],
+    },
+    "BenchStep": {"id": "else", "judges": ["scores"], "pairs": "more", "by": ["other"]},
     "Columns": {
         "prompt": "asked",
         "messages": Case("turns", also={"prompt": ...}),
         "tags": Case("topics", base=("asked and judged", ("prompts", "columns"))),
         "reference": Case("gold", base=("asked and judged", ("prompts", "columns"))),
         "split": "part",
+        "group": Case("gold", base=("asked and judged", ("prompts", "columns"))),
     },
     "WinnerColumns": {"first": "first_won", "second": "second_won", "tie": "tied"},
     "RankedAnswers": {
@@ -851,6 +869,8 @@ UNHASHED: dict[str, str] = {
     "LabelStep.human_price": "what labels cost, in reports",
     "LoadStep.id": "a name",
     "EvaluateStep.id": "a name",
+    "QuestionsStep.id": "a name",
+    "BenchStep.id": "a name",
     **dict.fromkeys(
         (f"DatasetSpec.{key}" for key in DatasetSpec.model_fields),
         "what is written of finished steps is written anew by every run",
