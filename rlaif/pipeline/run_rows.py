@@ -13,8 +13,9 @@ from rlaif.core.records import RoundRecord, to_json
 from rlaif.core.store import Store
 from rlaif.pipeline.constitutions import hash_constitution
 from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.steps.bench import RESULT
 from rlaif.pipeline.steps.evaluate import OF_SET
-from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, StepRow
+from rlaif.report.view import BenchRow, HeldOutRow, LineageRow, RoundRow, StepRow
 
 
 def pair_rows(
@@ -104,6 +105,24 @@ def _judge_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     for arm, judges in manifest.get("arm_judges", {}).items():
         found |= {f"{name} (arm {arm})": digest for name, digest in judges.items()}
     return found
+
+
+def bench_rows(manifest: Mapping[str, Any], store: Store) -> list[BenchRow]:
+    """What the finished benches measured. A model is called what it is called now: its name is in
+    no hash, so that the record does not have it."""
+    return [
+        {
+            "seed": step["seed"],
+            "arms": step["arms"],
+            "round": step["round"],
+            "id": step["id"],
+            "result": result,
+            "models": {place: label for place, (label, _) in step["models"].items()},
+        }
+        for step in manifest["steps"]
+        if step["kind"] == "bench" and store.step(step["hash"]).done() is not None
+        for result in store.step(step["hash"]).read(RESULT)
+    ]
 
 
 def make_round_row(record: RoundRecord) -> RoundRow:

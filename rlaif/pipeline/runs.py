@@ -25,6 +25,7 @@ from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.revised import read_revisions
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
 from rlaif.pipeline.run_rows import (
+    bench_rows,
     held_out_answers,
     list_lineage,
     make_round_row,
@@ -379,6 +380,7 @@ class Run:
             rounds=rounds,
             steps=[report_step(step) for step in status["steps"]],
             rollouts=rollout_rows(self.store, self.manifest["steps"], loaded),
+            benches=bench_rows(self.manifest, self.store),
             shown=gather_shown(sources, by_arm=len(arms_of(rounds)) > 1),
             constitutions=constitution_texts(self),
             key=self.key(),

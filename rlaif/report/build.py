@@ -21,6 +21,7 @@ from rlaif.metrics.figure_rules import without_set
 from rlaif.metrics.intervals import show_ends, show_interval, show_number, show_value
 from rlaif.report import plots
 from rlaif.report.arms import answer_sentences, difference_tables, label_rows, mark_judges, mark_of
+from rlaif.report.benches import make_bench_tables
 from rlaif.report.browser import embed_json
 from rlaif.report.flow_svg import draw_flow
 from rlaif.report.glossary import GLOSSARY
@@ -166,6 +167,7 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
         "lines": list(_split_rounds(run.rounds)),
         "curves": _draw_curves(run.rounds),
         "trained": _draw_trainings(run.rollouts, len(names) > 1),
+        "benches": make_bench_tables(run.benches, len(names) > 1),
         "distributions": _draw_distributions(run),
         "flow": draw_flow(run.flow) if run.flow is not None else None,
         "totals": _sum_steps(run.steps),

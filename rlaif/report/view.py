@@ -112,6 +112,18 @@ class RolloutRow(TypedDict):
     reached: list[str]
 
 
+class BenchRow(TypedDict):
+    """What one `bench` measured: `result` is its record, and `models` what its models are called,
+    by the place of a judge and model in the record."""
+
+    seed: int
+    arms: list[str]
+    round: int
+    id: str
+    result: dict[str, Any]
+    models: dict[str, str]
+
+
 class LineageRow(TypedDict):
     """One thing the run rests on: a model, a prompt set, a constitution, a template."""
 
@@ -176,6 +188,7 @@ class RunView:
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
     rollouts: list[RolloutRow] = field(default_factory=list)
+    benches: list[BenchRow] = field(default_factory=list)
     remote: dict[str, dict[str, Any]] = field(default_factory=dict)
     shown: Shown = Shown()
     constitutions: Mapping[str, str] = field(default_factory=dict)

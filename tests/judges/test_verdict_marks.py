@@ -56,7 +56,10 @@ def marker(of: dict[str, Any], both: bool = False, rules: Constitution | None = 
 
 def marks(judge: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Any]]:
     """The scores by prompt of answers that are these texts, in their order."""
-    cases = [(p, [answer(t, p, i) for i, t in enumerate(own)]) for p, own in zip(prompts, texts)]
+    cases = [
+        (p, [answer(t, p, i) for i, t in enumerate(own)])
+        for p, own in zip(prompts, texts, strict=True)
+    ]
     found = []
     for case, beside in zip(cases, cases_beside(cases), strict=True):
         calls = calls_of(judge, case, beside, 0)
@@ -111,7 +114,9 @@ def test_pairs_that_say_nothing_give_no_question() -> None:
 def test_the_golden_groups_of_j1() -> None:
     prompts, _ = questions(WRITTEN, pair("Yes.", "No."))
     ab, ba = [1, 1, 0, 0], [1, 0, 1, 0]
-    texts = [[right_text(p, bool(x)) for x in own] for p, own in zip(prompts, (ab, ba))]
+    texts = [
+        [right_text(p, bool(x)) for x in own] for p, own in zip(prompts, (ab, ba), strict=True)
+    ]
     assert marks(marker(WRITTEN), prompts, texts) == [ab, ba]
     assert marks(marker(WRITTEN, True), prompts, texts) == [[1, 0, 0, 0], [1, 0, 0, 0]]
 
@@ -242,5 +247,5 @@ def test_a_judge_that_writes_no_verdict_is_refused(
 
 def test_a_judge_that_is_not_there_is_refused() -> None:
     spec = {"kind": "verdict", "id": "mark", "of": "compere"}
-    with pytest.raises(ConfigError, match="'compere' is no other judge here.*compare"):
+    with pytest.raises(ConfigError, match=r"'compere' is no other judge here.*compare"):
         judge_of(spec, WRITTEN)

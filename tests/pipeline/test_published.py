@@ -403,7 +403,7 @@ def test_a_run_killed_in_the_second_stage_ends_in_the_same_bytes(
     last = [s for s in steps if (s["stage"], s["number"], s["seed"]) == ("iterate", 2, 2)]
     middle = next(s for s in last if s["id"] == "sample" and s["arms"] == ["b"])
     out = tmp_path / "killed"
-    _kill_at([*command, str(out)], out / "steps" / middle["hash"])
+    kill_at([*command, str(out)], out / "steps" / middle["hash"])
     done = [s for s in steps if (tmp_path / "killed/steps" / s["hash"] / "done.json").exists()]
     assert 0 < len(done) < len(steps)
     again = subprocess.run([*command, str(out), "--json"], check=True, capture_output=True)
@@ -411,7 +411,7 @@ def test_a_run_killed_in_the_second_stage_ends_in_the_same_bytes(
     assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
 
 
-def _kill_at(command: list[str], folder: Path) -> None:
+def kill_at(command: list[str], folder: Path) -> None:
     """Run a command until a step's folder has files, then kill it."""
     process = subprocess.Popen(command, start_new_session=True)
     while process.poll() is None and not (folder.exists() and any(folder.iterdir())):

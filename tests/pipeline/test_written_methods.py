@@ -304,11 +304,31 @@ stages:
       - evaluate: {against: [initial], judges: [traits]}
 """
 """Both answers are judged, since pairs by origin are not there yet."""
+J1 = """\
+name: j1                             # arXiv 2505.10320: here the judge is the policy
+models: {policy: {path: POLICY}}
+prompts: {holdout: 3}                # those of the labelled pairs
+judges:
+  - {id: compare, kind: pairwise, by: policy, verdict: written}
+  - {id: right, kind: verdict, of: compare}
+  - {id: consistent, kind: verdict, of: compare, both_orders: true}
+steps:
+  - load: {id: labelled, type: pairs, path: pairs.jsonl}
+  - questions: {id: cases, judge: compare, uses: [labelled]}
+  - sample: {id: tries, n: 8, prompts: cases, temperature: 1.0}
+  - judge: {id: right, uses: [tries]}
+  - filter:
+      id: correct
+      records: completions
+      filters: [{kind: score, by: right, least: 1}, {kind: balance, by: reference}]
+  - train: {id: cold, method: sft, uses: [correct]}
+  - train: {id: j1, method: grpo, prompts: cases, n: 8, rewards: {consistent: 1}}
+  - bench: {judges: [compare], pairs: labelled, by: [initial, cold, j1]}
+"""
 WAITING = {
     "self-rewarding with EFT data": "`train` on judgements",
     "safe RLHF": "`costs`",
     "meta-rewarding": "judges of judgements, pairs of judgements",
-    "J1": "`questions`, `verdict`, `bench`",
     "character training as it is": "pairs by origin",
 }
 """Methods that wait for steps that are not there, by what they lack."""
@@ -348,6 +368,7 @@ def folder(tmp_path: Path) -> Path:
         (CAI, {"sl": 1, "preference_model": 1, "rl": 1}),
         (SELF_REWARDING, {"sft": 1}),
         (CHARACTER, {}),
+        (J1, {"cold": 1, "j1": 1}),
     ],
 )
 def test_a_method_is_planned(folder: Path, text: str, models: dict[str, int]) -> None:
