@@ -41,8 +41,8 @@ def find_loads(experiment: Experiment, step: QuestionsStep) -> list[LoadStep]:
             raise ConfigError(
                 f"uses: {name!r} is no load of labelled pairs before this step"
                 f"{suggest(name, sorted(before))}. Questions are prompts, which are known before "
-                "anything runs; answers that this run samples are not. Write them to a file of "
-                "labelled pairs (`rlaif convert` reads a run), and load that"
+                "anything runs; answers that this run samples are not. Put them into a file of "
+                "labelled pairs, and load that"
             )
     return [before[name][1] for name in step.pair_names]
 

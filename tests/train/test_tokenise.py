@@ -140,3 +140,17 @@ def test_plan_covers_every_example_once_in_an_order_of_seed_and_epoch():
 
 def test_an_example_over_the_budget_is_alone():
     assert fill_batches([3, 1, 2], [50, 30, 5], 20) == [[3], [1], [2]]
+
+
+def test_a_batch_parts_no_group() -> None:
+    groups = [None, "a", "b", "a", "b", None, "c", "c"]
+    for epoch in range(5):
+        batches = plan_epoch([3] * 8, 4, 6, 1, epoch, groups)
+        flat = [[i for part in batch for i in part] for batch in batches]
+        assert sorted(i for own in flat for i in own) == list(range(8))
+        assert all(len(own) <= 4 for own in flat)
+        assert all(len(part) <= 2 for batch in batches for part in batch)
+        for name in "abc":
+            members = {i for i, g in enumerate(groups) if g == name}
+            assert sum(bool(members & set(own)) for own in flat) == 1
+    assert plan_epoch([3] * 8, 4, 6, 1, 0, [None] * 8) == plan_epoch([3] * 8, 4, 6, 1, 0)
