@@ -191,6 +191,13 @@ def group_prompts(prompts: Iterable[Prompt]) -> list[list[str]]:
     return sorted(units.values())
 
 
+def widen_to_groups(prompts: Iterable[Prompt], count: int) -> int:
+    """`count` prompts, or as many more as make whole groups, where all are as wide as the
+    widest."""
+    width = max(map(len, group_prompts(prompts)), default=1)
+    return -(-count // width) * width
+
+
 COUNTED_PROMPTS = 16
 """On how many prompts a judge's calls are counted."""
 

@@ -27,7 +27,7 @@ from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
 from rlaif.judges.base import Judge, has_raw_value, roles_of
 from rlaif.metrics.metrics import measure_unfamiliarity
-from rlaif.pipeline.plan.base import round_prompts
+from rlaif.pipeline.plan.base import round_prompts, widen_to_groups
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores, weights_of
@@ -110,7 +110,8 @@ class Rollouts:
         every = self.prompts
         if number < 0:
             every = [p for p in every if any(self.terms[i].is_for(p) for i in places)]
-            count = min(len(every), -(-REFERENCE_ANSWERS // self.step.n))
+            fitted_on = widen_to_groups(every, -(-REFERENCE_ANSWERS // self.step.n))
+            count = min(len(every), fitted_on)
             place = -number
         else:
             count = self.step.batch_size * self.step.sync_every

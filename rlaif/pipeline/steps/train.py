@@ -33,6 +33,7 @@ from rlaif.pipeline.plan.base import (
     count_judge_calls,
     group_prompts,
     round_prompts,
+    widen_to_groups,
 )
 from rlaif.pipeline.steps import judge as judge_step
 from rlaif.pipeline.steps import step_hash
@@ -285,14 +286,14 @@ def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
             planned,
             planned.judges[name],
             _models_of_judge(planned, name, planned.judges[name]),
-            _count_answered_prompts(planned, name),
+            _count_answered_prompts(inputs, planned, name),
             step.n,
         )
         for name in step.reward_judges
     ]
     sampled = step.sampled_rollouts
     learned = (sampled * step.n + step.rollouts - sampled) * step.batch_size * step.sync_every
-    answers = _count_answered_prompts(planned) * step.n
+    answers = _count_answered_prompts(inputs, planned) * step.n
     calls, tokens = sum(j.calls for j in judges), sum(j.tokens for j in judges)
     new_tokens = answers * step.max_new_tokens + tokens
     return Size(learned * step.epochs, answers + calls, new_tokens, tuple(judges))
@@ -306,7 +307,7 @@ def _models_of_judge(planned: Planned, name: str, judge: Judge) -> dict[str, Mod
     return {role: planned.models[p] for role, p in roles.items() if p in planned.models}
 
 
-def _count_answered_prompts(planned: Planned, judge: str | None = None) -> int:
+def _count_answered_prompts(inputs: PlanInputs, planned: Planned, judge: str | None = None) -> int:
     """How often a prompt is answered, and judged by a judge: in the rollouts, and before them where
     `normalise: reference` is fitted on answers of the start policy."""
     step = planned.step
@@ -314,7 +315,9 @@ def _count_answered_prompts(planned: Planned, judge: str | None = None) -> int:
     if not any(t.normalise == "reference" and judge in (None, t.judge) for t in step.terms):
         return count
     answers: int = step.n
-    at_once = min(len(planned.prompts), -(-REFERENCE_ANSWERS // answers))
+    own = set(planned.prompts)
+    asked = [p for p in inputs.every_prompt() if p.prompt_id in own]
+    at_once = min(len(asked), widen_to_groups(asked, -(-REFERENCE_ANSWERS // answers)))
     return count + -(-REFERENCE_ANSWERS // (at_once * answers)) * at_once
 
 
