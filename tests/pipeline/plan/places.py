@@ -143,8 +143,8 @@ ASKED = experiment(
     prompts={"holdout": 2},
     judges=[WRITES, {"id": "scores", "kind": "rating", "by": "policy"}],
     steps=[
-        {"load": {"id": "load", "type": "pairs", "path": "table.jsonl"}},
-        {"load": {"id": "more", "type": "pairs", "path": "rows.jsonl"}},
+        {"load": {"id": "load", "type": "pairs", "path": "rows.jsonl"}},
+        {"load": {"id": "more", "type": "pairs", "path": "table.jsonl"}},
         {"questions": {"judge": "compare"}},
         {"bench": {"judges": ["compare"], "pairs": "load"}},
     ],
@@ -155,7 +155,7 @@ MARKED = experiment(
     prompts={"holdout": 2},
     judges=ASKED["judges"],
     steps=[
-        ASKED["steps"][0],
+        {"load": {"id": "load", "type": "pairs", "path": "table.jsonl"}},
         {"questions": {"id": "cases", "judge": "compare"}},
         {"sample": SAMPLE | {"prompts": "cases"}},
         {

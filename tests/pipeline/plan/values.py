@@ -799,7 +799,7 @@ VALUES |= {
         "id": "else",
         "judge": "scores",
         "orders": "fixed",
-        "uses": ["more"],
+        "uses": ["load"],
     },
     "BenchStep": {"id": "else", "judges": ["scores"], "pairs": "more", "by": ["other"]},
     "Columns": {
