@@ -175,6 +175,7 @@ def kept(out: Path) -> dict[str, Any]:
     return {"rows": found, "weights": weights(out)}
 
 
+@pytest.mark.slow
 def test_runs_killed_in_each_new_step_end_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rlaif", "run", str(write()), "--no-report", "-q", "--out"]
     whole = tmp_path / "whole"
