@@ -101,7 +101,7 @@ def _ask_about(
     answers = [pair.first, pair.second]
     better = answers[0 if first_is_better else 1].completion_id
     made = []
-    for call in _in_orders(judge, orders).calls(pair.prompt, answers, seed):
+    for call in _set_orders(judge, orders).calls(pair.prompt, answers, seed):
         # Further samples are answers to the same question.
         if call.sample_index or not isinstance(call.request, GenerateRequest):
             continue
@@ -111,22 +111,22 @@ def _ask_about(
                 call.request.messages,
                 pair.prompt.source,
                 [*pair.prompt.tags, *told],
-                _right_verdict(judge, call, better),
+                _name_right_verdict(judge, call, better),
                 "g_" + content_hash(given_pair(pair).pair_id, judge.judge_hash, call.principle),
             )
         )
     return list({prompt.prompt_id: prompt for prompt in made}.values())
 
 
-def _in_orders(judge: Judge, orders: Order) -> Judge:
+def _set_orders(judge: Judge, orders: Order) -> Judge:
     """The judge that shows the answers of a pair in these orders."""
     if isinstance(judge, AnswerOnly):
-        inner: Judge = AnswerOnly(_in_orders(judge.judge, orders), judge.thinking)
+        inner: Judge = AnswerOnly(_set_orders(judge.judge, orders), judge.thinking)
         return inner
     return replace(judge, order=orders) if isinstance(judge, Pairwise) else judge
 
 
-def _right_verdict(judge: Judge, call: Call, better: str) -> str:
+def _name_right_verdict(judge: Judge, call: Call, better: str) -> str:
     first = call.shown[0].completion_id == better
     own = _unwrap(judge)
     if isinstance(own, Pairwise):

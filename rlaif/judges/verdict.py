@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import structs
 from pydantic import Field
 
 from rlaif.config.base import StepId
@@ -111,7 +112,8 @@ class VerdictCheck:
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement; `result` is None."""
         verdict = self._mark_scores(call) if scores_alone(self.of) else self._mark_choices(call)
-        return [make_judgement(self, call, annotator_id, verdict, "rule", call.shown[0])]
+        made = make_judgement(self, call, annotator_id, verdict, "rule", call.shown[0])
+        return [structs.replace(made, error=NO_PARTNER) if verdict.status == "failed" else made]
 
     def _mark_choices(self, call: Call) -> Verdict:
         """Whether the verdict is right, and with `both_orders` that of every prompt beside it."""
@@ -126,7 +128,7 @@ class VerdictCheck:
             said.append(f"{found or 'unreadable'}, right is {right}")
         if self.both_orders and all(marks):
             if call.lacking:
-                return Verdict("failed", rationale=NO_PARTNER)
+                return Verdict("failed")
             if not call.beside:
                 return Verdict("not_applicable")
         return Verdict("ok", score=float(all(marks)), rationale="; in the other order ".join(said))
@@ -141,7 +143,7 @@ class VerdictCheck:
         if None in scores.values():
             return Verdict("ok", score=0.0, rationale="no score can be read")
         if len(scores) < 2:
-            lacking = Verdict("failed", rationale=NO_PARTNER)
+            lacking = Verdict("failed")
             return lacking if call.lacking else Verdict("not_applicable")
         higher, lower = scores[HIGHER], scores[LOWER]
         assert higher is not None

@@ -36,7 +36,7 @@ def _make_table(bench: BenchRow, by_arm: bool) -> BenchTable:
     result, models = bench["result"], bench["models"]
     judges = result["judges"]
     arms = f", arm {' '.join(bench['arms'])}" if by_arm else ""
-    names = [name for name in COLUMNS if any(_figure(row, name) for row in judges.values())]
+    names = [name for name in COLUMNS if any(_read_figure(row, name) for row in judges.values())]
     pairs = result["pairs"]
     return BenchTable(
         title=f"{bench['id']}, seed {bench['seed']}, round {bench['round']}{arms}",
@@ -47,13 +47,13 @@ def _make_table(bench: BenchRow, by_arm: bool) -> BenchTable:
                 row["judge"],
                 models.get(place, "a program"),
                 row["n"],
-                [_figure(row, n) for n in names],
+                [_read_figure(row, n) for n in names],
             )
             for place, row in judges.items()
         ],
         differences=[
             (
-                f"{_name(one['first'], bench)} less {_name(one['second'], bench)}",
+                f"{_name_place(one['first'], bench)} less {_name_place(one['second'], bench)}",
                 one["difference"],
                 one["mcnemar_p"],
             )
@@ -62,14 +62,14 @@ def _make_table(bench: BenchRow, by_arm: bool) -> BenchTable:
     )
 
 
-def _figure(row: dict[str, object], name: str) -> IntervalJson | None:
+def _read_figure(row: dict[str, object], name: str) -> IntervalJson | None:
     found = row.get(name)
     if name == "agreement" and found is not None:
         found = {"mean": row["agreement"], "low": row["low"], "high": row["high"], "n": row["n"]}
     return found  # type: ignore[return-value]
 
 
-def _name(place: str, bench: BenchRow) -> str:
+def _name_place(place: str, bench: BenchRow) -> str:
     """A judge with its model, as a sentence names it."""
     model = bench["models"].get(place)
     judge = place.partition("/")[0]

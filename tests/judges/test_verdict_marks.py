@@ -215,6 +215,14 @@ def test_what_is_missing_is_not_wrong() -> None:
     right = [right_text(p, True) for p in prompts]
     found = marks(marker(WRITTEN, True), prompts, [[right[0]] * 2, [right[1]]])
     assert found == [[1.0, None], [1.0]]
+    alone = marker(WRITTEN, True).calls(prompts[0], [answer(right[0], prompts[0])], 0)
+    assert marker(WRITTEN, True).read(alone[0], None, "")[0].status == "not_applicable"
+    cases = [(prompts[1], [])]
+    (call,) = calls_of(
+        marker(WRITTEN, True), (prompts[0], [answer(right[0], prompts[0])]), cases, 0
+    )
+    (said,) = marker(WRITTEN, True).read(call, None, "")
+    assert said.status == "failed" and "no answer of the same index" in (said.error or "")
     # A wrong one needs no other.
     wrong = right_text(prompts[0], False)
     assert marks(marker(WRITTEN, True), prompts, [[right[0], wrong], [right[1]]])[0] == [1.0, 0.0]

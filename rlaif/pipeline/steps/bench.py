@@ -64,7 +64,7 @@ def plan(walk: Walk, index: int, step: BenchStep) -> None:
     models: dict[str, Model] = {}
     for judge in step.judges:
         found: dict[str, Planned] = {}
-        for number, asked in enumerate(_models_of(walk, index, step, judge)):
+        for number, asked in enumerate(_choose_models(walk, index, step, judge)):
             planned = judged(
                 walk,
                 walk.yardstick.experiment.all_judges()[judge],
@@ -113,7 +113,7 @@ def _find_load(walk: Walk, index: int, step: BenchStep) -> LoadStep:
     return load if load.dataset or load.path else load.model_copy(update={"path": name})
 
 
-def _models_of(walk: Walk, index: int, step: BenchStep, judge: str) -> list[dict[str, Model]]:
+def _choose_models(walk: Walk, index: int, step: BenchStep, judge: str) -> list[dict[str, Model]]:
     """The models that a judge asks, by role: those of its own, or with each of `by` in their place;
     nothing of a program."""
     judges = walk.yardstick.experiment.all_judges()
@@ -155,7 +155,7 @@ def run(context: StepContext) -> dict[str, Any]:
     for name, digest in context.planned.inputs.items():
         if name.startswith(JUDGED):
             place = name.removeprefix(JUDGED)
-            tables[place], rows[place] = _measure(context, pairs, place, digest)
+            tables[place], rows[place] = _measure_judge(context, pairs, place, digest)
     specs = context.inputs.experiment.all_judges()
     asked = [place for place in tables if specs[place.partition("/")[0]].kind not in BASELINES]
     result = {
@@ -171,7 +171,7 @@ def run(context: StepContext) -> dict[str, Any]:
     }
 
 
-def _measure(
+def _measure_judge(
     context: StepContext, pairs: Sequence[LabelledPair], place: str, digest: str
 ) -> tuple[VerdictTable, dict[str, Any]]:
     """One judge's verdicts with one model, and all that is said of them."""
@@ -182,7 +182,7 @@ def _measure(
     calls = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
     kept = Kept(folder)
     if is_staged(judge):
-        by_pair = [_about(pair, judgements) for pair in pairs]
+        by_pair = [_select_judgements(pair, judgements) for pair in pairs]
         total = total_cost(map(answer_cost, (*kept.answers.values(), *kept.reasons.values())))
         costs = [share_cost(total, len(pairs))] * len(pairs)
     else:
@@ -206,6 +206,6 @@ def _measure(
     }
 
 
-def _about(pair: LabelledPair, judgements: Sequence[Judgement]) -> list[Judgement]:
+def _select_judgements(pair: LabelledPair, judgements: Sequence[Judgement]) -> list[Judgement]:
     answers = {pair.first.completion_id, pair.second.completion_id}
     return [j for j in judgements if set(j.shown) <= answers]
