@@ -151,6 +151,12 @@ class SampleStep(SamplingKeys):
         told = [self.system_prompt, *(member.system_prompt for member in self.pool or ())]
         return [text.template for text in told if isinstance(text, TemplateFile)]
 
+    @property
+    def told(self) -> str | None:
+        """The system prompt of a step that is planned, whose templates are rendered."""
+        assert not isinstance(self.system_prompt, TemplateFile), "planned steps have texts"
+        return self.system_prompt
+
     def with_texts(self, texts: Mapping[str, str]) -> SampleStep:
         """The step with the text of each template file in its place."""
 

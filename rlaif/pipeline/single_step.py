@@ -284,14 +284,15 @@ def _check_same_prompts(request: Request) -> None:
     files = [path for path in paths if holds_answers(path)]
     if len(files) < 2:
         return
-    one, other = ({p.prompt_id: p for p in read_given(path).prompts} for path in files[:2])
-    for own, rest, path, beside in ((other, one, *files[1::-1]), (one, other, *files[:2])):
-        alone = sorted(own.keys() - rest.keys())
+    questions = [{p.prompt_id: p.question for p in read_given(path).prompts} for path in files]
+    for own, other in ((1, 0), (0, 1)):
+        alone = sorted(questions[own].keys() - questions[other].keys())
         if alone:
             raise ConfigError(
-                f"{len(alone)} of its {len(own)} prompts are not answered in {beside}, the first "
-                f"of them {brief(own[alone[0]].question)}; both files must answer the same prompts",
-                path,
+                f"{len(alone)} of its {len(questions[own])} prompts are not answered in "
+                f"{files[other]}, the first of them {brief(questions[own][alone[0]])}; both files "
+                "must answer the same prompts",
+                files[own],
             )
 
 

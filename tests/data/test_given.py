@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.core.errors import ConfigError
-from rlaif.core.records import Completion, make_prompt, to_json
+from rlaif.core.records import Completion, Message, make_prompt, to_json
 from rlaif.data.given import holds_answers, holds_records, read_given
 from rlaif.data.rows import write_rows
 
-USER = {"role": "user", "content": "2+2?"}
+USER: Message = {"role": "user", "content": "2+2?"}
 FIRST = {"prompt": "2+2?", "completion": "4"}
-TALK = [
+TALK: list[Message] = [
     {"role": "user", "content": "Hi."},
     {"role": "assistant", "content": "Hello."},
     USER,
@@ -172,7 +172,7 @@ def test_a_fault_names_row_and_column(
 
 def test_records_of_ours_are_told_from_answers(tmp_path: Path) -> None:
     prompt = make_prompt([USER])
-    answer = [{"role": "assistant", "content": "4"}]
+    answer: list[Message] = [{"role": "assistant", "content": "4"}]
     record = Completion("c", prompt.prompt_id, 0, answer, "m", "", {}, "stop")
     for row, own in (
         (to_json(record), True),

@@ -217,7 +217,7 @@ def _make_requests(
 def told_messages(step: SampleStep, prompt: Prompt, told: Instruction | None) -> list[Message]:
     """The prompt with what the model is told besides."""
     messages = prompt.messages
-    for text in (step.system_prompt, told.text if told else None):
+    for text in (step.told, told.text if told else None):
         messages = messages if text is None else with_system(messages, text)
     return messages
 
@@ -246,7 +246,7 @@ def _make_completion(
 ) -> Completion:
     failed = result.finish_reason == "failed" or result.cut
     messages: list[Message] = [] if failed else [{"role": "assistant", "content": result.text}]
-    given = [step.system_prompt, told.text if told else None]
+    given = [step.told, told.text if told else None]
     own = "\n\n".join(text for text in given if text is not None)
     return Completion(
         completion_id=result.request_id,
