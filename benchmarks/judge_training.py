@@ -39,7 +39,7 @@ Better?
 """
 ADJECTIVES = ("red", "green", "small", "old", "sweet", "soft", "round", "fresh", "dry", "ripe")
 NOUNS = ("plums", "pears", "nuts", "figs", "beans", "limes", "dates", "herbs", "grapes", "roots")
-HELD_OUT, DEMONSTRATIONS = 64, 200
+HELD_OUT, DEMONSTRATIONS = 64, 800
 MODELS = ("start", "cold", "j1", "grpo")
 COMPARE = {
     "id": "compare",
@@ -141,7 +141,7 @@ def make_experiment(folder: Path, seed: int, rollouts: int) -> dict[str, Any]:
                 "id": "form",
                 "steps": [
                     {"load": {"id": "format", "type": "demonstrations", "path": "format.jsonl"}},
-                    {"train": sft | {"id": "start", "uses": ["format"], "epochs": 2}},
+                    {"train": sft | {"id": "start", "uses": ["format"], "epochs": 4}},
                 ],
             },
             {
@@ -159,9 +159,17 @@ def make_experiment(folder: Path, seed: int, rollouts: int) -> dict[str, Any]:
                         }
                     },
                     {"judge": {"id": "right", "uses": ["tries"]}},
-                    # Each question's right verdicts stand against its wrong ones.
-                    {"pair": {"id": "marked", "uses": ["right"]}},
-                    {"train": sft | {"id": "cold", "uses": ["marked"], "epochs": 8}},
+                    {
+                        "filter": {
+                            "id": "correct",
+                            "records": "completions",
+                            "filters": [
+                                {"kind": "score", "by": "right", "least": 1},
+                                {"kind": "balance", "by": "reference"},
+                            ],
+                        }
+                    },
+                    {"train": sft | {"id": "cold", "uses": ["correct"], "epochs": 4}},
                     {"train": grpo | {"id": "j1"}},
                     {"train": grpo | {"id": "grpo", "from": "start", "policy": False}},
                     {"bench": {"judges": ["compare"], "pairs": "labelled", "by": list(MODELS)}},

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from rlaif.core.labelled import LabelledPair, given_pair
 from rlaif.core.records import Completion, Judgement, Message, Prompt, content_hash, make_prompt
@@ -169,7 +170,7 @@ def read_written(judge: Judge, prompt: Prompt, answer: Completion) -> Judgement:
     fence = _find_fence(prompt.messages) if fenced else ""
     call = Call("", prompt, shown, about, request=asked, fence=fence)
     assert answer.finish_reason != "failed"
-    ended = "length" if answer.finish_reason == "length" else "stop"
+    ended: Literal["stop", "length"] = "length" if answer.finish_reason == "length" else "stop"
     result = GenerateResult("", answer.text, [], ended, None)
     (found,) = own.read(call, result, "")
     return found

@@ -108,7 +108,7 @@ def _find_load(walk: Walk, index: int, step: BenchStep) -> LoadStep:
             f"{suggest(step.pairs, sorted(loads))}",
             "pairs",
         )
-    load = loads[step.pairs]
+    load: LoadStep = loads[step.pairs]
     name = walk.experiment.loaded_name(load)
     return load if load.dataset or load.path else load.model_copy(update={"path": name})
 
