@@ -146,14 +146,13 @@ def evaluate(
     """
     from rlaif.core.store import StepFolder
     from rlaif.metrics.intervals import show_interval
-    from rlaif.pipeline.single_step import Request, run_step, with_shared_judgements
+    from rlaif.pipeline.single_step import Request, run_step
 
     inputs = {"completions": str(completions)}
     inputs |= {f"judgements/{path.stem}": str(path) for path in judgements}
     if against is not None:
         inputs["initial/completions"] = str(against)
         inputs |= {f"initial/judgements/{path.stem}": str(path) for path in against_judgements}
-    inputs = with_shared_judgements(inputs)
     request = Request("evaluate", prompts=prompts or completions, inputs=inputs, **given)
     run_step(request, progress_of(quiet))
     row = StepFolder(request.out).read("evaluation")[0]

@@ -136,6 +136,8 @@ class Request:
 
 def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     """Run one step into `request.out`; its summary. Raises RlaifError."""
+    if request.kind == "evaluate":
+        request = replace(request, inputs=_share_judgements(request.inputs))
     inputs = _plan_inputs(request)
     prompts = {p.prompt_id: p for p in inputs.prompts.every()}
     places = {_digest_files(Path(path)): Path(path) for path in request.inputs.values()}
@@ -296,7 +298,7 @@ def _check_same_prompts(request: Request) -> None:
             )
 
 
-def with_shared_judgements(inputs: Mapping[str, str]) -> dict[str, str]:
+def _share_judgements(inputs: Mapping[str, str]) -> dict[str, str]:
     """The inputs of an evaluation: where judgements are of the answers to compare with as well, as
     `rlaif judge --against` makes them, they count for these too."""
     found = dict(inputs)
