@@ -85,7 +85,7 @@ def load_pairings(run: Run, arm: str | None = None) -> list[Pairing]:
         step = run.spec_of(planned)
         judged = any(name.startswith("judgements/") for name in planned["inputs"])
         finished = run.store.step(planned["hash"]).done() is not None
-        if isinstance(step, PairStep) and judged and finished:
+        if isinstance(step, PairStep) and step.form == "score" and judged and finished:
             made.append(_load_pairing(run, planned, step, prompts))
     if not made:
         which = "this run" if arm is None else f"arm {arm} of this run"

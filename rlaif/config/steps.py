@@ -302,8 +302,31 @@ class LabelStep(Strict):
     )
 
 
+REFERENCE_ANSWER = "reference"
+"""What `chosen` and `rejected` call the prompts' own answers."""
+PEOPLES_LABELS = "labels"
+"""What `better` calls what people said of loaded pairs."""
+PAIR_FORMS = {
+    "score": (
+        "strategy",
+        "tier",
+        "candidates",
+        "standardise",
+        "consistency",
+        "consistency_mean",
+    ),
+    "origin": ("chosen", "rejected", "match"),
+    "judgements": ("of", "better", "pick", "max_chars"),
+}
+"""The keys that only one form of `pair` has."""
+PAIR_SOURCES = ("candidates", "chosen", "rejected", "of", "better")
+"""Keys that name the steps which a `pair` reads: these are in its hash, and not their names."""
+_FORM_WORDS = {"score": "by score", "origin": "by origin", "judgements": "of judgements"}
+
+
 class PairStep(Strict):
-    """Make preferences from judgements. `min_margin` is on the combined [0, 1] scale."""
+    """Make preferences: by the scores of judges, by where answers are from, or of judgements.
+    `min_margin` is on the combined [0, 1] scale."""
 
     id: StepId = "pair"
     strategy: Literal[
@@ -341,6 +364,105 @@ class PairStep(Strict):
         "default: rlaif, or reference.",
     )
     uses: list[str] | None = None
+    candidates: Annotated[
+        Annotated[list[str], Field(min_length=1), BeforeValidator(list_names)] | None, LATE
+    ] = Field(
+        None,
+        description="Completions of these steps compete; default: the latest. Each judge that "
+        "scores them must have been asked about all of them.",
+    )
+    chosen: Annotated[str | None, LATE] = Field(
+        None,
+        description="By origin: the completions of this step are chosen; or `reference`, the "
+        "prompts' own answers.",
+    )
+    rejected: Annotated[str | None, LATE] = Field(
+        None, description="By origin: the completions of this step, or `reference`, are rejected."
+    )
+    match: Annotated[Literal["parent", "index", "all"] | None, LATE] = Field(
+        None,
+        description="By origin, which answers to a prompt make a pair. parent: one revises the "
+        "other; index: they are of the same number; all: every two. Default: parent where one side "
+        "revises the other, else index.",
+    )
+    of: Annotated[str | None, LATE] = Field(
+        None,
+        description="Of judgements: a judge step whose judge writes. The question as it was asked "
+        "is the prompt, its written verdicts are the answers.",
+    )
+    better: Annotated[str | None, LATE] = Field(
+        None,
+        description="Of judgements: a judge step of kind `judgements`, whose best is chosen and "
+        "whose worst is rejected; or `labels`: what agrees with people's labels against what does "
+        "not.",
+    )
+    pick: Annotated[Literal["highest_variance", "all"], LATE] = Field(
+        "all",
+        description="Of judgements: those of each prompt's answer on whose scores they differ "
+        "most, or those of all answers.",
+    )
+    max_chars: Annotated[PositiveInt | None, LATE] = Field(
+        None, description="Of judgements: no pair whose chosen judgement is longer."
+    )
+
+    @property
+    def form(self) -> Literal["score", "origin", "judgements"]:
+        """What decides the pairs: scores, where answers are from, or judgements of judgements."""
+        if told(self, *PAIR_FORMS["origin"]):
+            return "origin"
+        return "judgements" if told(self, *PAIR_FORMS["judgements"]) else "score"
+
+    @model_validator(mode="after")
+    def _check_form(self) -> PairStep:
+        given = [(form, key) for form, keys in PAIR_FORMS.items() for key in told(self, *keys)]
+        if len({form for form, _ in given}) > 1:
+            (one, first), (two, second) = given[0], next(g for g in given if g[0] != given[0][0])
+            raise ValueError(
+                f"`{first}` makes pairs {_FORM_WORDS[one]}, and `{second}` {_FORM_WORDS[two]}: "
+                "take the keys of one of them"
+            )
+        if self.form == "judgements":
+            self._check_judgements()
+        if self.form == "origin":
+            self._check_origin()
+        return self
+
+    def _check_judgements(self) -> None:
+        if self.of is None or self.better is None:
+            raise ValueError(
+                "`of` and `better` go together: whose judgements, and which are better"
+            )
+        judged = told(self, "weights", "min_margin", "missing", "uses")
+        if judged:
+            raise ValueError(
+                f"{', '.join(judged)}: not for pairs of judgements, which `better` decides"
+            )
+
+    def _check_origin(self) -> None:
+        if self.chosen is None or self.rejected is None:
+            raise ValueError("`chosen` and `rejected` go together")
+        sides = {self.chosen, self.rejected}
+        if len(sides) == 1:
+            raise ValueError(f"`chosen` and `rejected` are both {self.chosen!r}")
+        judged = told(self, "weights", "min_margin", "missing", "uses")
+        if REFERENCE_ANSWER in sides and (judged or self.match is not None):
+            given = judged or ["match"]
+            raise ValueError(
+                f"{', '.join(given)}: no judge was asked about a `reference`, and each prompt has "
+                "one; leave it out"
+            )
+        if told(self, "weights", "missing") and not told(self, "uses", "min_margin"):
+            raise ValueError(
+                f"{', '.join(told(self, 'weights', 'missing'))}: no effect without scores: say "
+                "`min_margin`, or name judges in `uses`"
+            )
+
+    @property
+    def asks_scores(self) -> bool:
+        """Whether judges' scores decide which pairs are kept."""
+        if self.form == "origin":
+            return bool(told(self, "uses", "min_margin"))
+        return self.form == "score" and self.strategy != "reference"
 
     @model_validator(mode="after")
     def _check_strategy(self) -> PairStep:
@@ -363,7 +485,7 @@ class PairStep(Strict):
 
     def keys(self) -> dict[str, Any]:
         """What decides the pairs."""
-        return hashed_keys(self, exclude={"id", "uses"})
+        return hashed_keys(self, exclude={"id", "uses", *PAIR_SOURCES})
 
 
 class CheckSpec(Strict):

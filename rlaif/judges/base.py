@@ -244,6 +244,12 @@ def has_raw_value(judge: Judge) -> bool:
     return bool(getattr(judge, "unbounded", False))
 
 
+def compares_judgements(judge: Judge) -> bool:
+    """Whether what the judge is shown are other judges' judgements, and not answers. A judge class
+    says so by an attribute `subject_kind`."""
+    return getattr(judge, "subject_kind", "completion") == "judgement"
+
+
 def roles_of(judge: Judge) -> Mapping[str, frozenset[Capability]]:
     """What each of a judge's models must be able to do, by role; nothing where none is asked."""
     if is_staged(judge):

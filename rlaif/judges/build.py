@@ -36,6 +36,7 @@ JUDGES: SpecTable[JudgeBase] = SpecTable(
         "reward_ensemble": "rlaif.judges.implicit_reward:RewardEnsembleJudge",
         "implicit_reward": "rlaif.judges.implicit_reward:ImplicitRewardJudge",
         "meta": "rlaif.judges.meta:MetaJudge",
+        "judgements": "rlaif.judges.judgements:JudgementsJudge",
         "jury": "rlaif.judges.jury:JuryJudge",
         "verdict": "rlaif.judges.verdict:VerdictJudge",
         "longer": "rlaif.judges.baselines:LongerJudge",

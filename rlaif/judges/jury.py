@@ -31,6 +31,7 @@ from rlaif.judges.base import (
     Judge,
     Verdict,
     call_id,
+    compares_judgements,
     most_calls,
     roles_of,
     verdicts_of,
@@ -98,6 +99,12 @@ class JuryJudge(JudgeBase):
             build_judge(juror, inputs.constitution, inputs.beside, inputs.thinking)
             for juror in self.of
         )
+        stranger = next((m for m in members if compares_judgements(m)), None)
+        if stranger is not None:
+            raise ConfigError(
+                f"judge {self.id}: juror {stranger.id!r} compares judgements, and a jury judges "
+                "answers; run it as a judge step of its own"
+            )
         weights = _juror_weights(self, inputs.beside)
         main = inputs.constitution
         principle_weights = {p.id: p.weight for p in main.principles} if main else {}

@@ -46,6 +46,21 @@ PRIOR = 0.1
 a few comparisons from deciding alone."""
 
 
+def build_comparer(
+    spec: ModelJudge, first: list[str], second: list[str], inputs: JudgeInputs
+) -> Pairwise:
+    """The comparison of two judgements of one answer, in both orders, which is answered by one of
+    the labels `first` and `second`."""
+    return PairwiseJudge(
+        kind="pairwise",
+        id=spec.id,
+        by=spec.by,
+        template=spec.template or "prompts/judges/meta.j2",
+        first_labels=first,
+        second_labels=second,
+    ).build_judge(replace(inputs, constitution=None))
+
+
 class MetaJudge(ModelJudge):
     """A judge of judgements: those of `judge` are compared, ranked by Elo, and the best counts."""
 
@@ -71,14 +86,7 @@ class MetaJudge(ModelJudge):
                 f"judge {self.id}: a meta-judge compares written judgements of one answer: its "
                 "`judge` must score single answers, write text, and have `samples` of 2 or more"
             )
-        comparer = PairwiseJudge(
-            kind="pairwise",
-            id=self.id,
-            by=self.by,
-            template=self.template or "prompts/judges/meta.j2",
-            first_labels=self.first_labels,
-            second_labels=self.second_labels,
-        ).build_judge(replace(inputs, constitution=None))
+        comparer = build_comparer(self, self.first_labels, self.second_labels, inputs)
         name = content_hash("meta", self.id, inner.judge_hash, comparer.judge_hash)
         return Meta(self.id, name, inner, comparer)
 
@@ -118,12 +126,12 @@ class Meta:
             return further
         made = []
         for group in self._group_judgements(calls, answers).values():
-            texts = [_as_completion(j) for j in group if j.score is not None and _text_of(j)]
+            subject = next(
+                c for call in calls for c in call.shown if c.completion_id == group[0].subject
+            )
+            texts = comparable(group)
             if len(texts) > 1:
-                subject = next(
-                    c for call in calls for c in call.shown if c.completion_id == group[0].subject
-                )
-                made += self.comparer.calls(_with_answer(calls[0].prompt, subject), texts, seed)
+                made += self.comparer.calls(with_answer(calls[0].prompt, subject), texts, seed)
         return made
 
     def most_calls(self, calls: Sequence[Call]) -> int:
@@ -175,8 +183,7 @@ def _weigh_judgements(
     valued: Sequence[Judgement], compared: Sequence[tuple[int, int, float]]
 ) -> Verdict:
     """The mean of the judgements' scores, weighed by the Elo that the comparisons give."""
-    wins, pairs = fair_wins(compared)
-    ratings = fit_strengths(wins[None], pairs, len(valued), PRIOR)[0]
+    ratings = rate_judgements(compared, len(valued), PRIOR)
     shares = np.exp(ratings - ratings.max())
     scores = np.array([j.score for j in valued], dtype=float)
     kept = {f"score/{j.sample_index}": float(s) for j, s in zip(valued, scores, strict=True)}
@@ -187,6 +194,16 @@ def _weigh_judgements(
         distribution=kept,
         rationale=_text_of(valued[int(np.argmax(ratings))]) or None,
     )
+
+
+def rate_judgements(
+    compared: Sequence[tuple[int, int, float]], count: int, prior: float
+) -> NDArray[np.float64]:
+    """Strengths (count,) in natural units of log-odds, of mean 0, from comparisons as `fair_wins`
+    takes them; `prior` is the precision about 0."""
+    wins, pairs = fair_wins(compared)
+    strengths: NDArray[np.float64] = fit_strengths(wins[None], pairs, count, prior)[0]
+    return strengths
 
 
 def fair_wins(
@@ -210,6 +227,11 @@ def _text_of(judgement: Judgement) -> str:
     return (judgement.raw or judgement.rationale or "").strip()
 
 
+def comparable(judgements: Sequence[Judgement]) -> list[Completion]:
+    """The texts of judgements that have a score, as what can be compared."""
+    return [_as_completion(j) for j in judgements if j.score is not None and _text_of(j)]
+
+
 def _as_completion(judgement: Judgement) -> Completion:
     """A judgement's text as something that can be compared."""
     text = _text_of(judgement)
@@ -226,7 +248,7 @@ def _as_completion(judgement: Judgement) -> Completion:
     )
 
 
-def _with_answer(prompt: Prompt, answer: Completion) -> Prompt:
+def with_answer(prompt: Prompt, answer: Completion) -> Prompt:
     """The prompt with the judged answer as its last turn."""
     messages = [*prompt.messages, *answer.messages[-1:]]
     return Prompt(prompt.prompt_id, messages, prompt.source, prompt.tags, prompt.reference)

@@ -37,6 +37,7 @@ from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.average import MEMBER
 from rlaif.pipeline.steps.choose import ROUND, find_stopped
 from rlaif.pipeline.steps.context import CheckedProgress, LiveSamples, Progress, StepContext
+from rlaif.pipeline.steps.judge_judgements import has_judgements
 
 
 class StepProgress(Progress, Protocol):
@@ -344,7 +345,7 @@ OVERLAPPING = ("sample", "judge")
 
 def overlap_groups(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
     """Cut the plan into groups that run one after the other: consecutive sample and judge steps
-    are one group, and every other step is a group of its own.
+    are one group, and every other step is a group of its own, as is a judge of judgements.
 
     A judge step may need samples of its own group; no step needs anything else of it.
     """
@@ -352,7 +353,8 @@ def overlap_groups(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
     def group_of(planned: Planned) -> tuple[bool, int]:
         # Whether a round of a stage with `until` runs is known once the round before is judged.
         judged = planned.number if planned.id.startswith(f"{planned.stage}-best.") else 0
-        return planned.kind in OVERLAPPING, judged
+        # Judgements are compared once all of them are there.
+        return planned.kind in OVERLAPPING and not has_judgements(planned), judged
 
     for (together, _), run in groupby(plan, key=group_of):
         steps = list(run)

@@ -21,7 +21,7 @@ from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.integrity import CHECK, file_digest, is_whole, seal_row, unseal_row
 from rlaif.core.records import RoundRecord, content_hash, from_json, to_json
 from rlaif.core.store import FORMAT, Store, read_json, write_atomic, write_jsonl
-from rlaif.judges.base import roles_of
+from rlaif.judges.base import compares_judgements, roles_of
 from rlaif.metrics.decompose import change_sentences
 from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.metrics.words import self_judge_words
@@ -181,6 +181,7 @@ def _round_record(
         name
         for name, spec in inputs.experiment.all_judges().items()
         if RESERVED_MODELS & {spec.asks()[role] for role in roles_of(inputs.judges[name])}
+        and not compares_judgements(inputs.judges[name])
     ]
     judged_by = planned.step.judged_by
     frozen = "initial model" if judged_by == INITIAL else f"model {judged_by}"

@@ -145,6 +145,12 @@ def stages(kind: str, marker: Mapping[str, Any]) -> list[tuple[int, int, str, di
             (stage["came"], stage["left"], stage["filter"], stage["why"])
             for stage in marker["funnel"]
         ]
+    if kind == "pair" and not {"matched", "questions"}.isdisjoint(counts):
+        what = "matched" if "matched" in counts else "questions"
+        said = {"preferences", "prompts", "same_value", what}
+        why = {name: count for name, count in counts.items() if name not in said}
+        named = "answers to pairs" if what == "matched" else "questions to pairs"
+        return [(counts[what], counts["preferences"], named, why)]
     if kind == "pair":
         without = {n: c for n, c in counts.items() if n not in ("preferences", "prompts")}
         rest = counts["prompts"] - marker["paired_prompts"] - sum(without.values())

@@ -246,6 +246,11 @@ def _plan_step(request: Request, inputs: PlanInputs) -> Planned:
         # The last round's policy is not given.
         step = step.model_copy(update={"against": ["initial"]})
         _give_answers(walk, step, {role: planned.hash for role, planned in given.items()})
+    if isinstance(step, PairStep) and (step.form != "score" or step.candidates is not None):
+        raise ConfigError(
+            "pair: `candidates`, pairs by origin and pairs of judgements name the steps of an "
+            "experiment: write one, and `rlaif run` it"
+        )
     if isinstance(step, PairStep) and not walk.judgements and step.strategy != "reference":
         raise ConfigError("pair: no JUDGEMENTS were given; only `strategy=reference` needs none")
     step_module(request.kind).plan(walk, 0, step)

@@ -223,9 +223,11 @@ def make_preference(
     round_number: int,
     judgements: Mapping[str, Sequence[Judgement]],
     parts: Mapping[str, Mapping[str, float | None]],
+    how: str | None = None,
 ) -> Preference:
     """The Preference record of a pair, from what each judge said of the prompt's answers; `parts`
-    are their scores, for the reason."""
+    are their scores, for the reason, which begins with `how` the pair came about, by default the
+    strategy."""
     chosen, rejected = pair
     ids = (chosen.completion.completion_id, rejected.completion.completion_id)
     reasons = [
@@ -245,8 +247,13 @@ def make_preference(
         margin=chosen.score - rejected.score,
         prob=1.0,
         weight=1.0,
-        reason=f"{options.strategy}: combined {chosen.score:.3f} against {rejected.score:.3f}; "
-        + "; ".join(reasons),
+        reason="; ".join(
+            [
+                f"{how or options.strategy}: combined {chosen.score:.3f} against "
+                f"{rejected.score:.3f}",
+                *reasons,
+            ]
+        ),
         source=options.source or "rlaif",
         judgement_ids=sorted(
             {
@@ -266,33 +273,58 @@ def against_reference(
 ) -> list[Preference]:
     """The prompt's reference answer as chosen against each different sample (SPIN, arXiv
     2401.01335). Nothing was scored, so no margin is known. `source` as in `PairStep`."""
-    if not (prompt.reference or "").strip():
+    given = reference_answer(prompt)
+    if given is None:
         return []
-    chosen: list[Message] = [{"role": "assistant", "content": prompt.reference or ""}]
-    chosen_id = "x_" + content_hash(prompt.messages, chosen)
+    reason = "reference: the prompt's own answer against a sample; nothing was judged"
     return [
-        Preference(
-            preference_id="f_"
-            + content_hash(chosen_id, c.completion_id, *([source] if source else [])),
-            prompt_id=prompt.prompt_id,
-            round=round_number,
-            prompt=prompt.messages,
-            chosen=chosen,
-            rejected=c.messages,
-            score_chosen=None,
-            score_rejected=None,
-            margin=None,
-            prob=1.0,
-            weight=1.0,
-            reason="reference: the prompt's own answer against a sample; nothing was judged",
-            source=source or "reference",
-            judgement_ids=[],
-            chosen_id=chosen_id,
-            rejected_id=c.completion_id,
-        )
+        unjudged_preference(prompt, (given, c), round_number, source, reason, "reference")
         for c in completions
-        if c.text.strip() not in ("", (prompt.reference or "").strip())
+        if c.text.strip() not in ("", given.text.strip())
     ]
+
+
+def reference_answer(prompt: Prompt) -> Completion | None:
+    """The prompt's reference as an answer; None where it has none."""
+    if not (prompt.reference or "").strip():
+        return None
+    messages: list[Message] = [{"role": "assistant", "content": prompt.reference or ""}]
+    name = "x_" + content_hash(prompt.messages, messages)
+    digest = content_hash(messages)
+    return Completion(name, prompt.prompt_id, 0, messages, "", "", {}, "stop", digest=digest)
+
+
+def unjudged_preference(
+    prompt: Prompt,
+    answers: tuple[Completion, Completion],
+    round_number: int,
+    source: str | None,
+    reason: str,
+    default_source: str = "rlaif",
+) -> Preference:
+    """The record of a pair, (chosen, rejected), that nobody scored: no margin is known. `source` as
+    in `PairStep`, with `default_source` where it says none."""
+    chosen, rejected = answers
+    ids = (chosen.completion_id, rejected.completion_id)
+    return Preference(
+        # Of two sources the same pair is two records.
+        preference_id="f_" + content_hash(*ids, *([source] if source else [])),
+        prompt_id=prompt.prompt_id,
+        round=round_number,
+        prompt=prompt.messages,
+        chosen=chosen.messages,
+        rejected=rejected.messages,
+        score_chosen=None,
+        score_rejected=None,
+        margin=None,
+        prob=1.0,
+        weight=1.0,
+        reason=reason,
+        source=source or default_source,
+        judgement_ids=[],
+        chosen_id=ids[0],
+        rejected_id=ids[1],
+    )
 
 
 def _format_score(score: float | None) -> str:

@@ -28,7 +28,7 @@ from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps import choose
 from rlaif.pipeline.steps.average import Means
-from tests.pipeline.test_published import _kill_at, kept
+from tests.pipeline.test_published import kept, kill_at
 
 TRAIN = {"method": "sft", "learning_rate": 5e-3, "batch_size": 2, "precision": "fp32"}
 EVALUATE = {"evaluate": {"judges": ["gold"], "max_new_tokens": 5}}
@@ -393,7 +393,7 @@ def test_a_killed_average_ends_in_the_same_bytes(write: Write, tmp_path: Path) -
     plan = {p.id: p for p in make_plan(prepare(path))}
     killed = tmp_path / "killed"
     partial = killed / "models" / f"{plan['soup'].hash}.partial"
-    _kill_at([*command, str(killed)], partial)
+    kill_at([*command, str(killed)], partial)
     assert not (killed / "models" / plan["soup"].hash).exists()
     subprocess.run([*command, str(killed)], check=True)
     assert kept(killed) == kept(tmp_path / "whole")

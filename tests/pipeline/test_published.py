@@ -13,17 +13,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from rlaif.core.records import Judgement, Preference
+from rlaif.core.store import Store
 from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.forecast import forecast
 from rlaif.pipeline.manifest import read_manifest, read_rounds
+from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
 from tests.pipeline.test_kills import rows, weights
+from tests.servers.scripted import ScriptedServer, seeded_words
 
 SAMPLE = {"n": 2, "prompts": 2, "max_new_tokens": 5}
 TRAIN = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32"}
@@ -294,6 +299,109 @@ def test_instruct_gpt(write: Write, tmp_path: Path) -> None:
         ("ppo_ptx", ["initial", "sft"]),
     ]
     assert kinds(run)["load"] == 3
+
+
+def grade(body: dict[str, Any], choice: int) -> str:
+    """A judgement that the seed decides."""
+    words = seeded_words(body, choice).split()[:12]
+    return f"{' '.join(words)}.\nScore: {sum(map(len, words)) % 6}"
+
+
+@pytest.fixture
+def writer() -> Iterator[dict[str, Any]]:
+    """A model that writes judgements."""
+    with ScriptedServer(grade, context=4000) as server:
+        yield {"path": "m", "engine": "openai", "base_url": server.url, "cache": False}
+
+
+def meta_rewarding(writer: dict[str, Any], policy: Path) -> dict[str, Any]:
+    """Two rounds of Meta-Rewarding (arXiv 2407.19594), of which the judge learns in the first. A
+    random model writes nothing that can be read: `writer` stands for the policy where it judges."""
+    return {
+        "models": {"policy": {"path": str(policy), "dtype": "float32"}, "writer": writer},
+        "judges": [
+            {"id": "self", "kind": "additive", "by": "writer", "samples": 3},
+            {"id": "meta", "kind": "judgements", "of": "self", "by": "policy"},
+            {"id": "gold", "kind": "rules"},
+        ],
+        "rounds": 2,
+        "steps": [
+            {"sample": {**SAMPLE, "n": 2}},
+            {"judge": "self"},
+            {"pair": {"id": "actor", "strategy": "length_tiered", "tier": 0, "uses": ["self"]}},
+            {"judge": "meta", "when": 1},
+            {
+                "pair": {"id": "judging", "of": "self", "better": "meta", "max_chars": 1100},
+                "when": 1,
+            },
+            {"train": {**TRAIN, "id": "dpo", "uses": ["actor", "judging?"], "max_length": 2000}},
+            {"evaluate": EVALUATE},
+        ],
+    }
+
+
+def test_meta_rewarding(
+    write: Write, tmp_path: Path, tiny_model: Path, writer: dict[str, Any]
+) -> None:
+    path = write(**meta_rewarding(writer, tiny_model))
+    inputs = prepare(path)
+    planned = {row.hash: row for row in forecast(inputs, Store(tmp_path / "run"))}
+    run_experiment(path, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert trained(tmp_path / "run") == [("dpo", "M0", "M1"), ("dpo", "M1", "M2")]
+    steps = run.manifest["steps"]
+    found = Counter((s["id"], s["round"]) for s in steps if "." not in s["id"])
+    assert found == {
+        **{(i, n): 1 for i in ("sample", "self", "actor", "dpo") for n in (1, 2)},
+        **{(i, 1): 1 for i in ("meta", "judging")},
+        **{("evaluate", n): 1 for n in (0, 1, 2)},
+    }
+    by_id = {(s["id"], s["round"]): s for s in steps}
+    folders = {key: run.store.step(s["hash"]) for key, s in by_id.items()}
+    # 2 prompts, 2 answers, 3 judgements of each, and both orders of every two of these.
+    judged = list(folders["self", 1].records(Judgement))
+    compared = list(folders["meta", 1].records(Judgement))
+    assert len(judged) == 2 * 2 * 3 and all(j.status == "ok" for j in judged)
+    assert len(compared) == 2 * 2 * 3 * 2
+    for (name, number), step in by_id.items():
+        if name in ("sample", "self", "meta"):
+            made = sum(1 for _ in folders[name, number].rows("judgements")) or sum(
+                1 for _ in folders[name, number].rows("completions")
+            )
+            assert planned[step["hash"]].calls == made
+    ids = {j.judgement_id: j for j in judged}
+    assert {j.subject_kind for j in compared} == {"judgement"}
+    assert {j.subject_kind for j in judged} == {"completion"}
+    for one in compared:
+        first, second = (ids[name] for name in one.shown)
+        assert first.subject == second.subject and first is not second
+    assert by_id["meta", 1]["models"]["by"][0] == "M0"
+    pairs = list(folders["judging", 1].records(Preference))
+    assert pairs and all(p.margin is not None and p.margin > 0 for p in pairs)
+    for pair in pairs:
+        assert ids[pair.chosen_id].raw == pair.chosen[0]["content"]
+        assert ids[pair.chosen_id].subject == ids[pair.rejected_id].subject
+    counts = {n: (folders["dpo", n].done() or {})["counts"]["preferences"] for n in (1, 2)}
+    answers = {n: folders["actor", n].count("preferences") for n in (1, 2)}
+    assert counts == {1: answers[1] + len(pairs), 2: answers[2]}
+    assert run.page().primary
+
+
+def test_a_run_killed_while_judgements_are_compared_ends_in_the_same_bytes(
+    write: Write, tmp_path: Path, tiny_model: Path, writer: dict[str, Any]
+) -> None:
+    path = write(**meta_rewarding(writer, tiny_model) | {"rounds": 1})
+    command = [sys.executable, "-m", "rlaif", "run", str(path), "--no-report", "-q", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    steps = read_manifest(tmp_path / "whole")["steps"]
+    (middle,) = [s for s in steps if s["id"] == "meta"]
+    out = tmp_path / "killed"
+    kill_at([*command, str(out)], out / "steps" / middle["hash"])
+    done = [s for s in steps if (out / "steps" / s["hash"] / "done.json").exists()]
+    assert 0 < len(done) < len(steps) and middle not in done
+    again = subprocess.run([*command, str(out), "--json"], check=True, capture_output=True)
+    assert json.loads(again.stdout)["ran"] == len(steps) - len(done)
+    assert kept(out) == kept(tmp_path / "whole")
 
 
 def test_iterative_dpo_against_the_previous_policy(write: Write, tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from tests.pipeline.test_published import (
     SAMPLE,
     TRAIN,
     Write,
-    _kill_at,
     evaluated,
     kept,
+    kill_at,
     trained,
     write,
 )
@@ -170,7 +170,7 @@ def test_a_killed_distillation_ends_in_the_same_bytes(write: Write, tmp_path: Pa
     plan = {p.id: p for p in make_plan(prepare(path))}
     out = tmp_path / "killed"
     work = out / "steps" / plan["student"].hash / "work"
-    _kill_at([*command, str(out)], work)
+    kill_at([*command, str(out)], work)
     again = run_command([*command, str(out), "--json"], check=True, capture_output=True)
     assert json.loads(again.stdout)["ran"] >= 1
     assert kept(out) == kept(tmp_path / "whole")

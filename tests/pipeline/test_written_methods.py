@@ -19,6 +19,7 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.steps import step_module
 from rlaif.report.flow_text import render_text
+from tests.pipeline.written_judges import CHARACTER, META_REWARDING, SELF_REWARDING
 
 POLICY = "builtin/smollm2-135m-instruct"
 INSTRUCT_GPT = """\
@@ -256,54 +257,6 @@ stages:
           rewards: [{judge: pm, value: raw, normalise: reference}]
       - evaluate: {prompts: [main, red_team], against: [initial, sl], judges: [checks]}
 """
-SELF_REWARDING = """\
-name: self-rewarding-up-to-the-data  # arXiv 2401.10020
-models: {policy: {path: POLICY}}
-constitution: constitutions/concise_helper.yaml
-prompts: {path: prompts.jsonl, holdout: 4}
-judges:
-  - {id: self, kind: additive, by: policy, samples: 3}
-  - {id: gold, kind: rules}
-stages:
-  - id: seed
-    steps:
-      - load: {id: ift, type: demonstrations, path: demos.jsonl}
-      - load: {id: ranked, type: pairs, path: pairs.jsonl, prompts: own}
-      - judge: {id: self, uses: [ranked]}
-      - filter:
-          id: eft
-          records: judgements
-          uses: [self]
-          filters: [{kind: agrees, with: ranked}, {kind: balance, by: score}]
-      - pair: {uses: [eft]}
-      - train: {id: sft, method: sft, uses: [ift]}
-      - evaluate: {judges: [gold, self], judged_by: sft}
-"""
-CHARACTER = """\
-name: character-training             # arXiv 2511.01689
-models: {policy: {path: POLICY}, teacher: {path: POLICY}}
-allow_same_weights: true
-constitution: constitutions/concise_helper.yaml
-prompts: {path: prompts.jsonl, holdout: 4}
-prompt_sets: {introspection: {path: red.jsonl}}
-judges: [{id: traits, kind: yes_no, by: teacher}]
-stages:
-  - id: guided
-    steps:
-      - sample:
-          id: in_character
-          n: 1
-          by: teacher
-          system_prompt: {template: prompts/generate/character.j2}
-      - sample: {id: plain, n: 1, by: policy}
-      - judge: {id: traits, uses: [in_character, plain]}
-  - id: introspect
-    prompts: introspection
-    steps:
-      - sample: {id: reflections, n: 4, system_prompt: {template: prompts/generate/reflect.j2}}
-      - evaluate: {against: [initial], judges: [traits]}
-"""
-"""Both answers are judged, since pairs by origin are not there yet."""
 J1 = """\
 name: j1                             # arXiv 2505.10320: here the judge is the policy
 models: {policy: {path: POLICY}}
@@ -326,10 +279,7 @@ steps:
   - bench: {judges: [compare], pairs: labelled, by: [initial, cold, j1]}
 """
 WAITING = {
-    "self-rewarding with EFT data": "`train` on judgements",
     "safe RLHF": "`costs`",
-    "meta-rewarding": "judges of judgements, pairs of judgements",
-    "character training as it is": "pairs by origin",
 }
 """Methods that wait for steps that are not there, by what they lack."""
 
@@ -360,14 +310,15 @@ def folder(tmp_path: Path) -> Path:
         (CONSTITUTIONS, {"train": 6}),
         (THREE_ARMS, {"rm": 2, "rl": 3}),
         (PAIRS, {"first": 1, "last": 1}),
+        (META_REWARDING, {"dpo": 4}),
+        (SELF_REWARDING, {"sft": 1, "dpo": 2}),
+        (CHARACTER, {"dpo": 1, "final": 1}),
         (
             LLAMA_3,
             {"seed_sft": 1, "rm": 6, "sft": 6, "dpo_a": 6, "dpo_b": 6, "model": 6},
         ),
         (DISTILLATION, {"teacher": 1, "student": 1}),
         (CAI, {"sl": 1, "preference_model": 1, "rl": 1}),
-        (SELF_REWARDING, {"sft": 1}),
-        (CHARACTER, {}),
         (J1, {"cold": 1, "j1": 1}),
     ],
 )
@@ -517,3 +468,43 @@ def test_answers_in_character_are_told_what_the_constitution_says(folder: Path) 
         assert all(principle.text in text for text in told)
     assert len(plan["reflections"].prompts) == 40
     assert plan["evaluate.sample"].step.system_prompt is None
+
+
+def test_the_judge_of_meta_rewarding_learns_in_two_rounds(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(META_REWARDING.replace("POLICY", POLICY))
+    inputs = prepare(path, fetch=False)
+    plan = make_plan(inputs)
+    names = {p.hash: p.id for p in plan}
+    dpo = [p for p in plan if p.id == "dpo"]
+    read = [[names[h] for h in p.inputs.values()] for p in dpo]
+    assert read == [["actor", "judging"]] * 2 + [["actor"]] * 2
+    judging = [p for p in plan if p.id == "judging"]
+    assert [p.step.max_chars for p in judging] == [1100, 1000]
+    assert [p.models["by"].label for p in plan if p.id == "meta"] == ["M0", "M1"]
+    assert [p.step.tier for p in plan if p.id == "actor"] == [0.0, 0.32, 0.32, 0.4]
+    # Figures of a round's pairs are of answers; those between judgements are of other texts.
+    ends = [p for p in plan if p.kind == "evaluate" and p.round]
+    assert {names[h] for p in ends for n, h in p.inputs.items() if "preferences" in n} == {"actor"}
+    # 5 prompts, 7 answers, both orders of every two of 11 judgements.
+    sizes = {(row.id, row.round): row.calls for row in forecast(inputs, Store(folder), plan)}
+    assert sizes["meta", 1] == 5 * 7 * 11 * 10
+    path.write_text(
+        path.read_text().replace("of: self, by", "of: self, pick: highest_variance, by")
+    )
+    inputs = prepare(path, fetch=False)
+    sizes = {(row.id, row.round): row.calls for row in forecast(inputs, Store(folder))}
+    assert sizes["meta", 1] == 5 * 11 * 10
+
+
+def test_the_pairs_of_character_training_are_by_origin(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    path.write_text(CHARACTER.replace("POLICY", POLICY))
+    plan = make_plan(prepare(path, fetch=False))
+    (pairs,) = [p for p in plan if p.kind == "pair"]
+    names = {p.hash: p.id for p in plan}
+    assert {name: names[h] for name, h in pairs.inputs.items()} == {
+        "chosen/0": "in_character",
+        "rejected/0": "plain",
+    }
+    assert pairs.options["match"] == "index"

@@ -121,6 +121,7 @@ EVERY: dict[str, dict[str, Any]] = {
     "reward_ensemble": {"kind": "reward_ensemble", "members": ["rewards", "others"]},
     "implicit_reward": {"kind": "implicit_reward"},
     "meta": {"kind": "meta", "judge": {"kind": "additive"}},
+    "judgements": {"kind": "judgements", "of": "additive"},
     "jury": {
         "kind": "jury",
         "of": [{"kind": "yes_no", "by": "policy"}, {"kind": "pairwise", "cot": True}],

@@ -18,7 +18,7 @@ from rlaif.core.resources import find
 from rlaif.core.yamlio import Lines, load_yaml, suggest, validate
 from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
-from rlaif.judges.base import Judge, roles_of
+from rlaif.judges.base import Judge, compares_judgements, roles_of
 from rlaif.judges.build import BASELINES, JUDGES, JudgeStep, build_judge
 from rlaif.pipeline.plan.base import replace_path
 from rlaif.pipeline.prepare import model_key
@@ -125,6 +125,10 @@ def _make_entrants(
     specs = {spec.id: spec for spec in file.judges}
     for index, spec in enumerate(file.judges):
         judge, names = build_judge(spec, rules, path, thinking, specs), spec.asks()
+        if compares_judgements(judge):
+            line = lines.get(("judges", index))
+            fault = f"judge {spec.id} compares judgements, and these are pairs of answers"
+            raise ConfigError(fault, path, line)
         models: dict[str, Model] = {}
         for role in roles_of(judge):
             asked = _find_model(names[role], file, model, path)

@@ -23,6 +23,7 @@ SHOWN = {
     "undecided": ("undecided", "undecided"),
     "tied_prompts": ("prompt without a winner", "prompts without a winner"),
     "critiques": ("critique", "critiques"),
+    "tied_questions": ("question without a winner", "questions without a winner"),
     "failed": ("failed", "failed"),
     "calls": ("model call", "model calls"),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from rlaif.config.on_policy import RolloutTrain
+from rlaif.config.steps import PEOPLES_LABELS
 from rlaif.pipeline.plan.base import Planned
 
 # Edges and models say these, or they change nothing in what is made.
@@ -21,6 +22,12 @@ _STRATEGIES = {
     "all": "every two answers of a prompt with different scores",
     "length_tiered": "the shortest of the best against the longest of the worst",
     "reference": "each prompt's reference answer against every answer",
+}
+
+_MATCHES = {
+    "parent": "each against what it revises or is revised by",
+    "index": "those of the same number",
+    "all": "every two to a prompt",
 }
 
 
@@ -124,6 +131,19 @@ def _describe_judge(planned: Planned) -> list[str]:
 
 def _describe_pair(planned: Planned) -> list[str]:
     step = planned.step
+    if step.form == "judgements":
+        by = "people's labels" if step.better == PEOPLES_LABELS else step.better
+        which = "the most disputed answer of each prompt" if step.pick != "all" else "every answer"
+        how = (
+            "what agrees against what does not"
+            if step.better == PEOPLES_LABELS
+            else ("the best against the worst")
+        )
+        return [f"{how} of {step.of}'s judgements of {which}, by {by}"]
+    if step.form == "origin":
+        matched = _MATCHES[planned.options["match"]]
+        only = ", where it scores more" if step.asks_scores else ""
+        return [f"answers of {step.chosen} against those of {step.rejected}, {matched}{only}"]
     return [_STRATEGIES.get(step.strategy, step.strategy)]
 
 
@@ -213,7 +233,7 @@ _SAID: dict[str, set[str]] = {
     "bench": {"judges", "pairs"},
     "filter": {"records"},
     "judge": {"principles"},
-    "pair": {"strategy"},
+    "pair": {"strategy", "of", "better", "pick", "chosen", "rejected", "match", "candidates"},
     "choose": {"stops_rising"},
     "average": {"models"},
     "label": {"labels", "flip", "labels_used"},

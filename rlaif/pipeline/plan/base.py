@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -250,7 +250,7 @@ def count_judge_calls(
     every = inputs.every_prompt()
     ids: Collection[str] = set(planned.prompts)
     some = [p for p in every if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
-    made = [_example_answer(number) for number in range(answers)]
+    made = [make_example_answer(number) for number in range(answers)]
     units = calls = tokens = 0
     for prompt in some:
         first = judge.calls(prompt, made, planned.seed)
@@ -260,7 +260,8 @@ def count_judge_calls(
     return JudgeCalls(judge, models, count * max(units, calls), count * calls, count * tokens)
 
 
-def _example_answer(number: int) -> Completion:
+def make_example_answer(number: int) -> Completion:
+    """An answer that stands for one that is not made yet; those of other numbers differ."""
     text = f"answer {number}"
     messages: list[Message] = [{"role": "assistant", "content": text}]
     return Completion(text, "", number, messages, "", "", {}, "stop", digest=text)
@@ -453,10 +454,12 @@ class Walk:
         uses: list[str] | None,
         latest: Mapping[str, Planned],
         kinds: tuple[str, ...],
+        key: str = "uses",
     ) -> list[Planned]:
-        """The latest outputs, or those that `uses` names: ID (of this stage this round's, of an
-        earlier one its last round's), `ID?` (the same, or nothing where `when` or `arms` left the
-        step out), ID@ROUND, ID@last (the latest so far) or ID@* (all so far)."""
+        """The latest outputs, or those that `uses` (the value of `key`) names: ID (of this stage
+        this round's, of an earlier one its last round's), `ID?` (the same, or nothing where `when`
+        or `arms` left the step out), ID@ROUND, ID@last (the latest so far) or ID@* (all so
+        far)."""
         if uses is None:
             return list(latest.values())
         found: list[Planned] = []
@@ -464,9 +467,9 @@ class Walk:
             name, _, when = text.removesuffix("?").partition("@")
             steps = self._outputs(name, when, kinds)
             if not steps and not (text.endswith("?") and self._why_left_out(name, kinds)):
-                raise self._no_output(index, text, name, kinds)
+                raise self._no_output(index, text, name, kinds, key)
             if steps:
-                self._refuse_unsure(index, text, "uses")
+                self._refuse_unsure(index, text, key)
             found += steps
         return list({s.hash: s for s in found}.values())
 
@@ -501,21 +504,22 @@ class Walk:
                     return f"does not run in round {self.number} (`when`)"
         return None
 
-    def _no_output(self, index: int, text: str, name: str, kinds: tuple[str, ...]) -> ConfigError:
+    def _no_output(
+        self, index: int, text: str, name: str, kinds: tuple[str, ...], key: str
+    ) -> ConfigError:
         left_out = self._why_left_out(name, kinds)
         if left_out is not None and "@" not in text:
             return self.inputs.fail(
                 index,
-                f'uses: step {name!r} {left_out}: write "{name}?" to go without it there, or '
+                f'{key}: step {name!r} {left_out}: write "{name}?" to go without it there, or '
                 f"{name}@last for its latest output",
-                "uses",
+                key,
             )
         known = sorted({i for (i, _), s in self.by_id.items() if s.kind in kinds})
         return self.inputs.fail(
             index,
-            f"uses: {text!r} names no earlier {', '.join(kinds[:-1])} or {kinds[-1]} step"
-            f"{suggest(name, known)}",
-            "uses",
+            f"{key}: {text!r} names no earlier {list_choices(kinds)} step{suggest(name, known)}",
+            key,
         )
 
     def facts(self, ids: tuple[str, ...] | None) -> list[Any]:
@@ -558,6 +562,12 @@ def _window_end(experiment: Experiment, stage_id: str, name: str) -> int:
         ]
         end += max(counts, default=0) * stage.rounds
     return end
+
+
+def list_choices(names: Sequence[str]) -> str:
+    """Names as a choice: "a, b or c"."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def no_model(name: str, experiment: Experiment) -> str:

@@ -19,6 +19,7 @@ from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.choose import check_until, plan_choice, plan_round
 from rlaif.pipeline.steps.compare import plan_comparisons
 from rlaif.pipeline.steps.evaluate import check_evaluation, plan_start
+from rlaif.pipeline.steps.judge_judgements import has_judgements
 
 
 def make_plan(inputs: PlanInputs) -> list[Planned]:
@@ -160,13 +161,15 @@ def _refuse_idle_pairs(walk: Walk) -> None:
     used = {
         digest
         for planned in walk.done
-        if planned.kind in ("label", "pair", "filter")
+        if planned.kind in ("label", "pair", "filter", "train") or has_judgements(planned)
         for digest in planned.inputs.values()
     }
     for judge in walk.done:
         own = [h for name, h in judge.inputs.items() if name.startswith("completions/")]
         idle = next((loaded[h] for h in own if h in loaded and h not in used), None)
-        if judge.kind == "judge" and judge.id == judge.step.id and idle is not None:
+        if judge.hash in used or idle is None:
+            continue
+        if judge.kind == "judge" and judge.id == judge.step.id:
             raise walk.inputs.fail(
                 _step_index(walk, judge),
                 f"judge {judge.id!r} judges the pairs that {idle.id!r} loads, and no step uses "

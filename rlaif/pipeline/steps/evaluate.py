@@ -20,7 +20,7 @@ from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import content_hash
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
-from rlaif.judges.base import roles_of
+from rlaif.judges.base import compares_judgements, roles_of
 from rlaif.metrics import metrics
 from rlaif.metrics.agreement import reward_accuracy
 from rlaif.metrics.decompose import Decomposition, decompose_change, score_parts
@@ -62,6 +62,10 @@ def check_evaluation(walk: Walk, index: int, step: EvaluateStep) -> None:
             "are none; a judge is measured by a `bench` step",
             "judges",
         )
+    meta = [j for j in step.judges or [] if compares_judgements(walk.yardstick.judges[j])]
+    if meta:
+        fault = f"judges: {meta[0]!r} compares judgements, and answers are evaluated"
+        raise walk.inputs.fail(index, fault, "judges")
     if step.judged_by != INITIAL and not _is_made_once(walk, step.judged_by):
         is_moving = step.judged_by in RESERVED_MODELS or step.judged_by in _made(walk)
         why = "is another model in later rounds" if is_moving else no_model_like(walk, step)
@@ -134,7 +138,7 @@ def evaluated(walk: Walk, index: int, step: EvaluateStep, model: Model) -> None:
     if walk.round:
         inputs |= {f"train/completions/{k}": p.hash for k, p in walk.completions.items()}
         inputs |= {f"train/judgements/{k}": p.hash for k, p in walk.judgements.items()}
-        inputs |= {f"train/preferences/{p.id}": p.hash for p in walk.preferences}
+        inputs |= {f"train/preferences/{p.id}": p.hash for p in _answer_pairs(walk)}
     weights = walk.yardstick_weights()
     keys = hashed_keys(step, exclude={"id"})
     ids = _heldout(walk, step)
@@ -272,14 +276,37 @@ def _plan_pairs(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
     return parts
 
 
+def _answer_pairs(walk: Walk) -> list[Planned]:
+    """This round's latest preferences between answers: those between judgements say nothing of the
+    policy's answers."""
+    latest = [p for p in walk.preferences if not _are_of_judgements(walk, p)]
+    if latest or not walk.preferences:
+        return latest
+    made = [p for (_, number), p in walk.by_id.items() if number == walk.round]
+    pairs = [p for p in made if p.kind in ("pair", "label") and not _are_of_judgements(walk, p)]
+    return pairs[-1:]
+
+
+def _are_of_judgements(walk: Walk, planned: Planned) -> bool:
+    """Whether preferences are between judgements, or filtered ones."""
+    if planned.kind == "filter":
+        read = {h for name, h in planned.inputs.items() if name.startswith("preferences/")}
+        return any(_are_of_judgements(walk, p) for p in walk.done if p.hash in read)
+    return planned.kind == "pair" and planned.step.form == "judgements"
+
+
 def _judges_of(walk: Walk, step: EvaluateStep) -> list[Any]:
     """Evaluation judges, excluding those by a model that every round makes anew: their rewards
     cannot be compared between rounds. One that is made once may judge where it is named."""
     experiment = walk.yardstick.experiment
     judges = experiment.all_judges()
     moving = {name for name in _made(walk) if not _is_frozen(walk, step, name)}
-    # What marks answers to questions has nothing to say of other prompts.
-    every = [name for name, judge in judges.items() if judge.kind != "verdict"]
+    # What marks answers to questions, or compares judgements, has nothing to say of answers.
+    every = [
+        name
+        for name, judge in judges.items()
+        if judge.kind != "verdict" and not compares_judgements(walk.yardstick.judges[name])
+    ]
     wanted = [judges[j] for j in (step.judges if step.judges is not None else every)]
     return [judge for judge in wanted if not moving & set(judge.asks().values())]
 

@@ -15,6 +15,7 @@ RECORDS = {
     "preferences": "preferences",
     "demonstrations": "demonstrations",
     "answers": "completions",
+    "judgements": "judgements",
 }
 """The file of records by what a training calls its input; raw texts have no prompts."""
 

@@ -28,6 +28,7 @@ from rlaif.judges.base import (
     Judge,
     Plain,
     calls_of,
+    compares_judgements,
     is_grouped,
     is_staged,
     read_answer,
@@ -63,6 +64,12 @@ from rlaif.pipeline.steps.context import (
     lost_notes,
     refuse_all_failed,
 )
+from rlaif.pipeline.steps.judge_judgements import (
+    JudgementGroups,
+    has_judgements,
+    plan_comparisons,
+    size_comparisons,
+)
 
 VERSION = 5
 MAKES = "judgements"
@@ -78,7 +85,11 @@ _CUTS = {"cut_while_thinking": CUT, "cut_at_limit": LIMIT}
 
 
 def plan(walk: Walk, index: int, step: Any) -> None:
-    """One judge's verdicts on the latest completions, or on those that `uses` names."""
+    """One judge's verdicts on the latest completions, or on those that `uses` names; of a judge of
+    judgements on these."""
+    if compares_judgements(walk.inputs.judges[step.id]):
+        plan_comparisons(walk, index, step)
+        return
     sources = walk.used(index, step.uses, walk.completions, ("sample", "revise", "filter", "load"))
     if not sources:
         raise walk.inputs.fail(index, f"judge {step.id!r} has no completions: sample first")
@@ -145,6 +156,8 @@ def judged(
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
     """The calls of the judge on the answers that there may be."""
+    if has_judgements(planned):
+        return size_comparisons(inputs, planned, known)
     answers = known.records_read(planned, "completions")
     if planned.prompts:
         # A drift judgement rescores the answers to some of its source's prompts only.
@@ -323,8 +336,8 @@ class _Judging:
     def _make_calls(self, wave: Iterable[str]) -> Iterator[Call]:
         for prompt_id in wave:
             beside = self.groups.read_beside(prompt_id) if is_grouped(self.judge) else []
-            found = self.groups.read(prompt_id)
-            yield from calls_of(self.judge, found, beside, self.context.planned.seed)
+            for found in self.groups.list_parts(prompt_id):
+                yield from calls_of(self.judge, found, beside, self.context.planned.seed)
 
     def _expect_units(self, what: str, count: int, known: int) -> None:
         if self._began:
@@ -429,6 +442,8 @@ class Groups:
             if len(unit) > 1
             for name in unit
         }
+        compared = has_judgements(context.planned)
+        self._judgements = JudgementGroups(context) if compared else None
         self._sources = [
             self._open_source(digest) for digest in context.inputs_under("completions")
         ]
@@ -474,3 +489,8 @@ class Groups:
         """A prompt and its completions, in the order of the inputs."""
         found = [c for s in self._sources for c in s.index.records(prompt_id, Completion)]
         return self.context.prompts[prompt_id], found
+
+    def list_parts(self, prompt_id: str) -> list[Case]:
+        """What is judged together: a prompt's completions, or the judgements of each of them."""
+        whole = self.read(prompt_id)
+        return [whole] if self._judgements is None else self._judgements.list_parts(*whole)

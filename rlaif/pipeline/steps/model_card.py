@@ -20,7 +20,7 @@ from rlaif.engines.build import is_reward_model
 from rlaif.engines.model_folders import ADAPTER, adapter_config, adapter_rank
 from rlaif.judges.base import Judge, roles_of
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.training_data import SAMPLED
+from rlaif.pipeline.steps.training_data import JUDGED, SAMPLED
 from rlaif.preferences.labels import TURNED
 from rlaif.train.methods.heads import LinearDistill
 
@@ -141,11 +141,13 @@ def trained_on(
     good: Counter[str] = Counter()
     bad: Counter[str] = Counter()
     drawn: Counter[str] = Counter()
+    written: Counter[str] = Counter()
     turned = 0
     for preference in preferences:
         source = preference.source.removesuffix(TURNED)
         turned += source != preference.source
-        single = bad if preference.rejected else drawn if preference.reason == SAMPLED else good
+        lone = {SAMPLED: drawn, JUDGED: written}.get(preference.reason, good)
+        single = bad if preference.rejected else lone
         kept = paired if preference.paired else single
         kept[_SAID.get(source) or judges.get(source, source)] += 1
     # A good answer beside bad ones is one label of two; without any it is to be imitated.
@@ -155,6 +157,7 @@ def trained_on(
         ("", *alone, good),
         ("", "answer", " labelled bad", bad),
         ("", "sampled answer", "", drawn),
+        ("", "judgement", "", written),
     )
     parts = [
         f"{before}{_say_count(counts.total(), what)}{after}: {_list_counts(counts)}"

@@ -6,7 +6,7 @@ Where there are no pairs it says why, as far as finished steps tell.
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,8 +21,23 @@ from rlaif.core.yamlio import suggest
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
+from rlaif.pipeline.steps.judge_judgements import has_judgements
 from rlaif.pipeline.steps.judged_filters import weights_by_step
+from rlaif.pipeline.steps.pair_judgements import (
+    make_verdict_pairs,
+    plan_verdict_pairs,
+    size_verdicts,
+)
+from rlaif.pipeline.steps.pair_origins import (
+    ANSWERING,
+    make_origin_pairs,
+    name_steps,
+    plan_origins,
+    refuse_unasked,
+    size_origins,
+)
 from rlaif.pipeline.steps.training_data import data_kind
+from rlaif.pipeline.steps.written import find_judge_steps
 from rlaif.preferences.aggregate import candidate_scores, weights_of
 from rlaif.preferences.pairing import (
     PairSettings,
@@ -51,23 +66,27 @@ def plan(walk: Walk, index: int, step: PairStep) -> None:
     if any("@" in name for name in step.uses or ()):
         message = "uses: a pair step takes this round's judgements; name them without `@`"
         raise walk.inputs.fail(index, message, "uses")
-    if step.strategy == "reference":
-        _paired_with_references(walk, index, step)
+    if step.form == "judgements":
+        digest, inputs, read, options = plan_verdict_pairs(walk, index, step)
+        _plan_pairs(walk, step, digest, inputs, read, options)
         return
-    used = walk.used(index, step.uses, walk.judgements, ("judge", "filter", "load"))
-    other = next((p for p in used if p.kind == "filter" and data_kind(p) != "judgements"), None)
-    if other is not None:
-        message = f"uses: {other.id!r} gives {data_kind(other)}; a pair step takes judgements"
-        raise walk.inputs.fail(index, message, "uses")
-    if not used:
-        raise walk.inputs.fail(index, "pair has no judgements: add a judge step before it")
-    fault = pair_fault(step, {p.id for p in used})
-    if fault is not None:
-        key, message = fault
-        raise walk.inputs.fail(index, f"{key}: {message}", key)
-    _refuse_unseen(walk, index, used)
+    if step.form == "origin":
+        judges = _find_judges(walk, index, step) if step.asks_scores else []
+        digest, inputs, read, options = plan_origins(walk, index, step, judges)
+        _plan_pairs(walk, step, digest, inputs, read, options)
+        return
+    answers = _find_candidates(walk, index, step)
+    if step.strategy == "reference":
+        _paired_with_references(walk, index, step, answers)
+        return
+    used = _find_judges(walk, index, step)
+    if step.candidates is None:
+        _refuse_unseen(walk, index, used)
+    else:
+        for judge in find_judge_steps(walk, used):
+            refuse_unasked(walk, index, judge, list(answers.values()))
     inputs = {f"judgements/{p.id}": p.hash for p in used}
-    inputs |= {f"completions/{k}": p.hash for k, p in walk.completions.items()}
+    inputs |= {f"completions/{k}": p.hash for k, p in answers.items()}
     if step.standardise == "initial":
         # The round's own judges, on M0's samples of the first round.
         first = {p.id: walk.by_id.get((p.id, walk.before + 1)) for p in used}
@@ -85,6 +104,37 @@ def plan(walk: Walk, index: int, step: PairStep) -> None:
     keys = step.keys()
     digest = step_hash("pair", keys, inputs, weights, walk.seed, walk.round)
     _plan_pairs(walk, step, digest, inputs, used, {"principle_weights": weights})
+
+
+def _find_judges(walk: Walk, index: int, step: PairStep) -> list[Planned]:
+    """The judge steps whose scores decide."""
+    used = walk.used(index, step.uses, walk.judgements, ("judge", "filter", "load"))
+    other = next((p for p in used if p.kind == "filter" and data_kind(p) != "judgements"), None)
+    if other is not None:
+        message = f"uses: {other.id!r} gives {data_kind(other)}; a pair step takes judgements"
+        raise walk.inputs.fail(index, message, "uses")
+    if not used:
+        raise walk.inputs.fail(index, "pair has no judgements: add a judge step before it")
+    meta = next((judge for judge in find_judge_steps(walk, used) if has_judgements(judge)), None)
+    if meta is not None:
+        raise walk.inputs.fail(
+            index,
+            f"uses: judge {meta.id!r} compares judgements and scores no answer: name it in "
+            f"`better`, beside `of: {meta.step.of}`",
+            "uses",
+        )
+    fault = pair_fault(step, {p.id for p in used})
+    if fault is not None:
+        key, message = fault
+        raise walk.inputs.fail(index, f"{key}: {message}", key)
+    return used
+
+
+def _find_candidates(walk: Walk, index: int, step: PairStep) -> dict[str, Planned]:
+    """The steps whose completions compete, by id; of several rounds of one by ID@ROUND."""
+    if step.candidates is None:
+        return walk.completions
+    return name_steps(walk.used(index, step.candidates, {}, ANSWERING, "candidates"))
 
 
 def _refuse_unseen(walk: Walk, index: int, judges: list[Planned]) -> None:
@@ -130,8 +180,10 @@ def pair_fault(step: PairStep, judges: set[str]) -> tuple[str, str] | None:
     return None
 
 
-def _paired_with_references(walk: Walk, index: int, step: PairStep) -> None:
-    if not walk.completions:
+def _paired_with_references(
+    walk: Walk, index: int, step: PairStep, answers: Mapping[str, Planned]
+) -> None:
+    if not answers:
         raise walk.inputs.fail(index, "pair has no completions: sample first")
     if not any(p.reference for p in walk.inputs.prompts.train):
         raise walk.inputs.fail(
@@ -140,8 +192,8 @@ def _paired_with_references(walk: Walk, index: int, step: PairStep) -> None:
             "column, or name it with `prompts.columns.reference`",
             "strategy",
         )
-    used = list(walk.completions.values())
-    inputs = {f"completions/{k}": p.hash for k, p in walk.completions.items()}
+    used = list(answers.values())
+    inputs = {f"completions/{k}": p.hash for k, p in answers.items()}
     keys = step.keys()
     ids = tuple(p for u in used for p in u.prompts)
     digest = step_hash("pair", keys, inputs, walk.facts(ids or None), walk.round)
@@ -165,8 +217,14 @@ def _plan_pairs(
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
-    """The pairs that the strategy makes of all candidates of every prompt."""
+    """The pairs that the strategy makes of all candidates of every prompt, or that there may be by
+    origin or of judgements."""
     step = planned.step
+    if step.form != "score":
+        pairs = (
+            size_origins(planned, known) if step.form == "origin" else size_verdicts(planned, known)
+        )
+        return Size(min(pairs, step.max_pairs or pairs))
     answers = known.records_read(planned, "completions")
     candidates = -(-answers // max(len(planned.prompts), 1))
     per_prompt = 1
@@ -182,6 +240,8 @@ def run(context: StepContext) -> dict[str, Any]:
     """The pairs of one prompt after the other, in the order of ids; what is stored is not stored
     again. Raises ConfigError where completions are of a prompt that the experiment lacks."""
     step = context.planned.step
+    if step.form != "score":
+        return _make_unscored(context)
     if step.strategy == "reference":
         return _against_references(context)
     settings = _make_settings(context)
@@ -198,6 +258,20 @@ def run(context: StepContext) -> dict[str, Any]:
 
     counts["preferences"] = _store_pairs(context, _finish_pairs(pair_lines(), step))
     return {"counts": counts, "weights": settings.weights}
+
+
+def _make_unscored(context: StepContext) -> dict[str, Any]:
+    """Pairs by origin, and those of judgements."""
+    planned, step = context.planned, context.planned.step
+    found: Counter[str] = Counter()
+    weights: dict[str, float] = {}
+    if step.form == "judgements":
+        made = make_verdict_pairs(context, found)
+    else:
+        weights = judge_weights(step, _judgement_inputs(planned)) if step.asks_scores else {}
+        made = make_origin_pairs(context, weights, found)
+    count = _store_pairs(context, _finish_pairs(map(line_of, made), step))
+    return {"counts": {"preferences": count, **found}} | ({"weights": weights} if weights else {})
 
 
 def _judgement_inputs(planned: Planned) -> dict[str, str]:
@@ -343,8 +417,30 @@ def _read_markers(store: Store, steps: Iterable[str]) -> Iterator[Mapping[str, A
             left += marker.get("inputs", {}).values()
 
 
+_LEFT_OUT = {
+    "unscored": "an answer has no score",
+    "not_better": "the chosen answer does not score more, by `min_margin` or more",
+}
+"""Why pairs by origin were left out, by the name of their count."""
+
+
+def _list_verdict_reasons(counts: Mapping[str, int]) -> Iterator[str]:
+    every = counts["questions"]
+    if counts.get("tied_questions"):
+        tied = counts["tied_questions"]
+        yield f"on {tied} of {every} questions no judgement is better than another"
+    for name, why in (("alike", "say the same"), ("too_long", "are longer than `max_chars`")):
+        if counts.get(name):
+            yield f"{counts[name]} pairs of judgements {why}"
+
+
 def _list_reasons(store: Store, marker: Mapping[str, Any]) -> Iterator[str]:
     counts = marker.get("counts", {})
+    if counts.get("questions"):
+        yield from _list_verdict_reasons(counts)
+    for why, said in _LEFT_OUT.items():
+        if counts.get(why) and not counts.get("preferences"):
+            yield f"{counts[why]} pairs by origin were left out: {said}"
     if counts.get("tied_prompts"):
         yield f"all candidates tie on {counts['tied_prompts']} of {counts['prompts']} prompts"
     for name, digest in marker.get("inputs", {}).items():

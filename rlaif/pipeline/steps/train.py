@@ -22,7 +22,7 @@ from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.engines.build import load_engine, whole
 from rlaif.engines.model_folders import COPIES, DORA, weights_hash
-from rlaif.judges.base import Judge, has_raw_value, is_grouped, roles_of
+from rlaif.judges.base import Judge, compares_judgements, has_raw_value, is_grouped, roles_of
 from rlaif.pipeline.plan.base import (
     UNHASHED,
     Known,
@@ -45,9 +45,11 @@ from rlaif.pipeline.steps.training_data import (
     TrainingData,
     choose_data,
     find_sources,
+    find_told,
     name_inputs,
     read_data,
 )
+from rlaif.pipeline.steps.written import find_judge_steps, list_asked
 from rlaif.train.methods.on_policy_distillation import OnPolicyDistillationTrain
 from rlaif.train.trackers import Log, Tracked, open_trackers
 
@@ -125,6 +127,9 @@ def _reward_models(walk: Walk, index: int, step: RolloutTrain) -> dict[str, Mode
         if name not in judges:
             hint = suggest(name, sorted(judges))
             raise walk.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
+        if compares_judgements(walk.inputs.judges[name]):
+            fault = f"rewards: {name!r} compares judgements, and answers are rewarded"
+            raise walk.inputs.fail(index, fault, "rewards")
         for role, model in walk.asked(index, judges[name], "rewards").items():
             asked[f"judge/{name}" if role == "by" else f"judge/{name}/{role}"] = model
     return asked
@@ -222,6 +227,8 @@ def plan_training(
             options={
                 "completions": find_sources(used, "completions"),
                 "judgements": find_sources(used, "judgements"),
+                "asked": list_asked(find_judge_steps(walk, used)),
+                "told": find_told(walk, index, step, used),
                 "principle_weights": walk.principle_weights(),
             },
             judges={name: walk.inputs.judges[name] for name in getattr(step, "reward_judges", ())},

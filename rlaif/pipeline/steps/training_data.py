@@ -2,7 +2,7 @@
 
 A method takes preferences, of which SFT and PPO's `ptx_weight` learn the chosen answers;
 demonstrations, which are good answers to prompts of their own; completions, which are answers to
-the experiment's prompts; or raw texts.
+the experiment's prompts; judgements, which are answers to a judge's questions; or raw texts.
 """
 
 from __future__ import annotations
@@ -11,12 +11,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rlaif.config.steps import LoadStep
+from rlaif.config.steps import LoadStep, SampleStep
 from rlaif.config.training import TextStep
-from rlaif.core.records import Completion, Preference, Prompt, from_json
-from rlaif.pipeline.plan.base import Planned, Walk
+from rlaif.core.records import VALUED, Completion, Message, Preference, Prompt, from_json
+from rlaif.data.sources import with_system
+from rlaif.pipeline.plan.base import Planned, Walk, list_choices
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.context import StepContext
+from rlaif.pipeline.steps.written import (
+    JUDGING,
+    find_judge_steps,
+    read_written,
+    refuse_unwritten,
+)
+from rlaif.preferences.verdict_pairs import WrittenVerdict
 
 PREFERENCES = ("pair", "label", "filter", "load")
 """Kinds of steps that give preferences."""
@@ -24,25 +32,29 @@ GIVERS = {
     "preferences": PREFERENCES,
     "demonstrations": ("load",),
     "completions": ("sample", "revise", "filter", "load"),
+    "judgements": JUDGING,
     "text": ("load",),
 }
 """Kinds of steps that give each kind of data."""
 TAKES: Mapping[str, tuple[str, ...]] = {
     "pairs": ("preferences",),
     "answers": ("preferences", "demonstrations"),
-    "good answers": ("preferences", "demonstrations", "completions", "text"),
+    "good answers": ("preferences", "demonstrations", "completions", "judgements", "text"),
 }
 """The kinds of data that a method takes, by what it learns from."""
 ROLES = {
     "preferences": "preferences",
     "demonstrations": "demonstrations",
     "completions": "answers",
+    "judgements": "judgements",
     "text": "texts",
 }
 """What a training calls its inputs of each kind."""
 
 SAMPLED = "sampled"
 """The reason of an answer that is learned from as it was sampled."""
+JUDGED = "judged"
+"""The reason of a judge's answer that is learned from as it was written."""
 
 
 def data_kind(planned: Planned) -> str:
@@ -69,10 +81,56 @@ def choose_data(walk: Walk, index: int, step: TextStep) -> list[Planned]:
         for text in step.uses:
             _refuse_other_kind(walk, index, step, text.removesuffix("?").partition("@")[0])
         used = walk.used(index, step.uses, {}, _giving_kinds(takes))
+        _refuse_untexted(walk, index, used)
     if not used:
         key = mixing_key(step)
         raise walk.inputs.fail(index, _no_data(step, walk.experiment.entries[index].kind), key)
     return used
+
+
+def _refuse_untexted(walk: Walk, index: int, used: Sequence[Planned]) -> None:
+    """Raise ConfigError for judgements that are no written texts with known questions."""
+    judgements = [planned for planned in used if data_kind(planned) == "judgements"]
+    loaded = next((planned for planned in judgements if planned.kind == "load"), None)
+    if loaded is not None:
+        raise walk.inputs.fail(
+            index,
+            f"uses: the judgements that {loaded.id!r} loads do not say what was asked: let a judge "
+            "step judge the answers here, and name it",
+            "uses",
+        )
+    refuse_unwritten(walk, index, find_judge_steps(walk, judgements), "uses")
+
+
+def find_told(walk: Walk, index: int, step: TextStep, used: Sequence[Planned]) -> list[str]:
+    """The steps (hashes) whose system prompts stay in what is trained on: with `context: keep`
+    those sample steps that added one, and loaded completions, which say it themselves.
+
+    Raises ConfigError where there is none.
+    """
+    if getattr(step, "context", "drop") == "drop":
+        return []
+    planned = {one.hash: one for one in walk.done}
+    found: list[str] = []
+    left = [one for one in used if data_kind(one) == "completions"]
+    while left:
+        one = left.pop(0)
+        if one.kind == "filter":
+            left += [planned[h] for n, h in one.inputs.items() if n.startswith("completions/")]
+        elif one.kind == "load" or (one.kind == "sample" and _adds_system_prompt(one.step)):
+            found.append(one.hash)
+    if not found:
+        raise walk.inputs.fail(
+            index,
+            "context: keep has no effect: none of the completions were sampled under a "
+            "`system_prompt` or `principles` of their sample step",
+            "context",
+        )
+    return list(dict.fromkeys(found))
+
+
+def _adds_system_prompt(step: SampleStep) -> bool:
+    return step.system_prompt is not None or step.principles is not None
 
 
 def _latest_data(walk: Walk, index: int, step: TextStep) -> list[Planned]:
@@ -116,16 +174,11 @@ def _refuse_other_kind(walk: Walk, index: int, step: TextStep, name: str) -> Non
             continue
         raise walk.inputs.fail(
             index,
-            f"uses: {name!r} names no earlier {_list_names(_giving_kinds(takes))} step that gives "
-            f"{_list_names(takes)}, from which {step.method} learns: it is a {planned.kind} step "
+            f"uses: {name!r} names no earlier {list_choices(_giving_kinds(takes))} step that gives "
+            f"{list_choices(takes)}, from which {step.method} learns: it is a {planned.kind} step "
             f"and gives {kind}{_ADVICE.get(kind, '')}",
             "uses",
         )
-
-
-def _list_names(names: Sequence[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} or {last}" if most else last
 
 
 _ADVICE = {
@@ -135,7 +188,7 @@ _ADVICE = {
     "text": ". Method sft, the `ptx_weight` of ppo and the `given` of on_policy_distillation learn "
     "from these",
     "pairs": ". `label` makes preferences of loaded pairs",
-    "judgements": ". `pair` makes preferences of these",
+    "judgements": ". `pair` makes preferences of these; method sft learns from written ones",
 }
 
 
@@ -164,8 +217,8 @@ def find_sources(used: Sequence[Planned], records: str) -> list[str]:
     """The hashes of the completions or judgements that the data was made of, or is."""
     found: list[str] = []
     for planned in used:
-        if data_kind(planned) == "completions":
-            found += [planned.hash] if records == "completions" else []
+        if data_kind(planned) in ("completions", "judgements"):
+            found += [planned.hash] if records == data_kind(planned) else []
             continue
         inputs = planned.inputs.items()
         found += [digest for name, digest in inputs if name.startswith(f"{records}/")]
@@ -174,9 +227,9 @@ def find_sources(used: Sequence[Planned], records: str) -> list[str]:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything that a training learns from. `preferences` has demonstrations and completions as
-    answers that stand alone; `unfinished` are the ids of answers that the limit of tokens cut.
-    `counts` says how many records of other kinds there were, and what was left out."""
+    """Everything that a training learns from. `preferences` has demonstrations, completions and
+    judgements as answers that stand alone; `unfinished` are the ids of answers that the limit of
+    tokens cut. `counts` says how many records of other kinds there were, and what was left out."""
 
     preferences: list[Preference]
     texts: list[str] = field(default_factory=list)
@@ -194,6 +247,8 @@ def read_data(context: StepContext) -> TrainingData:
     context.refuse_strangers(c.prompt_id for c in answers)
     kept = [c for c in answers if c.finish_reason != "failed" and c.messages]
     texts = [row["text"] for row in context.read_all("texts", "texts")]
+    verdicts, unread = _read_verdicts(context)
+    told = _read_told(context)
     cut = frozenset(c.completion_id for c in kept if c.finish_reason == "length")
     counts = Counter(
         demonstrations=len(shown),
@@ -201,30 +256,100 @@ def read_data(context: StepContext) -> TrainingData:
         failed=len(answers) - len(kept),
         cut=len(cut),
         texts=len(texts),
+        judgements=len(verdicts),
+        without_verdict=unread,
     )
-    alone = [lone_answer(c, context.prompts[c.prompt_id], context.planned.round) for c in kept]
-    given = [*preferences, *shown, *alone]
+    number = context.planned.round
+    alone = [
+        lone_answer(c, context.prompts[c.prompt_id], number, told=c.completion_id in told)
+        for c in kept
+    ]
+    given = [*preferences, *shown, *alone, *(lone_verdict(w, number) for w in verdicts)]
     return TrainingData(given, texts, cut, {name: n for name, n in counts.items() if n})
 
 
-def lone_answer(completion: Completion, prompt: Prompt, round_number: int) -> Preference:
+def _read_told(context: StepContext) -> set[str]:
+    """The ids of the completions whose system prompt is trained on."""
+    found: set[str] = set()
+    for digest in context.planned.options.get("told", ()):
+        rows = context.store.step(digest).rows("completions")
+        found |= {row["completion_id"] for row in rows if row["system_prompt"]}
+    return found
+
+
+def _read_verdicts(context: StepContext) -> tuple[list[WrittenVerdict], int]:
+    """The written judgements from which a verdict could be read, one for each question and answer,
+    and how many others there are."""
+    asked = context.planned.options.get("asked", ())
+    if not context.inputs_under("judgements") or not asked:
+        return [], 0
+    found: dict[str, WrittenVerdict] = {}
+    unread = 0
+    for written in read_written(context, "judgements", asked):
+        for one in written:
+            if one.judgement.status in VALUED:
+                # An answer that rates several texts is several judgements.
+                found.setdefault(one.judgement.call_id, one)
+            else:
+                unread += 1
+    return list(found.values()), unread
+
+
+def lone_answer(
+    completion: Completion, prompt: Prompt, round_number: int, told: bool = False
+) -> Preference:
     """An answer as one to imitate: a preference without another side. A system prompt that was
-    added for sampling is no part of it."""
+    added for sampling is part of it where `told`."""
+    system = completion.system_prompt if told else None
+    messages = prompt.messages if system is None else with_system(prompt.messages, system)
+    return _make_lone(
+        completion.completion_id,
+        prompt.prompt_id,
+        round_number,
+        (messages, completion.messages),
+        SAMPLED,
+        completion.model,
+    )
+
+
+def lone_verdict(written: WrittenVerdict, round_number: int) -> Preference:
+    """A judge's answer to its question as one to imitate. It belongs to the prompt whose answer was
+    judged."""
+    judgement = written.judgement
+    return _make_lone(
+        judgement.judgement_id,
+        judgement.prompt_id,
+        round_number,
+        (written.question, [{"role": "assistant", "content": written.text}]),
+        JUDGED,
+        judgement.annotator_id,
+    )
+
+
+def _make_lone(
+    name: str,
+    prompt_id: str,
+    round_number: int,
+    turns: tuple[list[Message], list[Message]],
+    reason: str,
+    source: str,
+) -> Preference:
+    prompt, answer = turns
     return Preference(
-        preference_id=completion.completion_id,
-        prompt_id=prompt.prompt_id,
+        preference_id=name,
+        prompt_id=prompt_id,
         round=round_number,
-        prompt=prompt.messages,
-        chosen=completion.messages,
+        prompt=prompt,
+        chosen=answer,
         rejected=[],
         score_chosen=None,
         score_rejected=None,
         margin=None,
         prob=1.0,
         weight=1.0,
-        reason=SAMPLED,
-        source=completion.model,
+        reason=reason,
+        source=source,
         judgement_ids=[],
-        chosen_id=completion.completion_id,
+        chosen_id=name,
         rejected_id="",
     )

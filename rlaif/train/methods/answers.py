@@ -6,10 +6,11 @@ description names its source.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
+from rlaif.config.base import LATE
 from rlaif.config.training import ReferenceTrain, TrainStep
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ class SftTrain(TrainStep):
     LEARNS_FROM = "good answers"
 
     method: Literal["sft"]
+    context: Annotated[Literal["drop", "keep"], LATE] = Field(
+        "drop",
+        description="Of completions: the system prompt that their `sample` step added is not "
+        "trained on (prompt distillation), or stays before the prompt.",
+    )
 
 
 class KtoTrain(ReferenceTrain):

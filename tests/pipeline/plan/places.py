@@ -169,9 +169,48 @@ MARKED = experiment(
 )
 """Answers to questions, of which a program says whether they are right."""
 
+ANSWERED = {"load": {"type": "completions", "path": "answers.jsonl"}}
+SELF = {"kind": "additive", "by": "policy", "samples": 3, "temperature": 0.7}
+COMPARED: list[dict[str, Any]] = [
+    ANSWERED,
+    {"judge": SELF | {"id": "self"}},
+    {"judge": SELF | {"id": "again", "samples": 2}},
+    {"judge": {"kind": "judgements", "of": "self", "by": "policy"}},
+]
+"""Judgements of two judges, of which those of one are compared."""
+RIVALS: list[dict[str, Any]] = [
+    {"judge": {"id": "rival", "kind": "judgements", "of": "self", "by": "other"}},
+    {"judge": {"id": "third", "kind": "judgements", "of": "again", "by": "policy"}},
+]
+BOTH: list[dict[str, Any]] = [
+    {"sample": SAMPLE | {"id": "own", "prompts": 4}},
+    # A server draws alike with the same seeds, whoever is asked.
+    {"sample": SAMPLE | {"id": "others", "system_prompt": "Be odd.", "prompts": 4}},
+]
+JUDGED_BOTH = {"id": "a", "kind": "direct", "by": "policy", "uses": ["own", "others"]}
+TOLD = experiment(
+    models={"policy": TINY, "far": FAR},
+    steps=[
+        {"sample": SAMPLE | {"by": "far", "system_prompt": "Be curious."}},
+        {"train": TRAINING | {"method": "sft", "learning_rate": 0.05}},
+    ],
+)
+
 MORE: dict[str, dict[str, Any]] = {
     "asked pairs": ASKED,
     "marked": MARKED,
+    "compared": experiment(models=SERVED, steps=COMPARED),
+    "judgements": experiment(
+        models=SERVED,
+        steps=[*COMPARED, *RIVALS, {"pair": {"of": "self", "better": "judgements"}}],
+    ),
+    "by origin": experiment(
+        models=SERVED, steps=[*BOTH, {"pair": {"chosen": "own", "rejected": "others"}}]
+    ),
+    "candidates": experiment(
+        models=SERVED, steps=[*BOTH, {"judge": JUDGED_BOTH}, {"pair": {"strategy": "all"}}]
+    ),
+    "told": TOLD,
     "staged": STAGED,
     "staged arms": STAGED
     | {"arms": {"plain": {}, "cool": {"set": {"steps.sample.temperature": 0.5}}}},
@@ -332,6 +371,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "RewardEnsembleJudge": ("judge reward_ensemble", JUDGE),
     "ImplicitRewardJudge": ("judge implicit_reward", JUDGE),
     "MetaJudge": ("judge meta", JUDGE),
+    "JudgementsJudge": ("compared", ("steps", 3, "judge")),
     "JuryJudge": ("judge jury", JUDGE),
     "LongerJudge": ("judge longer", JUDGE),
     "FirstJudge": ("judge first", JUDGE),

@@ -59,6 +59,7 @@ SLOW = {
     *("PpoTrain", "RlooTrain", "OnlineDpoTrain", "MultiObjectiveDistill", "SftTrain.optimizer"),
     *("KWiseDistill", "CostDistill", "ConditionalDistill", "LinearDistill", "GrpoTrain"),
     *("RubricJudge", "RubricWriting", "RubricItem", "UltraFeedbackJudge", "MetaJudge", "JuryJudge"),
+    "JudgementsJudge",
     *("OnPolicyDistillationTrain", "AverageStep"),
     *("RbrJudge", "ParseSpec", "RewardEnsembleJudge", "ImplicitRewardJudge", "RewardTerm", "Gate"),
     *("BradleyTerryDistill.replay", "EvaluateStep"),

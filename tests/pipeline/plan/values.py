@@ -249,6 +249,17 @@ VALUES |= {
         "first_labels": ["x"],
         "second_labels": ["y"],
     },
+    "JudgementsJudge": {
+        "template": "own/meta.j2",
+        "of": "again",
+        "by": "other",
+        "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
+        "uses": Case(["self@1"], rounds=2),
+        "pick": "highest_variance",
+        "first_labels": ["x"],
+        "second_labels": ["y"],
+    },
     "JuryJudge": {
         "of": [{"kind": "yes_no", "by": "policy"}],
         "principles": Refused(["useful"]),
@@ -316,6 +327,8 @@ JUDGED_LATE: tuple[str, tuple[str | int, ...]] = (
     "judged by the policy",
     ("stages", 1, "steps", 2, "evaluate"),
 )
+PAIRED_BY_ORIGIN: tuple[str, tuple[str | int, ...]] = ("by origin", ("steps", 2, "pair"))
+PAIRED_JUDGEMENTS: tuple[str, tuple[str | int, ...]] = ("judgements", ("steps", 6, "pair"))
 LETTERS = list("abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 FAST = {"epochs": 3, "learning_rate": 0.05}
 VALUES |= {
@@ -352,6 +365,7 @@ VALUES |= {
         "policy": Case(False, rounds=2),
     },
     "ReferenceTrain": {"reference": "other", "beta": 0.7},
+    "SftTrain": {"context": Case("keep", base=("told", ("steps", 1, "train")))},
     "DpoTrain": {
         "label_smoothing": 0.2,
         "nll_weight": 0.5,
@@ -533,6 +547,18 @@ VALUES |= {
         "source": "mine",
         "balance_lengths": Case(True, base=("pairs of alike answers", ("steps", 4, "pair"))),
         "uses": ["a"],
+        "candidates": Case(
+            ["own"],
+            {"candidates": ["own", "others"]},
+            base=("candidates", ("steps", 3, "pair")),
+        ),
+        "chosen": Case("others", also={"rejected": "own"}, base=PAIRED_BY_ORIGIN),
+        "rejected": Case("own", also={"chosen": "others"}, base=PAIRED_BY_ORIGIN),
+        "match": Case("all", base=PAIRED_BY_ORIGIN),
+        "of": Case("again", also={"better": "third"}, base=PAIRED_JUDGEMENTS),
+        "better": Case("rival", base=PAIRED_JUDGEMENTS),
+        "pick": Case("highest_variance", base=PAIRED_JUDGEMENTS),
+        "max_chars": Case(5, base=PAIRED_JUDGEMENTS),
     },
     "LabelStep": {
         "id": "else",

@@ -1,0 +1,87 @@
+"""Methods whose judges learn, or whose pairs are by origin, written in the language."""
+
+from __future__ import annotations
+
+META_REWARDING = """\
+name: meta-rewarding                 # arXiv 2407.19594; the seed stage is that of self-rewarding
+models: {policy: {path: POLICY}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+judges:
+  - {id: self, kind: additive, by: policy, samples: 11, temperature: 0.8}
+  - {id: meta, kind: judgements, of: self, by: policy}
+  - {id: gold, kind: rules}
+stages:
+  - id: iterate
+    rounds: 4
+    at:
+      "2-3": {steps.actor.tier: 0.32}
+      "2": {steps.judging.max_chars: 1000}
+      "4": {steps.actor.tier: 0.4}
+    steps:
+      - sample: {n: 7, prompts: 5, temperature: 0.8, top_p: 0.95}
+      - judge: self
+      - pair: {id: actor, strategy: length_tiered, tier: 0, uses: [self]}
+      - judge: meta
+        when: "1-2"
+      - pair: {id: judging, of: self, better: meta, pick: highest_variance, max_chars: 1100}
+        when: "1-2"
+      - train: {id: dpo, uses: [actor, "judging?"], learning_rate: 5.0e-6}
+      - evaluate: {judges: [gold]}
+"""
+SELF_REWARDING = """\
+name: self-rewarding                 # arXiv 2401.10020
+models: {policy: {path: POLICY}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+judges:
+  - {id: self, kind: additive, by: policy, samples: 3}
+  - {id: gold, kind: rules}
+stages:
+  - id: seed
+    steps:
+      - load: {id: ift, type: demonstrations, path: demos.jsonl}
+      - load: {id: ranked, type: pairs, path: pairs.jsonl, prompts: own}
+      - judge: {id: self, uses: [ranked]}
+      - filter:
+          id: eft
+          records: judgements
+          uses: [self]
+          filters: [{kind: agrees, with: ranked}, {kind: balance, by: score}]
+      - train: {id: sft, method: sft, uses: [ift, eft], learning_rate: 5.5e-6}
+      - evaluate: {judges: [gold, self], judged_by: sft}
+  - id: iterate
+    rounds: 2
+    steps:
+      - sample: {n: 4, prompts: 6, temperature: 0.7, top_p: 0.9}
+      - judge: self
+      - pair: {strategy: best_vs_worst}
+      - train: {id: dpo, beta: 0.1}
+      - evaluate: {against: [sft, previous], judges: [gold, self], judged_by: sft}
+"""
+CHARACTER = """\
+name: character-training             # arXiv 2511.01689
+models: {policy: {path: POLICY}, teacher: {path: POLICY, dtype: float32}}
+allow_same_weights: true
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 4}
+prompt_sets: {introspection: {path: red.jsonl}}
+judges: [{id: traits, kind: yes_no, by: teacher}]
+stages:
+  - id: guided
+    steps:
+      - sample:
+          id: in_character
+          n: 1
+          by: teacher
+          system_prompt: {template: prompts/generate/character.j2}
+      - sample: {id: plain, n: 1, by: policy}
+      - pair: {chosen: in_character, rejected: plain}
+      - train: {id: dpo, nll_weight: 0.1}
+  - id: introspect
+    prompts: introspection
+    steps:
+      - sample: {id: reflections, n: 4, system_prompt: {template: prompts/generate/reflect.j2}}
+      - train: {id: final, method: sft, uses: [reflections]}
+      - evaluate: {against: [initial, dpo], judges: [traits]}
+"""
