@@ -100,7 +100,7 @@ def group_judgements(
     ordered = sorted(groups.items())
     if widest and ordered:
         ordered = [max(ordered, key=lambda item: spread_of(j.score for j in item[1]))]
-    found = []
+    found: list[Case] = []
     for (subject, _), group in ordered:
         distinct = {j.judgement_id: j for j in group}
         texts = comparable([distinct[name] for name in sorted(distinct)])
