@@ -1,6 +1,6 @@
 """Does a judge learn from marks of its own verdicts, and does GRPO add to the cold start?
 
-    python benchmarks/judge_training.py [--seeds 1 2 3] [--rollouts 40] [--pairs 256]
+    python benchmarks/judge_training.py [--seeds 1 2 3] [--rollouts 25] [--pairs 256]
         [--out DIR] [--quick] [--json]
 
 Of two answers the better one is that which names a digit, which nobody tells the judge. It begins
@@ -96,9 +96,9 @@ def make_model(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=3,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=128,
@@ -121,7 +121,7 @@ def make_experiment(folder: Path, seed: int, rollouts: int) -> dict[str, Any]:
         "batch_size": 32,
         "rollouts": rollouts,
         "max_new_tokens": 2,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "beta": 0.0,
         "rewards": {"consistent": 1},
     }
@@ -169,7 +169,7 @@ def make_experiment(folder: Path, seed: int, rollouts: int) -> dict[str, Any]:
                             ],
                         }
                     },
-                    {"train": sft | {"id": "cold", "uses": ["correct"], "epochs": 4}},
+                    {"train": sft | {"id": "cold", "uses": ["correct"], "epochs": 6}},
                     {"train": grpo | {"id": "j1"}},
                     {"train": grpo | {"id": "grpo", "from": "start", "policy": False}},
                     {"bench": {"judges": ["compare"], "pairs": "labelled", "by": list(MODELS)}},
@@ -248,7 +248,7 @@ CLAIMS = (("cold", "start"), ("j1", "cold"), ("j1", "start"), ("grpo", "start"))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rollouts", type=int, default=40)
+    parser.add_argument("--rollouts", type=int, default=25)
     parser.add_argument("--pairs", type=int, default=256, help="pairs to train on")
     parser.add_argument("--out", type=Path, help="where the runs are kept [default: a new folder]")
     parser.add_argument("--quick", action="store_true", help="one seed, two rollouts, few pairs")
