@@ -309,7 +309,8 @@ def test_groups_are_judged_once_they_are_whole(tmp_path: Path) -> None:
         made = [Completion(f"k{n}", n, 0, [], "m", "", {}, "stop") for n in names]
         folder.append("completions", made)
 
-    planned = SimpleNamespace(prompts=tuple(p.prompt_id for p in prompts))
+    names = tuple(p.prompt_id for p in prompts)
+    planned = SimpleNamespace(kind="judge", judges={}, prompts=names)
     sampling = SimpleNamespace(prompts=planned.prompts, step=SimpleNamespace(n=1))
     waits: list[tuple[str, ...]] = [("p3", "p1"), ("p2",)]
 
