@@ -116,9 +116,15 @@ class Changed:
         if self._is_step(place):
             self._replace_step(place, change)
             return
-        self._at(loc)[place[-1]] = deepcopy(change.value)
+        self._at(loc)[place[-1]] = self._with_id(place, change.value)
         self._forget(place)
         self._note(place, change.loc, change)
+
+    def _with_id(self, place: Loc, value: Any) -> Any:
+        """A value with the id of the item of a list whose place it takes, if it has none."""
+        old = self._at(place) if isinstance(place[-1], int) else None
+        kept = {"id": old["id"]} if isinstance(old, dict) and "id" in old else {}
+        return kept | deepcopy(value) if kept and isinstance(value, dict) else deepcopy(value)
 
     def _at(self, loc: Loc) -> Any:
         node: Any = self.data

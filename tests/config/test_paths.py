@@ -149,6 +149,8 @@ def test_a_step_gives_way_to_several_and_lines_follow(file: Path) -> None:
         ("steps.pair.min_margin=0.5", ("steps", 3, "pair", "min_margin"), 0.5),
         ("judges.gold.by=x", ("judges", 0, "by"), "x"),
         ("judges.1.by=x", ("judges", 1, "by"), "x"),
+        ("judges.gold={kind: rating}", ("judges", 0), {"id": "gold", "kind": "rating"}),
+        ("judges.gold={id: new}", ("judges", 0), {"id": "new"}),
         ("models.policy.path=x", ("models", "policy", "path"), "x"),
         ("models.new={path: x}", ("models", "new"), {"path": "x"}),
         ("alarms.kl_budget=1e1", ("alarms", "kl_budget"), 10.0),
