@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.steps import SampleStep
 from rlaif.core.records import Completion, Prompt
-from rlaif.engines.base import GenerateRequest, ScoreRequest
+from rlaif.engines.base import GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.pipeline.plan.base import JudgeCalls, PlanInputs, Planned
 from rlaif.pipeline.steps.revision_turns import example_messages
 
@@ -79,11 +79,14 @@ def request_texts(inputs: PlanInputs, planned: Planned, tokens: int) -> list[str
 def question_texts(ask: JudgeCalls, prompts: Sequence[Prompt], tokens: int, seed: int) -> list[str]:
     """What a judge asks about two answers of so many tokens to each prompt."""
     longest = _longest_answers(tokens)
+    requests = (
+        call.request for prompt in prompts for call in ask.judge.calls(prompt, longest, seed)
+    )
     return [
-        "".join(m["content"] for m in call.request.messages)
-        for prompt in prompts
-        for call in ask.judge.calls(prompt, longest, seed)
-        if isinstance(call.request, GenerateRequest | ScoreRequest)
+        "".join(m["content"] for m in request.messages)
+        + (request.answer["content"] if isinstance(request, RewardRequest) else "")
+        for request in requests
+        if isinstance(request, GenerateRequest | RewardRequest | ScoreRequest)
     ]
 
 

@@ -89,9 +89,12 @@ FAILING = {
     "a process": f"import os\nif os.fork() == 0: os._exit(0)\n{GOOD}",
     "a command": f"import subprocess\nsubprocess.run(['true'], check=True)\n{GOOD}",
     "a thread": f"import threading\nthreading.Thread(target=print).start()\n{GOOD}",
-    "a fork bomb": "import os\nwhile True: os.fork()",
-    "a fork bomb that catches": "import os\nwhile True:\n    try: os.fork()\n"
-    "    except OSError: pass",
+    # Bounded, should a machine's kernel not bound them.
+    "many processes": f"import os, time\nfor _ in range(100):\n"
+    f"    if os.fork() == 0: time.sleep(20); os._exit(0)\n{GOOD}",
+    "many processes, caught": "import os, time\nstarted = 0\nfor _ in range(100):\n    try:\n"
+    "        if os.fork() == 0: time.sleep(20); os._exit(0)\n        started += 1\n"
+    "    except OSError: pass\ndef up(x): return x + 1 if started else None",
     "what it is asked": f"input()\n{GOOD}",
     "a package": f"import numpy\n{GOOD}",
     "a null byte": f"{GOOD}\0",
