@@ -15,6 +15,7 @@ from statistics import pvariance
 from rlaif.config.steps import PairStep
 from rlaif.core.labelled import GivenPair
 from rlaif.core.records import Judgement, Message, Preference, content_hash
+from rlaif.preferences.agreement import UNLABELLED, find_disagreeing
 from rlaif.preferences.pairing import ngram_overlap
 
 ALIKE = 1e-9
@@ -103,47 +104,17 @@ def find_agreements(
     pairs: Iterable[GivenPair],
     labels: Mapping[str, float],
 ) -> dict[str, bool]:
-    """By judgement id, whether the verdicts on one prompt's answers agree with people's labels.
-
-    `labels` is, by pair, the probability that its first answer is better; at 1/2, and where there
-    is none, people have put no order. A comparison agrees where it prefers what they prefer; a
-    score where, of the same sample and principle, every answer that they preferred scores more than
-    the one they put below it. A tie agrees with no order, and neither does a verdict that could not
-    be read: it is the text that is right or wrong. Judgements of texts without labels are absent.
-    """
-    # better -> worse
-    orders = [
-        (p.first, p.second) if labels[p.pair_id] > 0.5 else (p.second, p.first)
-        for p in pairs
-        if labels.get(p.pair_id, 0.5) != 0.5
-    ]
-    scores = {
-        (j.shown[0], j.principle, j.sample_index): w.value
-        for w in written
-        if len((j := w.judgement).shown) == 1
+    """By judgement id, whether verdicts agree with people's `labels` as the filter `agrees` has it
+    (see `find_disagreeing`), strictly. A tie agrees with no order, and neither does a verdict that
+    could not be read: it is the text that is right or wrong. Those of texts without labels are
+    absent."""
+    judgements = [one.judgement for one in written]
+    faults = find_disagreeing(judgements, pairs, labels)
+    return {
+        j.judgement_id: j.judgement_id not in faults
+        for j in judgements
+        if faults.get(j.judgement_id) != UNLABELLED
     }
-    found = {}
-    for one in written:
-        judgement, shown = one.judgement, one.judgement.shown
-        if len(shown) == 2:
-            better = next((b for b, w in orders if {b, w} == set(shown)), None)
-            if better is not None:
-                share = 0.5 if one.value is None else one.value
-                found[judgement.judgement_id] = share != 0.5 and (share > 0.5) == (
-                    better == shown[0]
-                )
-        elif len(shown) == 1:
-            own = [(b, w) for b, w in orders if shown[0] in (b, w)]
-            sample = (judgement.principle, judgement.sample_index)
-            if own:
-                found[judgement.judgement_id] = all(
-                    _is_above(scores.get((b, *sample)), scores.get((w, *sample))) for b, w in own
-                )
-    return found
-
-
-def _is_above(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and one > other
 
 
 def keep_fitting(

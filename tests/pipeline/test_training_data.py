@@ -109,8 +109,13 @@ def test_other_methods_refuse_answers_and_texts_with_the_kinds_that_they_take(
     pairs = {"load": {"id": "people", "type": "pairs", "path": "pairs.jsonl"}}
     message = said(tmp_path, [pairs, sft("people")])
     assert "gives pairs. `label` makes preferences of loaded pairs" in message
-    assert "'checks' names no earlier pair, label, filter, load or sample step" in said(
-        tmp_path, [*JUDGED, sft("checks")]
+    message = said(tmp_path, [*JUDGED, sft("checks")])
+    assert (
+        "the judgements of 'checks' are no texts that can be learned: it asks no model" in message
+    )
+    message = said(tmp_path, [*JUDGED, sft("nothing")])
+    assert (
+        "'nothing' names no earlier pair, label, filter, load, sample, revise or judge" in message
     )
     kto = {"train": {"method": "kto", "uses": ["pair", "demos"]}}
     assert read_by(tmp_path, [DEMOS, *JUDGED, kto]) == [
