@@ -508,3 +508,15 @@ def test_the_pairs_of_character_training_are_by_origin(folder: Path) -> None:
         "rejected/0": "plain",
     }
     assert pairs.options["match"] == "index"
+
+
+def test_revisions_are_paired_with_what_they_revise(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    before, _, after = CAI.partition("      - sample: {id: helpful, n: 1}\n")
+    pair = "      - pair: {id: better, chosen: revisions, rejected: drafts}\n"
+    learn = "      - train: {id: side, policy: false, uses: [better]}\n"
+    later = "      - sample: {id: helpful, n: 1}\n"
+    path.write_text((before + pair + learn + later + after).replace("POLICY", POLICY))
+    plan = {p.id: p for p in make_plan(prepare(path, fetch=False))}
+    assert plan["better"].options["match"] == "parent"
+    assert list(plan["better"].inputs.values()) == [plan["revisions"].hash, plan["drafts"].hash]
