@@ -1,12 +1,14 @@
 """What averaging does to policies that were trained on the same pairs in three ways.
 
-    python benchmarks/averaging.py [--seeds 1 2 3] [--model NAME] [--out DIR] [--quick] [--json]
+    python benchmarks/averaging.py [--seeds 1 2 3] [--model NAME] [--tiny] [--out DIR] [--quick]
+        [--json]
 
 Three DPO trainings from one start on the same pairs, at three learning rates; their mean, the point
 halfway between two of them on the sphere, the greedy soup and the best one, by the checks of
 constitutions/concise_helper.yaml. Greedy and best are chosen on validation prompts, on which the
 greedy soup cannot be worse than the best; what all of them are worth shows on held-out prompts,
-with intervals. A run that is in DIR is not run again.
+with intervals. `--tiny` takes a random model of two layers: its answers are noise, and only that
+greedy is not below the best is to be seen. A run that is in DIR is not run again.
 """
 
 from __future__ import annotations
@@ -123,16 +125,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--model", default="builtin/smollm2-135m-instruct")
+    parser.add_argument("--tiny", action="store_true", help="a random model of two layers")
     parser.add_argument("--out", type=Path, help="where the runs are kept [default: a new folder]")
     parser.add_argument("--quick", action="store_true", help="one seed, few prompts")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     base = options.out or Path(tempfile.mkdtemp(prefix="averaging-"))
     seeds = options.seeds[:1] if options.quick else options.seeds
+    model = options.model
+    if options.tiny:
+        from tests.support.damage import tiny_model
+
+        base.mkdir(parents=True, exist_ok=True)
+        model = str(tiny_model(base / "tiny"))
     prompts, heldout = (4, 6) if options.quick else (8, 12)
     rows = []
     for seed in seeds:
-        row = measure(seed, options.model, prompts, heldout, base)
+        row = measure(seed, model, prompts, heldout, base)
         rows.append(row)
         said = ", ".join(f"{name} {value:.3f}" for name, value in row["validation"].items())
         print(

@@ -1,13 +1,14 @@
 """Does a student come nearer to its teacher on prompts that neither has seen?
 
     python benchmarks/distillation.py [reverse_kl jsd given] [--seeds 1 2 3] [--rollouts 6]
-        [--model NAME] [--out DIR] [--quick] [--json]
+        [--model NAME] [--tiny] [--out DIR] [--quick] [--json]
 
 The teacher is made in the same run: the model, trained by SFT on answers that follow a rule ("In
 short: ..."). The student begins as the model was and samples its own answers; `given` learns from
 the demonstrations in every second rollout. Measured is the KL from teacher to student in nats per
 token, over the whole vocabulary at every token of the student's own held-out answers, before and
-after, with an interval over prompts. A run that is in DIR is not run again.
+after, with an interval over prompts. `--tiny` takes a random model of two layers, all of whose
+weights are trained, in many more rollouts. A run that is in DIR is not run again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ HELD_OUT = 16
 
 
 def experiment(
-    method: str, seed: int, rollouts: int, model: str, folder: Path, heldout: int
+    method: str, seed: int, rollouts: int, model: str, folder: Path, heldout: int, tiny: bool
 ) -> dict[str, Any]:
     """The experiment file of one run; its demonstrations lie in `folder`."""
     rows = [
@@ -66,6 +67,10 @@ def experiment(
         **METHODS[method],
     }
     teacher = {"id": "teacher", "method": "sft", "uses": ["demos"], "policy": False}
+    teacher |= {"learning_rate": 1e-3, "epochs": 3, **fast}
+    if tiny:
+        teacher |= {"learning_rate": 3e-3, "lora": None, "epochs": 10}
+        student |= {"learning_rate": 3e-3, "lora": None, "n": 4}
     return {
         "name": f"distillation-{method}",
         "seed": seed,
@@ -75,7 +80,7 @@ def experiment(
         "judges": [{"id": "checks", "kind": "rules"}],
         "steps": [
             {"load": {"id": "demos", "type": "demonstrations", "path": str(demos)}},
-            {"train": {**teacher, "learning_rate": 1e-3, "epochs": 3, **fast}},
+            {"train": teacher},
             {"train": student},
             {
                 "evaluate": {
@@ -136,7 +141,7 @@ def kl_by_prompt(run: Path, name: str, teacher: str) -> dict[str, float]:
 
 
 def measure(
-    method: str, seed: int, rollouts: int, model: str, base: Path, heldout: int
+    method: str, seed: int, rollouts: int, model: str, base: Path, heldout: int, tiny: bool
 ) -> dict[str, Any]:
     """Run one way to distil with one seed."""
     from rlaif.core.progress import QuietProgress
@@ -144,7 +149,7 @@ def measure(
 
     base.mkdir(parents=True, exist_ok=True)
     path, run = base / f"{method}-{seed}.yaml", base / f"{method}-{seed}"
-    content = experiment(method, seed, rollouts, model, base, heldout)
+    content = experiment(method, seed, rollouts, model, base, heldout, tiny)
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     began = time.monotonic()
     run_experiment(path, run, (), QuietProgress())
@@ -177,18 +182,25 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rollouts", type=int, default=6)
     parser.add_argument("--model", default="builtin/smollm2-135m-instruct")
+    parser.add_argument("--tiny", action="store_true", help="a random model of two layers")
     parser.add_argument("--out", type=Path, help="where the runs are kept [default: a new folder]")
     parser.add_argument("--quick", action="store_true", help="one seed, two rollouts")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     base = options.out or Path(tempfile.mkdtemp(prefix="distillation-"))
     seeds = options.seeds[:1] if options.quick else options.seeds
-    rollouts = 2 if options.quick else options.rollouts
+    rollouts = 2 if options.quick else options.rollouts * (6 if options.tiny else 1)
+    model = options.model
+    if options.tiny:
+        from tests.support.damage import tiny_model
+
+        base.mkdir(parents=True, exist_ok=True)
+        model = str(tiny_model(base / "tiny"))
     heldout = 8 if options.quick else HELD_OUT
     rows = []
     for seed in seeds:
         for method in options.methods:
-            rows.append(measure(method, seed, rollouts, options.model, base, heldout))
+            rows.append(measure(method, seed, rollouts, model, base, heldout, options.tiny))
             row = rows[-1]
             print(
                 f"{method:11} {seed:>4}  KL to the teacher {row['kl_before']:.3f} -> "
