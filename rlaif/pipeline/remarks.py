@@ -61,14 +61,14 @@ def _unused(inputs: PlanInputs, plan: Sequence[Planned]) -> Iterator[str]:
 def _left_policies(
     plan: Sequence[Planned], read: Set[str]
 ) -> Iterator[tuple[str, tuple[Planned, Planned]]]:
-    """Trainings whose policy the next training of the policy does not start from, and nothing else
+    """Steps whose policy the next training of the policy does not start from, and nothing else
     uses: by hash, with that next one."""
     last: dict[tuple[int, str], Planned] = {}
     for planned in plan:
-        if planned.kind not in ("train", "choose"):
+        if planned.kind not in ("train", "choose", "average"):
             continue
         trains = planned.kind == "train"
-        if trains and not planned.step.policy:
+        if planned.kind != "choose" and not planned.step.policy:
             continue
         for arm in planned.arms:
             before = last.get((planned.seed, arm))
@@ -80,7 +80,7 @@ def _left_policies(
 def _say_left(one: Planned, other: Planned) -> str:
     return (
         f"train {other.id}: it starts from `{other.step.from_}`, which leaves the policy that "
-        f"train {one.id} made just before unused"
+        f"{one.kind} {one.id} made just before unused"
     )
 
 

@@ -25,6 +25,7 @@ from rlaif.pipeline.manifest import read_manifest, read_rounds
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.remarks import list_remarks
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps import choose
 from rlaif.pipeline.steps.average import Means
@@ -319,6 +320,17 @@ def test_what_cannot_be_averaged_is_refused(write: Write, keys: dict[str, Any], 
     with pytest.raises(ConfigError) as error:
         make_plan(prepare(path, fetch=False))
     assert words in str(error.value) and "experiment.yaml:" in str(error.value)
+
+
+def test_an_average_that_is_left_unused_is_told(write: Write) -> None:
+    mean = {"average": {"id": "mean", "models": ["a", "b"]}}
+    inputs = prepare(write([*THREE[:3], mean, trained("later", epochs=3), EVALUATE]), fetch=False)
+    (said,) = list_remarks(inputs, make_plan(inputs))
+    left = "which leaves the policy that average mean made just before unused"
+    assert said.startswith(f"train later: it starts from `initial`, {left}")
+    later = trained("later", **{"from": "policy"})
+    inputs = prepare(write([*THREE[:3], mean, later, EVALUATE]), fetch=False)
+    assert not list_remarks(inputs, make_plan(inputs))
 
 
 def test_there_must_be_prompts_for_validation(write: Write) -> None:
