@@ -117,3 +117,15 @@ def test_a_line_says_what_the_record_says_or_nothing() -> None:
             line_of(replace(said, **{key: float("nan")}))
     with pytest.raises(ValueError, match="not JSON compliant"):
         line_of({"value": float("inf")})
+
+
+def test_a_block_may_begin_with_the_blank_line_that_ends_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of earlier versions close a batch with a blank line, which a block may cut off."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a":1}\n\n{"a":2}\n{"a":3}\n\n')
+    for size in range(1, 30):
+        monkeypatch.setattr(rowfiles, "BLOCK", size)
+        assert [row["a"] for row in rowfiles.read_rows(path)] == [1, 2, 3]
+        assert rowfiles.count_rows(path) == 3
