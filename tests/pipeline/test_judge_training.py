@@ -41,6 +41,8 @@ JUDGES = [
     COMPARE,
     {"id": "right", "kind": "verdict", "of": "compare"},
     {"id": "consistent", "kind": "verdict", "of": "compare", "both_orders": True},
+    {"id": "points", "kind": "additive", "by": "policy", "samples": 2},
+    {"id": "meta", "kind": "judgements", "of": "points", "by": "policy"},
 ]
 STEPS: list[dict[str, Any]] = [
     {"load": {"id": "labelled", "type": "pairs", "path": "labelled.jsonl"}},
@@ -220,6 +222,7 @@ def changed(name: str, **keys: Any) -> list[dict[str, Any]]:
         ([{"questions": {"judge": "compare"}}, *STEPS], "no labelled pairs are loaded before it"),
         (changed("bench", judges=["right"]), "measure the judge that it is of"),
         (changed("bench", judges=["who"]), "'who' is no judge"),
+        (changed("bench", judges=["meta"]), "'meta' compares judgements"),
         (changed("bench", pairs="cases"), "'cases' is no load of labelled pairs"),
         (changed("bench", by=["later"]), "'later' is no model"),
         (changed("bench", by=["cold", "cold"]), "'cold' is named twice"),

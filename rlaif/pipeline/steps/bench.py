@@ -18,7 +18,7 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
-from rlaif.judges.base import Judge, is_staged, roles_of
+from rlaif.judges.base import Judge, compares_judgements, is_staged, roles_of
 from rlaif.judges.build import BASELINES
 from rlaif.judges.questions import judgement_notes
 from rlaif.metrics.judge_tables import compare_all, describe_pairs, measure_subsets, measure_table
@@ -123,6 +123,9 @@ def _choose_models(walk: Walk, index: int, step: BenchStep, judge: str) -> list[
     roles = roles_of(walk.yardstick.judges[judge])
     if judges[judge].kind == "verdict":
         fault = f"judges: {judge!r} marks answers to questions; measure the judge that it is of"
+        raise walk.inputs.fail(index, fault, "judges")
+    if compares_judgements(walk.yardstick.judges[judge]):
+        fault = f"judges: {judge!r} compares judgements, and these are pairs of answers"
         raise walk.inputs.fail(index, fault, "judges")
     if not roles:
         return [{}]
