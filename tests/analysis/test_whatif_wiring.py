@@ -20,12 +20,14 @@ from rlaif.analysis.whatif import (
     measure_agreements,
     rescore_completions,
 )
+from rlaif.config.models import ModelSpec
 from rlaif.config.steps import PairStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Completion, Judgement, Preference, content_hash, make_prompt
+from rlaif.engines.base import Model
 from rlaif.judges.pairwise import Pairwise
 from rlaif.judges.scored import Scored
 from rlaif.judges.yes_no import YesNo
@@ -253,6 +255,10 @@ def test_pairs_are_voted_on_side_by_side_with_their_labels(tmp_path: Path) -> No
     checks = judges_of(MIXED, "yes_no")[:1]
     with asking(tmp_path) as (store, engines):
         voted = pair_votes(sides, checks, None, engines, store, QuietProgress(), 7)
+        # What a program said stands, whichever model is asked about the rest.
+        model = Model("k", "m", ModelSpec(path="m", engine="fake"))
+        assert pair_votes(sides, checks, model, engines, store, QuietProgress(), 7) == voted
+        assert len(list((store.root / "steps").iterdir())) == 1
     # A word too many of two is half as good, and two of three words two thirds.
     assert [(v.prompt_id, v.label) for v in voted] == [
         (PROMPTS[0].prompt_id, 0.8),
