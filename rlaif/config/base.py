@@ -13,6 +13,7 @@ from typing import Annotated, Any, Generic, TypeVar, Union, cast
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -48,6 +49,10 @@ class Strict(BaseModel):
 def list_names(value: Any) -> Any:
     """One name as a list of it; anything else as it is."""
     return [value] if isinstance(value, str) else value
+
+
+ONE_OR_MORE = BeforeValidator(list_names, json_schema_input_type=str | list[str] | None)
+"""A list of names that may be written as its only one."""
 
 
 class Late:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -15,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.config.base import Count, StepId, list_names
+from rlaif.config.base import ONE_OR_MORE, Count, StepId
 from rlaif.config.gates import Gates
 from rlaif.config.rewards import Rewards, RewardTerm, terms_of
 from rlaif.config.training import ReferenceTrain, TrainStep
@@ -59,7 +58,7 @@ class RolloutTrain(TrainStep):
     SAMPLES = True
     MEMORY_KEYS = ("n", "max_new_tokens", "micro_batch_tokens")
 
-    prompts: Annotated[list[StepId] | None, BeforeValidator(list_names)] = Field(
+    prompts: Annotated[list[StepId] | None, ONE_OR_MORE] = Field(
         None,
         exclude_if=lambda value: value is None,
         description="Sets of prompts to answer; default: that of its stage.",

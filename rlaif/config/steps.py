@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,13 +17,13 @@ from pydantic import (
 from rlaif.config.arms import HUMAN, Labels
 from rlaif.config.base import (
     LATE,
+    ONE_OR_MORE,
     Count,
     Fraction,
     StepId,
     Strict,
     Temperature,
     hashed_keys,
-    list_names,
     told,
 )
 from rlaif.config.columns import LabelColumns
@@ -364,12 +363,12 @@ class PairStep(Strict):
         "default: rlaif, or reference.",
     )
     uses: list[str] | None = None
-    candidates: Annotated[
-        Annotated[list[str], Field(min_length=1), BeforeValidator(list_names)] | None, LATE
-    ] = Field(
-        None,
-        description="Completions of these steps compete; default: the latest. Each judge that "
-        "scores them must have been asked about all of them.",
+    candidates: Annotated[Annotated[list[str], Field(min_length=1), ONE_OR_MORE] | None, LATE] = (
+        Field(
+            None,
+            description="Completions of these steps compete; default: the latest. Each judge that "
+            "scores them must have been asked about all of them.",
+        )
     )
     chosen: Annotated[str | None, LATE] = Field(
         None,
@@ -509,7 +508,7 @@ class EvaluateStep(Strict):
     against: list[str] = Field(
         ["initial", "previous"], description="The models that it is compared with."
     )
-    prompts: Annotated[list[StepId] | None, BeforeValidator(list_names), LATE] = Field(
+    prompts: Annotated[list[StepId] | None, ONE_OR_MORE, LATE] = Field(
         None,
         description="Sets whose held-out prompts are answered; default: main. The figures of others"
         " are called SET:FIGURE.",

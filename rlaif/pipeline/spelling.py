@@ -139,7 +139,7 @@ def experiment_schema() -> str:
         "type": "object",
         "properties": {
             "id": {"type": "string"},
-            "uses": {"type": "array", "items": {"type": "string"}},
+            "uses": {"type": ["array", "null"], "items": {"type": "string"}},
         },
         "required": ["id"],
         "additionalProperties": False,
