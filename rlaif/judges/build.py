@@ -38,7 +38,7 @@ JUDGES: SpecTable[JudgeBase] = SpecTable(
         "meta": "rlaif.judges.meta:MetaJudge",
         "judgements": "rlaif.judges.judgements:JudgementsJudge",
         "jury": "rlaif.judges.jury:JuryJudge",
-        "verdict": "rlaif.judges.verdict:VerdictJudge",
+        "verdict": "rlaif.judges.verdict:VerdictMarkJudge",
         "longer": "rlaif.judges.baselines:LongerJudge",
         "first": "rlaif.judges.baselines:FirstJudge",
         "random": "rlaif.judges.baselines:RandomJudge",

@@ -37,7 +37,7 @@ from rlaif.judges.posed import (
 NO_PARTNER = "the other question of its group has no answer of the same index"
 
 
-class VerdictJudge(JudgeBase):
+class VerdictMarkJudge(JudgeBase):
     """Whether an answer to a question of another judge gives the right verdict, the prompt's
     `reference`: 1 right, 0 wrong or unreadable. A program, which asks no model."""
 

@@ -32,8 +32,9 @@ from tests.support.kinds import (
     scores,
 )
 
-# These give no verdict of their own that could be declined: programs, and log-probs of answers.
-NEVER = {"rules", "reward_model", "reward_ensemble", "implicit_reward"}
+# These give no verdict of their own that could be declined: programs, log-probs of answers, and
+# which of two judgements is better.
+NEVER = {"rules", "reward_model", "reward_ensemble", "implicit_reward", "judgements"}
 # Their own keys say what an abstention is; a jury and a meta-judge abstain as those within do.
 OWN_WAY = {"template", "jury", "jury_vote", "meta"}
 SHY = {"abstain_labels": ["abstain", "?"]}

@@ -476,7 +476,7 @@ GATED = FITTED | {
     "gate_batch": 1024,
 }
 DEFAULTS = {
-    "sft": TRAINED,
+    "sft": TRAINED | {"context": "drop"},
     "dpo": COMPARED
     | {
         "method": "dpo",

@@ -119,7 +119,7 @@ def test_sft_learns_from_good_answers_and_refuses_bad_ones(tmp_path, make_model,
         run(tmp_path / "bad", options_of("sft"), make_model(0), alone(pairs))
 
 
-PAIRED = [m for m, spec in METHODS.items() if "rewards" not in spec.model_fields]
+PAIRED = [m for m, spec in METHODS.items() if not spec.SAMPLES]
 
 
 @pytest.mark.parametrize("method", sorted({*PAIRED, "bradley_terry"} - {"sft", "kto"}))

@@ -10,7 +10,7 @@ import pytest
 from rlaif.config.methods import DISTILLATIONS, METHODS
 from rlaif.core.resources import find_object
 
-REQUIRED = {"rewards": {"r": 1.0}, "conditions": {"human": "Be kind."}}
+REQUIRED = {"rewards": {"r": 1.0}, "conditions": {"human": "Be kind."}, "teacher": "t"}
 
 
 def test_the_classes_of_all_methods_load_nothing_heavy() -> None:

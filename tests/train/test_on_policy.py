@@ -575,7 +575,7 @@ def test_each_rollout_is_learned_from_in_an_order_of_its_own(tmp_path, make_mode
     orders = []
     for number in (0, 1, 0):
         seen = []
-        assert len(list(_learn_rollout(job, Recorder(), model, optimizer, number))) == 8
+        assert len(list(_learn_rollout(job, Recorder(), model, optimizer, number, {}))) == 8
         orders.append(seen)
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[1]) == list(range(8))

@@ -151,4 +151,4 @@ def _plain(value: Any) -> Any:
 
 
 def _timed(key: str) -> bool:
-    return key.endswith(("seconds", "_per_second", "memory_gb"))
+    return key.endswith(("seconds", "_per_second", "seconds_per_pair", "memory_gb"))

@@ -210,7 +210,7 @@ MORE: dict[str, dict[str, Any]] = {
     "candidates": experiment(
         models=SERVED, steps=[*BOTH, {"judge": JUDGED_BOTH}, {"pair": {"strategy": "all"}}]
     ),
-    "told": TOLD,
+    "told sft": TOLD,
     "staged": STAGED,
     "staged arms": STAGED
     | {"arms": {"plain": {}, "cool": {"set": {"steps.sample.temperature": 0.5}}}},
@@ -378,7 +378,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "RandomJudge": ("judge random", JUDGE),
     "OverlapJudge": ("judge overlap", JUDGE),
     "PerplexityJudge": ("judge perplexity", JUDGE),
-    "VerdictJudge": ("marked", ("steps", 4, "judge")),
+    "VerdictMarkJudge": ("marked", ("steps", 4, "judge")),
     "QuestionsStep": ("asked pairs", ("steps", 2, "questions")),
     "BenchStep": ("asked pairs", ("steps", 3, "bench")),
     "CustomJudge": ("judge custom", JUDGE),

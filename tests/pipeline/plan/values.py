@@ -268,7 +268,7 @@ VALUES |= {
         "accuracy": {"yes_no": 0.9, "r": 0.6},
         "missing": Case("drop", {"of": [*JURORS, SILENT]}),
     },
-    "VerdictJudge": {
+    "VerdictMarkJudge": {
         "of": "scores",
         "both_orders": True,
         "principles": Refused(["useful"]),
@@ -365,7 +365,7 @@ VALUES |= {
         "policy": Case(False, rounds=2),
     },
     "ReferenceTrain": {"reference": "other", "beta": 0.7},
-    "SftTrain": {"context": Case("keep", base=("told", ("steps", 1, "train")))},
+    "SftTrain": {"context": Case("keep", base=("told sft", ("steps", 1, "train")))},
     "DpoTrain": {
         "label_smoothing": 0.2,
         "nll_weight": 0.5,
