@@ -33,10 +33,13 @@ def pair_rows(
 def held_out_answers(
     manifest: Mapping[str, Any], store: Store, point_of: Callable[[Mapping[str, Any]], int]
 ) -> Iterator[tuple[HeldOutRow, dict[str, Any]]]:
-    """The evaluated models' answers, and which model gave each at which point of the page."""
+    """The evaluated models' answers, and which model gave each at which point of the page. Answers
+    that several evaluations look at, as all of one stage after another do at M0's, come once."""
+    seen: set[str] = set()
     for step in manifest["steps"]:
         if step["kind"] == "evaluate":
-            own = [h for n, h in step["inputs"].items() if _is_own_answers(n)]
+            own = [h for n, h in step["inputs"].items() if _is_own_answers(n) and h not in seen]
+            seen.update(own)
             completions = chain(*(store.step(h).rows("completions") for h in own))
             policy = step["models"]["policy"][0]
             # M0 and a policy that all arms share belong to none of them.

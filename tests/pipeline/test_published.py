@@ -26,6 +26,7 @@ from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.forecast import forecast
 from rlaif.pipeline.manifest import read_manifest, read_rounds
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.run_rows import held_out_answers
 from rlaif.pipeline.runs import Run
 from tests.pipeline.test_kills import rows, weights
 from tests.servers.scripted import ScriptedServer, seeded_words
@@ -142,6 +143,11 @@ def test_self_rewarding_with_an_sft_first(write: Write, tmp_path: Path) -> None:
     assert (frozen, drift) == ({"sft"}, ["dpo@1", "dpo@2"])
     labels = [(row["round"], row["label"]) for row in Run(run).round_rows()]
     assert labels == [(0, "M0"), (1, "sft"), (2, "dpo@1"), (3, "dpo@2")]
+    whole = Run(run)
+    shown = [row for row, _ in held_out_answers(manifest, whole.store, whole.point_of)]
+    # Both evaluations answered with M0, and with the same answers.
+    assert len({row["completion_id"] for row in shown}) == len(shown)
+    assert {row["model"] for row in shown} == {"M0", "sft", "dpo@1", "dpo@2"}
     said = [w for w in read_rounds(run)[-1].metrics["words"] if "as judge 'self' scored" in w]
     assert said[0].startswith("The frozen model sft as judge 'self' scored the answers")
 
