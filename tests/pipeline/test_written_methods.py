@@ -19,7 +19,13 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.steps import step_module
 from rlaif.report.flow_text import render_text
-from tests.pipeline.written_judges import CHARACTER, META_REWARDING, SELF_REWARDING
+from tests.pipeline.written_judges import (
+    CHARACTER,
+    META_REWARDING,
+    SELF_REWARDING,
+    SELF_TAUGHT,
+    SPCT,
+)
 
 POLICY = "builtin/smollm2-135m-instruct"
 INSTRUCT_GPT = """\
@@ -320,6 +326,8 @@ def folder(tmp_path: Path) -> Path:
         (DISTILLATION, {"teacher": 1, "student": 1}),
         (CAI, {"sl": 1, "preference_model": 1, "rl": 1}),
         (J1, {"cold": 1, "j1": 1}),
+        (SELF_TAUGHT, {"evaluator": 2}),
+        (SPCT, {"cold": 1, "critic_rl": 1}),
     ],
 )
 def test_a_method_is_planned(folder: Path, text: str, models: dict[str, int]) -> None:

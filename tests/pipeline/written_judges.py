@@ -85,3 +85,39 @@ stages:
       - train: {id: final, method: sft, uses: [reflections]}
       - evaluate: {against: [initial, dpo], judges: [traits]}
 """
+SELF_TAUGHT = """\
+name: self-taught-evaluator          # arXiv 2408.02666
+models: {policy: {path: POLICY}}
+prompts: {holdout: 3}                # those of the pairs
+judges:
+  - {id: compare, kind: pairwise, by: policy, verdict: written}
+  - {id: right, kind: verdict, of: compare}
+stages:
+  - id: iterate
+    rounds: 2
+    steps:
+      - load: {id: changed, type: pairs, path: pairs.jsonl}   # the worse answers a changed question
+      - questions: {id: cases, judge: compare, uses: [changed]}
+      - sample: {id: tries, n: 8, prompts: cases, temperature: 0.7, top_p: 0.9}
+      - judge: {id: right, uses: [tries]}
+      - pair: {uses: [right], min_margin: 0.5}
+      - train: {id: evaluator, beta: 0.1, nll_weight: 1.5, learning_rate: 5.5e-8}
+      - bench: {judges: [compare], pairs: changed, by: [initial, evaluator]}
+"""
+SPCT = """\
+name: spct                           # arXiv 2504.02495: scores of single answers
+models: {policy: {path: POLICY}}
+prompts: {holdout: 3}                # those of the labelled pairs
+judges:
+  - {id: critic, kind: additive, by: policy}
+  - {id: right, kind: verdict, of: critic}
+steps:
+  - load: {id: labelled, type: pairs, path: pairs.jsonl}
+  - questions: {id: cases, judge: critic, uses: [labelled]}
+  - sample: {id: tries, n: 3, prompts: cases, temperature: 0.5}
+  - judge: {id: right, uses: [tries]}
+  - filter: {id: correct, records: completions, filters: [{kind: score, by: right, least: 1}]}
+  - train: {id: cold, method: sft, uses: [correct], learning_rate: 5.0e-6}
+  - train: {id: critic_rl, method: grpo, prompts: cases, n: 4, rewards: {right: 1}, beta: 0.08}
+  - bench: {judges: [critic], pairs: labelled, by: [initial, cold, critic_rl]}
+"""
