@@ -132,7 +132,8 @@ def test_every_profile_of_every_shipped_experiment_is_explained(
 ) -> None:
     settings = settings_of(path, pairs)
     flow = explain_file(path, settings, profile) if profile else flow_at(path, pairs)
-    steps = yaml.safe_load(path.read_text("utf-8"))["steps"]
+    data = yaml.safe_load(path.read_text("utf-8"))
+    steps = [step for stage in data.get("stages", [data]) for step in stage["steps"]]
     assert len({(node.stage, node.id) for node in flow.nodes}) == len(steps)
     text = render_text(flow)
     assert all(node.title in text for node in flow.nodes)
