@@ -315,7 +315,7 @@ def distill(
 @click.option("--out", type=FILE, required=True, help="Folder to write.")
 @JSON
 def average(models: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Average the weights of several MODELS into one (soups, WARM).
+    """Average the weights of several MODELS.
 
     The members need a common starting point; the result costs one model to serve. Train them with
     different data orders (--seed) or learning rates. Reward models also need the same head to start
