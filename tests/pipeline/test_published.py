@@ -317,7 +317,14 @@ def grade(body: dict[str, Any], choice: int) -> str:
 def writer() -> Iterator[dict[str, Any]]:
     """A model that writes judgements."""
     with ScriptedServer(grade, context=4000) as server:
-        yield {"path": "m", "engine": "openai", "base_url": server.url, "cache": False}
+        # One request at a time: the answers of several are stored in the order of their arrival.
+        yield {
+            "path": "m",
+            "engine": "openai",
+            "base_url": server.url,
+            "cache": False,
+            "concurrency": 1,
+        }
 
 
 def meta_rewarding(writer: dict[str, Any], policy: Path) -> dict[str, Any]:
