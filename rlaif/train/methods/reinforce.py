@@ -18,7 +18,6 @@ class ReinforceTrain(OnPolicyTrain):
     """REINFORCE (Williams 1992) with a critic's value as the baseline, whose return weighs reward
     against KL: (1 - beta) reward - beta KL, over the whole answer (arXiv 2309.00267)."""
 
-    LEARNS_FROM = "good answers"
     ADVANTAGES = "rlaif.train.methods.reinforce:add_baseline_advantages"
 
     method: Literal["reinforce"]

@@ -20,7 +20,6 @@ class ReinforcePpTrain(OnPolicyTrain):
     0 and deviation 1 over all tokens of a rollout."""
 
     ADVANTAGES = "rlaif.train.methods.reinforce_pp:add_batch_advantages"
-    LEARNS_FROM = "good answers"
 
     method: Literal["reinforce_pp"]
     n: Count = 1
