@@ -483,11 +483,13 @@ VALUES |= {
         "two_sided": Case(1.21, {"epochs": 4, "learning_rate": 0.5}),
     },
     "GspoTrain": {
+        "epochs": 3,
         "beta": Case(0.5, {"learning_rate": 0.05}),
         "clip_low": Case(0.5, FAST),
         "clip_high": Case(0.5, FAST),
     },
     "CispoTrain": {
+        "epochs": 3,
         "beta": Case(0.5, {"learning_rate": 0.05}),
         "clip_low": Case(0.001, FAST),
         "clip_high": Case(0.001, FAST),
@@ -498,6 +500,7 @@ VALUES |= {
         "value_weight": Case(5.0, {"critic": "head"}),
     },
     "ReinforcePpTrain": {
+        "epochs": 3,
         "beta": Case(0.5, {"learning_rate": 0.05}),
         "baseline": "group",
         "gamma": 0.5,
