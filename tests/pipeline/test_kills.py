@@ -94,6 +94,7 @@ def test_a_killed_build_ends_in_the_same_dataset(
         assert files(tmp_path / number / "dataset") == whole
 
 
+@pytest.mark.slow
 def test_a_killed_training_with_redraws_ends_in_the_same_bytes(
     tiny_model: Path, tmp_path: Path, write_experiment: Callable[..., Path]
 ) -> None:
