@@ -1,6 +1,6 @@
 """Does every on-policy algorithm learn a verifiable task on the real model?
 
-    python benchmarks/policy_learning.py [grpo rloo ppo online_dpo] [--seeds 1 2 3] [--rollouts 6]
+    python benchmarks/policy_learning.py [METHOD ...] [--seeds 1 2 3] [--rollouts 6]
         [--out DIR] [--quick] [--json]
 
 The task is the checks of constitutions/concise_helper.yaml: a finished answer of 12 to 36 plain
@@ -33,6 +33,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "rloo": {"n": 4, "batch_size": 6, "beta": 0.02},
     "ppo": {"n": 4, "batch_size": 6, "epochs": 2, "beta": 0.005, "lam": 1.0},
     "online_dpo": {"n": 4, "batch_size": 6, "beta": 0.1},
+    # As many answers per rollout, learned from in two steps: in one, both are GRPO.
+    "gspo": {"n": 4, "batch_size": 3, "sync_every": 2, "beta": 0.02},
+    "cispo": {"n": 4, "batch_size": 3, "sync_every": 2, "beta": 0.02},
+    "reinforce": {"n": 4, "batch_size": 6, "beta": 0.005, "critic": "head"},
+    "reinforce_pp": {"n": 4, "batch_size": 6, "beta": 0.01},
+    "sppo": {"n": 4, "batch_size": 6, "beta": 0.01},
 }
 LEARNING_RATE = 3e-4
 MAX_NEW_TOKENS = 48

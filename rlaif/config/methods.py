@@ -27,6 +27,11 @@ METHODS: SpecTable[TrainStep] = SpecTable(
         "ppo": "rlaif.train.methods.on_policy:PpoTrain",
         "grpo": "rlaif.train.methods.on_policy:GrpoTrain",
         "rloo": "rlaif.train.methods.on_policy:RlooTrain",
+        "gspo": "rlaif.train.methods.gspo:GspoTrain",
+        "cispo": "rlaif.train.methods.cispo:CispoTrain",
+        "reinforce": "rlaif.train.methods.reinforce:ReinforceTrain",
+        "reinforce_pp": "rlaif.train.methods.reinforce_pp:ReinforcePpTrain",
+        "sppo": "rlaif.train.methods.sppo:SppoTrain",
         "online_dpo": "rlaif.train.methods.on_policy:OnlineDpoTrain",
         "on_policy_distillation": (
             "rlaif.train.methods.on_policy_distillation:OnPolicyDistillationTrain"

@@ -22,7 +22,7 @@ from rlaif.config.training import ReferenceTrain, TrainStep
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """What a method makes of the clipped policy loss.
+    """What a method makes of the clipped policy loss, or of its own in place of it (`LOSS`).
 
     The ratio is clipped to 1 - `clip_low` and 1 + `clip_high`, and where it counts against the
     answer at `two_sided`. `reduction` is the mean over tokens or answers, or the sum over tokens by
@@ -37,7 +37,7 @@ class PolicyTerms:
     constant: int | None = None
     kl: Literal["k2", "k3"] | None = None
     value_weight: float = 0.0
-    value_clip: float = 0.0
+    value_clip: float | None = 0.0
     ptx_weight: float = 0.0
 
 
@@ -51,7 +51,8 @@ class RolloutTrain(TrainStep):
     One rollout samples `n` answers to each of `batch_size` x `sync_every` training prompts;
     `batch_size` counts the prompts of one optimiser step, `epochs` the passes over a rollout.
 
-    `ADVANTAGES` is the function that fills in a rollout's.
+    `ADVANTAGES` is the function that fills in a rollout's. Where the loss of a token is not the
+    clipped one, `LOSS` is its function, which takes the keys in `LOSS_KEYS`.
     """
 
     ADVANTAGES: ClassVar[str]
@@ -133,6 +134,22 @@ class RolloutTrain(TrainStep):
         """The loss of a prompt's best answer against its worst, by module and name; None where all
         answers are learned from by their advantages."""
         return None
+
+    @property
+    def takes_win_rates(self) -> bool:
+        """Whether `pair_loss` takes each answer's chance of winning against its group."""
+        return False
+
+    @property
+    def redraws(self) -> int:
+        """How often, at most, prompts whose answers have equal rewards are replaced in a
+        rollout."""
+        return 0
+
+    @property
+    def critic_steps(self) -> int:
+        """How many optimiser steps the critic learns alone, before the policy moves."""
+        return 0
 
     @property
     def critic_kind(self) -> Literal["head", "separate"] | None:
@@ -255,3 +272,44 @@ class OnPolicyTrain(RolloutTrain, ReferenceTrain):
                 "gates.flat_groups has no effect: with n of 1 every prompt has one answer"
             )
         return self
+
+
+class GroupTrain(OnPolicyTrain):
+    """Keys of the methods whose advantage is an answer's reward relative to those of the other
+    answers to its prompt: GRPO (arXiv 2402.03300) and what differs from it in the loss alone."""
+
+    ADVANTAGES = "rlaif.train.rollout:add_group_advantages"
+
+    n: Annotated[int, Field(ge=2)] = 8
+    kl: Literal["k2", "k3"] = Field(
+        "k3", description="k1 is left out: as a loss its expected gradient is 0."
+    )
+    scale: Literal["std", "none"] = Field("std", description="none: Dr. GRPO.")
+    overlong_buffer: int = Field(
+        0, ge=0, description="DAPO: the reward falls over this many final tokens; 0 is off."
+    )
+    mask_truncated: bool = Field(False, description="DAPO: do not train on unfinished answers.")
+    resample: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        exclude_if=lambda value: value == 0,
+        description="DAPO's dynamic sampling: how many times in a rollout, at most, prompts whose "
+        "answers all have the same reward are replaced by other prompts; 0 is off, verl's bound "
+        "10.",
+    )
+
+    @property
+    def soft_limit(self) -> int:
+        """See `overlong_buffer`."""
+        return self.overlong_buffer
+
+    @property
+    def learns_unfinished(self) -> bool:
+        """See `mask_truncated`."""
+        return not self.mask_truncated
+
+    @property
+    def redraws(self) -> int:
+        """See `resample`."""
+        return self.resample

@@ -32,6 +32,7 @@ from rlaif.kernels.device import peak_flops, peak_memory
 from rlaif.train import checkpoint, parallel
 from rlaif.train.loading import trainable_code
 from rlaif.train.model import TrainModel, compute_dtype, kernels_in_use
+from rlaif.train.redraws import Redraw
 from rlaif.train.rollout import Group
 from rlaif.train.tokenise import Example
 
@@ -320,10 +321,20 @@ def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 S = TypeVar("S", bound=TextStep, covariant=True)
-Collect = Callable[[int, TrainModel], Sequence[Group]]
-"""The rollout's number and the policy -> fresh answers with the values of the reward's terms. Below
-0 it is a draw from the start policy that `normalise: reference` is fitted on: only the values of
-such terms are needed."""
+
+
+class Collect(Protocol):
+    """Samples from a policy, and asks the judges."""
+
+    def __call__(
+        self, number: int, model: TrainModel, redraw: Redraw | None = None, /
+    ) -> Sequence[Group]:
+        """The rollout's number and the policy -> fresh answers with the values of the reward's
+        terms. Below 0 it is a draw from the start policy that `normalise: reference` is fitted on:
+        only the values of such terms are needed. A `redraw` is of other prompts for the rollout;
+        none where all have been asked."""
+
+
 OUTCOME = "outcome.json"
 """The file in a training's work folder that says it ended, and how."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from rlaif.train.loop import (
 from rlaif.train.methods.on_policy_distillation import OnPolicyDistillationTrain
 from rlaif.train.model import TrainModel, kernels_in_use
 from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
+from rlaif.train.redraws import Drawn, draw_groups
 from rlaif.train.rewards import (
     Moments,
     fit_reference,
@@ -146,13 +148,17 @@ def run_on_policy(
             task = _given_task(options, ptx, reference, number)
         else:
             with memory_advice(options):
-                groups = collect(number, model)
+                drawn = _draw_groups(job, model, number, running, fitted)
+                groups = drawn.groups
                 # Taken over once the rollout is learned from: a stop before that saves those
                 # before it.
-                after = updated(running, groups, terms)
+                after = updated(running, drawn.every, terms)
                 rollout = _reward_groups(model, groups, options, fitted | after, reference, critic)
             _require_reward(rollout, number, work)
             add_advantages(rollout, options, beta)
+            if options.redraws:
+                sampled = {"prompts_drawn": float(len(drawn.every)), "flat_groups": drawn.flat}
+                rollout.metrics |= sampled
             stopped = look(options.gates, rollout.metrics, number + 1)
             if stopped is not None:
                 # Nothing new is to be saved where no rollout was learned from since the last
@@ -175,6 +181,27 @@ def run_on_policy(
         if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
             save_checkpoint(number + 1)
     return _make_outcome(model, options, rows)
+
+
+def _draw_groups(
+    job: TrainJob[RolloutTrain],
+    model: TrainModel,
+    number: int,
+    running: Mapping[str, Moments],
+    fitted: Mapping[str, Moments],
+) -> Drawn:
+    """The answers of a rollout; with dynamic sampling, of prompts whose answers differ in
+    reward."""
+    collect, terms, most = job.collect, job.options.terms, job.options.redraws
+    assert collect is not None
+    if not most:
+        groups = list(collect(number, model))
+        return Drawn(groups, groups, math.nan)
+    return draw_groups(
+        lambda redraw: collect(number, model, redraw),
+        lambda groups: summed(groups, terms, {**fitted, **updated(running, groups, terms)}),
+        most,
+    )
 
 
 def _make_task(

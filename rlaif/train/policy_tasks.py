@@ -13,6 +13,7 @@ from rlaif.kernels.batching import Layout, sequence_sums
 from rlaif.train.loop import Sums
 from rlaif.train.losses import policy as losses
 from rlaif.train.losses import preference
+from rlaif.train.methods.sppo import win_rates
 from rlaif.train.model import TrainModel
 from rlaif.train.preference import pair_logprobs
 from rlaif.train.rollout import Critic, Rollout
@@ -75,9 +76,7 @@ class PolicyTask:
         weight, metrics = self._importance_weights(micro, old, layout)
         advantages = self._gather_tokens(self.rollout.advantages, micro, logprobs)
         assert advantages is not None
-        values, clipped = losses.clipped_policy_loss(
-            logprobs, old, advantages, terms.clip_low, terms.clip_high, terms.two_sided, weight
-        )
+        values, clipped = self._policy_losses(logprobs, old, advantages, layout, weight)
         metrics |= clipped | {"entropy": entropy.detach().mean()}
         pulled = self.beta > 0 and self.rollout.reference is not None
         if terms.kl is not None and pulled:
@@ -94,6 +93,10 @@ class PolicyTask:
         loss = losses.token_reduction(
             values.masked_fill(~keep, 0.0), layout.lengths, terms.reduction, total, terms.constant
         )
+        # The first steps are the critic's alone: no gradient reaches the policy.
+        alone = step < self.options.critic_steps
+        if alone:
+            loss, hidden = loss.detach() * 0, hidden.detach()
         if self.critic is not None:
             value_losses = self._value_losses(hidden, layout, micro, terms.value_clip, metrics)
             value_losses = value_losses.masked_fill(~keep, 0.0)
@@ -101,10 +104,35 @@ class PolicyTask:
             # The critic learns per token, whatever reduction the policy's loss has.
             share = losses.token_reduction(value_losses, layout.lengths, "token", total)
             loss = loss + terms.value_weight * share
-        if terms.ptx_weight and self.ptx:
+        if terms.ptx_weight and self.ptx and not alone:
             nll = self._mixed_nll(model, micro, metrics)
             loss = loss + terms.ptx_weight * nll / self.ptx_tokens
         return loss, self._weigh_metrics(metrics, layout, micro, keep), layout.tokens
+
+    def _policy_losses(
+        self,
+        logprobs: Tensor,
+        old: Tensor,
+        advantages: Tensor,
+        layout: Layout,
+        weight: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(N,) the method's own loss of each token, or the clipped one."""
+        own = getattr(self.options, "LOSS", None)
+        if own is not None:
+            loss: tuple[Tensor, dict[str, Tensor]] = find_object(own)(
+                logprobs,
+                old,
+                advantages,
+                layout.lengths,
+                weight=weight,
+                **self.options.loss_options,
+            )
+            return loss
+        terms = self.options.policy_terms()
+        return losses.clipped_policy_loss(
+            logprobs, old, advantages, terms.clip_low, terms.clip_high, terms.two_sided, weight
+        )
 
     def _weigh_metrics(
         self, metrics: dict[str, Tensor], layout: Layout, micro: Sequence[int], keep: Tensor
@@ -164,7 +192,7 @@ class PolicyTask:
         hidden: Tensor,
         layout: Layout,
         micro: Sequence[int],
-        clip: float,
+        clip: float | None,
         metrics: dict[str, Tensor],
     ) -> Tensor:
         """(N,) the critic's loss of each token."""
@@ -203,6 +231,7 @@ class OnlinePairs:
         self.pair_loss = find_object(options.pair_loss)
         self.options = options
         self.reference: dict[str, tuple[Tensor, Tensor]] = {}
+        self.wins: dict[str, Tensor] = {}
         examples: list[Example] = []
         for number, group in enumerate(rollout.groups):
             # An answer without a reward is neither the best nor the worst.
@@ -219,6 +248,7 @@ class OnlinePairs:
                 (answers[best].ids, answers[worst].ids),
             )
             examples.append(example)
+            self.wins[example.example_id] = win_rates(rollout.rewards[number])[[best, worst]]
             if rollout.reference is not None:
                 sums = [
                     p.sum() for p in torch.split(rollout.reference[number], rollout.lengths(number))
@@ -240,7 +270,12 @@ class OnlinePairs:
         policy = sequence_sums(logprobs, layout.lengths)  # [branches], chosen and rejected in turns
         stored = torch.stack([x for e in rows for x in self.reference[e.example_id]])
         pairs = pair_logprobs(policy, stored.to(policy.device), layout)
-        loss = self.pair_loss(pairs, beta=self.beta)
         metrics = preference.pair_metrics(pairs, self.beta)
+        if self.options.takes_win_rates:
+            wins = torch.stack([self.wins[e.example_id] for e in rows]).to(policy.device)
+            loss = self.pair_loss(pairs, wins, beta=self.beta)
+            metrics |= {"win_rate_chosen": wins[:, 0], "win_rate_rejected": wins[:, 1]}
+        else:
+            loss = self.pair_loss(pairs, beta=self.beta)
         found = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
         return loss.sum() / total, found, layout.tokens

@@ -12,12 +12,12 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from rlaif.config.on_policy import RolloutTrain
+from rlaif.config.on_policy import GroupTrain, RolloutTrain
 from rlaif.core.resources import find_object
 from rlaif.kernels.batching import Layout, fill_batches
 from rlaif.train.losses import policy as losses
 from rlaif.train.losses.distillation import teacher_advantages
-from rlaif.train.methods.on_policy import GrpoTrain, PpoTrain, RlooTrain
+from rlaif.train.methods.on_policy import PpoTrain, RlooTrain
 from rlaif.train.methods.on_policy_distillation import OnPolicyDistillationTrain
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
@@ -235,7 +235,7 @@ def add_advantages(rollout: Rollout, options: RolloutTrain, beta: float) -> None
         rollout.metrics = {n: v for n, v in rollout.metrics.items() if n not in OF_REWARDS}
 
 
-def add_group_advantages(rollout: Rollout, options: GrpoTrain, _: float) -> None:
+def add_group_advantages(rollout: Rollout, options: GroupTrain, _: float) -> None:
     """Rewards less their group's mean and, with `scale: std`, by its deviation."""
     rollout.advantages = _group_advantages(
         rollout,
@@ -246,7 +246,7 @@ def add_group_advantages(rollout: Rollout, options: GrpoTrain, _: float) -> None
 
 def add_rloo_advantages(rollout: Rollout, _: RlooTrain, beta: float) -> None:
     """Rewards, less the KL, against the mean of the group's other answers."""
-    scores = [r - beta * _sequence_kl(rollout, i) for i, r in enumerate(rollout.rewards)]
+    scores = [r - beta * sequence_kl(rollout, i) for i, r in enumerate(rollout.rewards)]
     rollout.advantages = _group_advantages(rollout, scores, losses.rloo_advantages)
 
 
@@ -276,7 +276,7 @@ def mean_kl(policy: Sequence[Tensor], rollout: Rollout) -> float:
     return total / sum(len(group.answers) for group in rollout.groups)
 
 
-def _sequence_kl(rollout: Rollout, group: int) -> Tensor:
+def sequence_kl(rollout: Rollout, group: int) -> Tensor:
     """(S,) the k1 estimate summed over each answer, nats; 0 without a reference."""
     lengths = rollout.lengths(group)
     if rollout.reference is None or rollout.old is None:

@@ -95,6 +95,41 @@ def test_a_killed_build_ends_in_the_same_dataset(
 
 
 @pytest.mark.slow
+def test_a_killed_training_with_redraws_ends_in_the_same_bytes(
+    tiny_model: Path, tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    """A check of one value or the other leaves many prompts without a difference."""
+    train = {
+        "method": "grpo",
+        "rewards": {"checks": 1.0},
+        "rollouts": 2,
+        "batch_size": 2,
+        "n": 2,
+        "resample": 3,
+        "max_new_tokens": 8,
+        "learning_rate": 1e-2,
+        "precision": "fp32",
+        "checkpoint_every": 1,
+    }
+    path = write_experiment(
+        tmp_path,
+        tiny_model,
+        rounds=1,
+        judges=[{"id": "checks", "kind": "rules"}],
+        steps=[{"train": train}],
+    )
+    assert killed(tmp_path, 1, 5, "run", str(path), "-q") >= 1
+    whole, again = tmp_path / "0", tmp_path / "1"
+    assert weights(again) == weights(whole) != {}
+    steps = rows(whole)
+    (metrics,) = (found for name, found in steps.items() if name.endswith("metrics.jsonl"))
+    assert any(row["prompts_drawn"] > 2 for row in metrics)
+    for name, found in rows(again).items():
+        ours, theirs = ([{**row, "timing": None} for row in part] for part in (found, steps[name]))
+        assert ours == theirs
+
+
+@pytest.mark.slow
 def test_the_mini_experiment_killed_anywhere_ends_in_the_same_dataset(
     tiny_model: Path, tmp_path: Path
 ) -> None:

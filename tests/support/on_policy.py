@@ -25,11 +25,17 @@ LEARN = {
     "ppo": {"n": 6, "batch_size": 2, "sync_every": 2, "epochs": 2, "learning_rate": 1e-2},
     "ppo_separate": {"n": 6, "epochs": 2, "learning_rate": 1e-2, "critic": "separate"},
     "online_dpo": {"n": 6, "learning_rate": 1e-2, "beta": 0.3},
+    "gspo": {"n": 6, "batch_size": 2, "sync_every": 2, "learning_rate": 1e-2},
+    "cispo": {"n": 6, "batch_size": 2, "sync_every": 2, "learning_rate": 1e-2},
+    "reinforce": {"n": 6, "learning_rate": 1e-2},
+    "reinforce_pp": {"n": 6, "batch_size": 2, "sync_every": 2, "learning_rate": 1e-2},
+    "reinforce_pp_group": {"n": 6, "learning_rate": 1e-2, "baseline": "group"},
+    "sppo": {"n": 6, "learning_rate": 1e-2, "beta": 0.005},
 }
 
 
 def options_of(name, **changes):
-    method = name.split("_")[0] if name != "online_dpo" else name
+    method = max((m for m in METHODS if name.startswith(m)), key=len)
     keys = {k: v for k, v in SIZES.items() if k != "seed"} | {"rewards": {"r": 1.0}}
     keys |= {"method": method, "warmup_ratio": 0.0, **LEARN[name], **changes}
     return METHODS[method].model_validate(keys)

@@ -23,6 +23,7 @@ from rlaif.train.loop import TrainJob
 from rlaif.train.losses import policy as policies
 from rlaif.train.losses import preference
 from rlaif.train.losses import reward as rewards
+from rlaif.train.methods.sppo import sppo_loss
 from rlaif.train.model import prepare
 from rlaif.train.on_policy import train_on_policy
 from rlaif.train.policy_tasks import PolicyTask
@@ -297,6 +298,49 @@ def test_the_first_loss_of_grpo(tmp_path, policy, tokenizer, keys, loss):
     assert row["loss"] == pytest.approx(loss, rel=2e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("method", "keys", "loss"),
+    [
+        # On fresh answers the ratio is 1: GRPO by answers, and tokens weighed by their log-probs.
+        ("gspo", {"sync_every": 1}, 0.0),
+        ("gspo", {"sync_every": 1, "importance": "truncate_sequence"}, -ROOT * (2 - 1 / 4) / 2),
+        # Six bits of the better answer, four of the worse one.
+        ("cispo", {}, ROOT * (6 - 4) * LOG2 / 5),
+        # Three tokens of 1 and two of 0 have mean 3/5 and deviation sqrt(3/10); the sampler's
+        # ratios are 2 for the first answer and 1/4 for the other.
+        ("reinforce_pp", {}, 0.0),
+        (
+            "reinforce_pp",
+            {"importance": "truncate_sequence"},
+            -(2 * 3 * 0.4 - 2 / 4 * 0.6) / math.sqrt(0.3) / 5,
+        ),
+        # Whitened once more, the better one's half has 3/10 added: rewards of +-1/2.
+        ("reinforce_pp", {"baseline": "group"}, 0.0),
+        # A new critic says 0: the better answer's reward at three tokens, of two answers; and half
+        # the error of 1 at three of five tokens.
+        ("reinforce", {}, -3 / 2 + 3 / 2 / 5),
+        ("reinforce", {"value_weight": 0.5, "critic": "head"}, -3 / 2 + 3 / 4 / 5),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_the_first_loss_of_what_differs_from_grpo(tmp_path, policy, tokenizer, method, keys, loss):
+    answers = group(tokenizer, "?", ("ab", [3, 3, 1], 1.0), ("b", [1, 1], 0.0))
+    options = on_policy(method, n=2, **{"importance": "none"} | keys)
+    row = learn(tmp_path, policy, None, options, lambda number, model: [answers])[0]
+    assert row["loss"] == pytest.approx(loss, rel=2e-4, abs=1e-6)
+
+
+def test_the_first_loss_of_sppo(tmp_path, policy, reference, tokenizer):
+    """Log-ratios of 1 and -2 bits; sigmoid(1) at a beta of one, less a half, halved by the answer
+    itself: 0.115529 either way."""
+    answers = group(tokenizer, "?", ("ab", [2, 3, 1], 1.0), ("ccc", [4, 4, 4, 1], 0.0))
+    options = on_policy("sppo", n=2, beta=1.0)
+    row = learn(tmp_path, policy, reference, options, lambda *_: [answers])[0]
+    wanted = ((LOG2 - 0.115529) ** 2 + (-2 * LOG2 + 0.115529) ** 2) / 2
+    assert row["loss"] == pytest.approx(wanted, rel=1e-4)
+    assert row["win_rate_chosen"] == pytest.approx(0.615529, abs=1e-6)
+
+
 def test_the_reference_pulls_grpo_and_shifts_rloo_rewards(tmp_path, policy, reference, tokenizer):
     """In bits log pi - log pi_ref is -1 for an a and 1 for the others: 1 for "ab", 2 for "b"."""
 
@@ -463,6 +507,13 @@ SAMPLED = TRAINED | {
     "importance_floor": 0.0,
 }
 FRESH = COMPARED | SAMPLED | {"missing_eos_penalty": 0.0}
+GROUPED = FRESH | {
+    "kl": "k3",
+    "scale": "std",
+    "overlong_buffer": 0,
+    "mask_truncated": False,
+    "resample": 0,
+}
 DISTILLED = {"id": "distill", "source_weights": {}, "replay": 1.0, "refresh": None}
 REWARD = TRAINED | DISTILLED | {"learning_rate": 9e-6, "members": 1}
 FITTED = SHARED | DISTILLED
@@ -494,18 +545,23 @@ DEFAULTS = {
     "slic": TRAINED | {"margin": 1.0, "nll_weight": 0.0},
     "simpo": TRAINED | {"beta": 2.0, "gamma": 1.0},
     "orpo": TRAINED | {"weight": 0.1, "learning_rate": 8e-6},
-    "grpo": FRESH
+    "grpo": GROUPED
+    | {"beta": 0.04, "reduction": "token", "clip_low": 0.2, "clip_high": 0.2, "two_sided": None},
+    "gspo": GROUPED | {"beta": 0.0, "sync_every": 4, "clip_low": 3e-4, "clip_high": 4e-4},
+    "cispo": GROUPED | {"beta": 0.0, "clip_low": None, "clip_high": 4.0},
+    "reinforce": FRESH
+    | {"n": 1, "batch_size": 16, "beta": 0.05, "critic": "separate", "value_weight": 1.0},
+    "reinforce_pp": FRESH
     | {
-        "beta": 0.04,
-        "kl": "k3",
-        "scale": "std",
-        "reduction": "token",
+        "n": 1,
+        "batch_size": 16,
+        "beta": 0.01,
+        "baseline": "none",
+        "gamma": 1.0,
         "clip_low": 0.2,
         "clip_high": 0.2,
-        "two_sided": None,
-        "overlong_buffer": 0,
-        "mask_truncated": False,
     },
+    "sppo": FRESH | {"n": 5, "beta": 0.001, "learning_rate": 5e-7, "importance": "none"},
     "rloo": FRESH | {"n": 4, "beta": 0.03},
     "ppo": FRESH
     | {
@@ -522,6 +578,7 @@ DEFAULTS = {
         "value_weight": 0.1,
         "whiten_rewards": False,
         "critic": "head",
+        "critic_warmup": 0,
         "ptx_weight": 0.0,
     },
     "online_dpo": FRESH | {"n": 2, "importance": "none", "loss": "dpo"},
@@ -564,6 +621,7 @@ def test_the_defaults_of_a_method(method):
 
 
 PAIRED = [name for name, spec in METHODS.items() if hasattr(spec, "LOSS")]
+"""Also those whose loss is of a token: `LOSS` is a function of its keys."""
 
 
 @pytest.mark.parametrize(
@@ -575,6 +633,7 @@ PAIRED = [name for name, spec in METHODS.items() if hasattr(spec, "LOSS")]
         ("grpo", policies.clipped_policy_loss),
         ("grpo", policies.importance_weights),
         ("ppo", policies.gae),
+        ("sppo", sppo_loss),
         ("conditional", rewards.focal_ranking),
     ],
 )

@@ -29,7 +29,7 @@ from rlaif.train.tokenise import Example
 from tests.support.on_policy import LEARN, collector, learn, low_tokens, options_of
 
 CPU = torch.device("cpu")
-VARIANTS = ("grpo_dr", "grpo_dapo", "ppo_separate")
+VARIANTS = ("grpo_dr", "grpo_dapo", "ppo_separate", "cispo", "reinforce", "reinforce_pp_group")
 
 
 @pytest.mark.parametrize(
@@ -527,6 +527,15 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
         ("grpo", {"max_new_tokens": 1024}, "raise max_length"),
         ("rloo", {"train_on_eos": False}, "train_on_eos"),
         ("ppo", {"uses": ["pair"]}, "ptx_weight"),
+        ("ppo", {"critic_warmup": 3, "weight_decay": 0.1}, "would shrink it"),
+        ("ppo", {"critic_warmup": 4, "rollouts": 1}, "would never learn"),
+        ("ppo", {"resample": 1}, "resample"),
+        ("gspo", {"reduction": "token"}, "reduction"),
+        ("gspo", {"n": 1}, "n"),
+        ("reinforce", {"beta": 1.5}, "beta"),
+        ("reinforce_pp", {"baseline": "group"}, "raise n, or take none"),
+        ("reinforce_pp", {"baseline": "group", "n": 2, "gamma": 0.9}, "leave it out"),
+        ("sppo", {"importance": "mask_token"}, "importance"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(method, keys, message):

@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from rlaif.config.methods import METHODS
+from rlaif.core.resources import find_object
 from rlaif.train.losses.policy import (
     GlobalBatch,
     adapt_kl,
@@ -748,7 +750,7 @@ def _trl_loss(flat, lengths, total, **options):
         aux_loss_enabled=False,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
-        importance_sampling_level="token",
+        importance_sampling_level=options.get("level", "token"),
         current_gradient_accumulation_steps=1,
         _entropy_bonus_enabled=False,
         _metrics=defaultdict(lambda: defaultdict(list)),
@@ -804,6 +806,42 @@ def test_loss_and_gradient_equal_trl(kind, loss_type, beta, two_sided):
             their_metrics["clip_ratio/region_mean"]
         )
         assert 0 < metrics["clip_fraction"].item() < 1
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "options", "theirs"),
+    [
+        ("gspo", "sequence", {"clip_low": 0.05, "clip_high": 0.08}, {"loss_type": "grpo"}),
+        ("cispo", "token", {"clip_high": 0.5}, {"loss_type": "cispo", "clip_high": 1.5}),
+    ],
+    ids=["gspo", "cispo"],
+)
+def test_gspo_and_cispo_equal_trl(method, kind, options, theirs):
+    """TRL bounds CISPO's weight at epsilon_high itself, and not at 1 + epsilon_high."""
+    lengths = [3, 7, 1, 5]
+    count, total = sum(lengths), GlobalBatch(len(lengths), sum(lengths))
+    logprobs = noise(count).requires_grad_()
+    flat = {
+        "logprobs": logprobs,
+        "old": logprobs.detach() + noise(count, 1, 0.8),
+        "reference": noise(count, 2),
+        "advantages": noise(4, 3),
+        "weight": noise(count, 4).exp(),
+    }
+    level = {"level": "sequence"} if method == "gspo" else {}
+    given = {"clip_low": 0.2, "two_sided": None, "beta": 0.04, "constant": 8}
+    wanted, _ = _trl_loss(flat, lengths, total, **given | options | level | theirs)
+    advantages = to_tokens(flat["advantages"], lengths)
+    function = find_object(METHODS[method].LOSS)
+    losses, _ = function(
+        logprobs, flat["old"], advantages, lengths, weight=flat["weight"], **options
+    )
+    plain, _ = function(logprobs, flat["old"], advantages, lengths, **options | {"clip_high": 99})
+    assert not torch.equal(losses, plain * flat["weight"])
+    losses = losses + 0.04 * kl_estimate(logprobs, flat["reference"], "k3")
+    ours = token_reduction(losses, lengths, kind, total, 8)
+    close(ours, wanted.detach())
+    close(*(torch.autograd.grad(x, logprobs)[0] for x in (ours, wanted)))
 
 
 def test_group_advantages_equal_trl():

@@ -180,7 +180,15 @@ def _describe_train(planned: Planned) -> list[str]:
     if given:
         words.append(f"{count_words(given, 'rollout')} of given answers")
     sampled, answers = count_words(step.sampled_rollouts, "rollout"), count_words(step.n, "answer")
-    return [*words, f"{sampled} of {prompts}, {answers} to each"]
+    words.append(f"{sampled} of {prompts}, {answers} to each")
+    if step.redraws:
+        times = count_words(step.redraws, "time")
+        words.append(
+            f"prompts whose answers all have the same reward are replaced, {times} at most"
+        )
+    if step.critic_steps:
+        words.append(f"the critic alone learns in {count_words(step.critic_steps, 'step')}")
+    return words
 
 
 def _describe_evaluate(planned: Planned) -> list[str]:

@@ -3,6 +3,7 @@ they are kept, can be looked at, and are not made twice after a kill."""
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +28,14 @@ from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
 from rlaif.judges.base import Judge, has_raw_value, roles_of
 from rlaif.metrics.metrics import measure_unfamiliarity
-from rlaif.pipeline.plan.base import round_prompts, widen_to_groups
+from rlaif.pipeline.plan.base import group_prompts, round_prompts, widen_to_groups
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores, weights_of
 from rlaif.train.checkpoint import write_weights
 from rlaif.train.loop import TrainJob, TrainOutcome
 from rlaif.train.model import TrainModel
+from rlaif.train.redraws import Redraw
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.run import find_trainer
 
@@ -73,11 +75,16 @@ class Rollouts:
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
         self.kept = Kept(context.folder)
 
-    def collect(self, number: int, model: TrainModel) -> list[Group]:
-        """Rollout `number` (from 0) with the values of the reward's terms. Below 0: answers that
-        `normalise: reference` is fitted on, with the values of such terms alone."""
+    def collect(
+        self, number: int, model: TrainModel, redraw: Redraw | None = None, /
+    ) -> list[Group]:
+        """Rollout `number` (from 0) with the values of the reward's terms, or a redraw of it. Below
+        0: answers that `normalise: reference` is fitted on, with the values of such terms alone."""
         places = range(len(self.terms)) if number >= 0 else self.fitted
-        prompts = self._choose_prompts(number, places)
+        if redraw is None:
+            prompts = self._choose_prompts(number, places)
+        else:
+            prompts = self._choose_others(number, redraw)
         wanted = self._prompts_by_judge(prompts, places)
         made = self._sample_and_judge(number, prompts, model, wanted)
         judged = {
@@ -97,7 +104,7 @@ class Rollouts:
                 groups.append(
                     Group(prompt.prompt_id, ids_of_prompt, kept, frozenset(idle), together)
                 )
-        if not groups:
+        if not groups and redraw is None:
             raise RlaifError(
                 f"{_name_rollout(number)}: no prompt could be answered; see the errors in "
                 f"{self.context.folder.path / 'completions.jsonl'}"
@@ -119,6 +126,19 @@ class Rollouts:
             place = max(0, self.context.planned.round - 1) * self.step.rollouts + number + 1
         ids = round_prompts(every, count, self.context.planned.seed, place)
         return [self.context.prompts[i] for i in ids]
+
+    def _choose_others(self, number: int, redraw: Redraw) -> list[Prompt]:
+        """Prompts that this rollout has not asked yet, in an order of each redraw's own."""
+        planned = self.context.planned
+        units = group_prompts(p for p in self.prompts if p.prompt_id not in redraw.asked)
+        place = (planned.seed, planned.round, number, redraw.place)
+        random.Random(content_hash("redraw", *place)).shuffle(units)
+        ids: list[str] = []
+        for unit in units:
+            if len(ids) >= redraw.count:
+                break
+            ids += unit
+        return [self.context.prompts[i] for i in sorted(ids)]
 
     def _prompts_by_judge(
         self, prompts: Sequence[Prompt], places: Sequence[int]

@@ -318,7 +318,11 @@ def _count_answered_prompts(inputs: PlanInputs, planned: Planned, judge: str | N
     """How often a prompt is answered, and judged by a judge: in the rollouts, and before them where
     `normalise: reference` is fitted on answers of the start policy."""
     step = planned.step
-    count: int = step.sampled_rollouts * step.batch_size * step.sync_every
+    rollout = step.batch_size * step.sync_every
+    if step.redraws:
+        # At most: each time all of its prompts, as long as there are others.
+        rollout = max(rollout, min(rollout * (1 + step.redraws), len(planned.prompts)))
+    count: int = step.sampled_rollouts * rollout
     if not any(t.normalise == "reference" and judge in (None, t.judge) for t in step.terms):
         return count
     answers: int = step.n

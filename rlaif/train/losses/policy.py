@@ -260,7 +260,7 @@ def clipped_policy_loss(
         loss = loss * weight.detach()
     clipped = (advantages > 0) & (ratio > 1 + clip_high)
     clipped |= (advantages < 0) & ((ratio < 1 - clip_low) | (ratio > capped))
-    metrics = _summarise_spread("ratio", ratio) | {
+    metrics = summarise_spread("ratio", ratio) | {
         "clip_fraction": clipped.to(ratio.dtype).mean(),
         "approx_kl": log_ratio.detach().square().mean() / 2,
     }
@@ -368,7 +368,7 @@ def importance_weights(
         weight = raw.masked_fill(outside, 0.0)
     else:
         assert_never(mode)
-    metrics = _summarise_spread("weight", raw) | {
+    metrics = summarise_spread("weight", raw) | {
         "weight_cut_fraction": outside.to(raw.dtype).mean(),
         "logprob_gap": gap.abs().mean(),
     }
@@ -388,7 +388,7 @@ def overlong_penalty(lengths: Sequence[int], limit: int, buffer: int) -> Tensor:
     return (-excess / buffer).clamp(-1.0, 0.0)
 
 
-def _summarise_spread(name: str, values: Tensor) -> dict[str, Tensor]:
+def summarise_spread(name: str, values: Tensor) -> dict[str, Tensor]:
     """Mean, least and largest of the values, detached; NaN when there are none."""
     values = values.detach() if len(values) else values.new_full((1,), torch.nan)
     return {

@@ -12,48 +12,27 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from rlaif.config.base import Count, Fraction
-from rlaif.config.on_policy import OnPolicyTrain, PolicyTerms
+from rlaif.config.on_policy import GroupTrain, OnPolicyTrain, PolicyTerms
 
 
-class GrpoTrain(OnPolicyTrain):
+class GrpoTrain(GroupTrain):
     """Group-relative policy optimisation (arXiv 2402.03300), with the switches of DAPO
     (arXiv 2503.14476) and Dr. GRPO (arXiv 2503.20783)."""
 
-    ADVANTAGES = "rlaif.train.rollout:add_group_advantages"
-
     method: Literal["grpo"]
-    n: Annotated[int, Field(ge=2)] = 8
     beta: NonNegativeFloat = Field(0.04, description="arXiv 2402.03300; DAPO uses 0.")
-    kl: Literal["k2", "k3"] = Field(
-        "k3", description="k1 is left out: as a loss its expected gradient is 0."
-    )
-    scale: Literal["std", "none"] = Field("std", description="none: Dr. GRPO.")
     reduction: Literal["token", "sequence", "constant"] = Field(
         "token", description="token: DAPO; sequence: DeepSeekMath; constant: Dr. GRPO."
     )
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = Field(0.2, description="DAPO: 0.28.")
     two_sided: PositiveFloat | None = None
-    overlong_buffer: int = Field(
-        0, ge=0, description="DAPO: the reward falls over this many final tokens; 0 is off."
-    )
-    mask_truncated: bool = Field(False, description="DAPO: do not train on unfinished answers.")
 
     @model_validator(mode="after")
     def _check_sides(self) -> GrpoTrain:
         if self.two_sided is not None and self.two_sided <= 1 + self.clip_high:
             raise ValueError("two_sided must be above 1 + clip_high")
         return self
-
-    @property
-    def soft_limit(self) -> int:
-        """See `overlong_buffer`."""
-        return self.overlong_buffer
-
-    @property
-    def learns_unfinished(self) -> bool:
-        """See `mask_truncated`."""
-        return not self.mask_truncated
 
     def policy_terms(self) -> PolicyTerms:
         """The KL is part of the loss."""
@@ -111,11 +90,33 @@ class PpoTrain(OnPolicyTrain):
     critic: Literal["head", "separate"] = Field(
         "head", description="A value head on the policy, or a separate model."
     )
+    critic_warmup: int = Field(
+        0,
+        ge=0,
+        exclude_if=lambda value: value == 0,
+        description="Optimiser steps in which the critic learns alone and the policy stays as it "
+        "is; InternLM2 (arXiv 2403.17297): 50.",
+    )
     ptx_weight: NonNegativeFloat = Field(
         0.0,
         description="InstructGPT: adds the NLL of raw texts, demonstrations or the preferences' "
         "chosen answers.",
     )
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> PpoTrain:
+        if self.critic_warmup and self.weight_decay:
+            raise ValueError(
+                "critic_warmup leaves the policy as it is, and weight_decay would shrink it: set "
+                "one of them to 0"
+            )
+        steps = self.rollouts * self.epochs * self.sync_every
+        if self.critic_warmup >= steps:
+            raise ValueError(
+                f"critic_warmup ({self.critic_warmup}) is not below the training's optimiser steps "
+                f"(rollouts x epochs x sync_every = {steps}): the policy would never learn"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_adaptive_kl(self) -> PpoTrain:
@@ -132,6 +133,11 @@ class PpoTrain(OnPolicyTrain):
     def critic_kind(self) -> Literal["head", "separate"]:
         """See `critic`."""
         return self.critic
+
+    @property
+    def critic_steps(self) -> int:
+        """See `critic_warmup`."""
+        return self.critic_warmup
 
     @property
     def mixes_data(self) -> bool:

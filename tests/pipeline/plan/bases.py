@@ -126,6 +126,11 @@ ON_POLICY: dict[str, dict[str, Any]] = {
     "grpo": {"n": 2},
     "rloo": {"n": 2},
     "ppo": {"n": 2, "epochs": 2},
+    "gspo": {"n": 2, "sync_every": 1, "epochs": 2},
+    "cispo": {"n": 2, "epochs": 2},
+    "reinforce": {"n": 2},
+    "reinforce_pp": {"n": 2, "epochs": 2},
+    "sppo": {"n": 2},
     "online_dpo": {"n": 2},
 }
 STARTS = {"from": "strict", "reference": "strict"}
