@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.config.methods import METHODS
-from rlaif.config.rewards import RewardTerm, terms_of
+from rlaif.config.rewards import RewardTerm, names_of, terms_of
 from rlaif.core.errors import ConfigError, RlaifError, StoreError
 from rlaif.core.store import Store
 from rlaif.kernels.heads import GatedHead, HeadConfig, save_head
@@ -25,7 +25,7 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.steps import step_module
 from rlaif.train import on_policy
-from rlaif.train.rewards import Moments, fit_reference, summed, term_names, updated
+from rlaif.train.rewards import Moments, fit_reference, summed, updated
 from rlaif.train.rollout import Answer, Group
 from tests.support.on_policy import collector, learn, low_tokens, options_of
 
@@ -35,8 +35,11 @@ def term(**keys):
 
 
 def group(*values, not_for=()):
-    answers = tuple(Answer([1], [], v if isinstance(v, tuple) else (v,), True) for v in values)
-    return Group("p", [1], answers, frozenset(not_for))
+    answers = tuple(
+        Answer([1], [], v if isinstance(v, tuple) else (v,), True, idle=frozenset(not_for))
+        for v in values
+    )
+    return Group("p", [1], answers)
 
 
 def total(groups, terms, moments=None):
@@ -105,7 +108,7 @@ def test_a_spread_of_nothing_is_not_divided_by(values):
 
 
 def test_terms_of_one_judge_are_told_apart():
-    assert term_names([term(), term(judge="x"), term(value="score")]) == ["r/1", "x", "r/3"]
+    assert names_of([term(), term(judge="x"), term(value="score")]) == ["r/1", "x", "r/3"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_terms_of_one_judge_are_told_apart():
     [
         ([], {}, "at least 1"),
         ({}, {}, "at least 1"),
-        ([{"judge": "r", "weight": 0}], {}, "adds nothing"),
+        ([{"judge": "r", "weight": 0}], {}, "nothing is rewarded"),
         ([{"judge": "r", "weight": float("inf")}], {}, "finite"),
         ([{"judge": "r", "when": {}}], {}, "tags"),
         ([{"judge": "r", "clip": 0}], {}, "greater than 0"),

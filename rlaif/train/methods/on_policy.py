@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from rlaif.config.base import Count, Fraction
-from rlaif.config.on_policy import OnPolicyTrain, PolicyTerms
+from rlaif.config.on_policy import ConstrainedTrain, OnPolicyTrain, PolicyTerms
 
 
-class GrpoTrain(OnPolicyTrain):
+class GrpoTrain(ConstrainedTrain):
     """Group-relative policy optimisation (arXiv 2402.03300), with the switches of DAPO
     (arXiv 2503.14476) and Dr. GRPO (arXiv 2503.20783)."""
 
@@ -27,7 +27,11 @@ class GrpoTrain(OnPolicyTrain):
     kl: Literal["k2", "k3"] = Field(
         "k3", description="k1 is left out: as a loss its expected gradient is 0."
     )
-    scale: Literal["std", "none"] = Field("std", description="none: Dr. GRPO.")
+    scale: Literal["std", "none", "batch"] = Field(
+        "std",
+        description="What a group's differences are divided by: its deviation; nothing (Dr. GRPO); "
+        "or the deviation of all of them in a rollout (GDPO, with terms of `normalise: group`).",
+    )
     reduction: Literal["token", "sequence", "constant"] = Field(
         "token", description="token: DAPO; sequence: DeepSeekMath; constant: Dr. GRPO."
     )
@@ -67,7 +71,7 @@ class GrpoTrain(OnPolicyTrain):
         )
 
 
-class RlooTrain(OnPolicyTrain):
+class RlooTrain(ConstrainedTrain):
     """REINFORCE leave-one-out (arXiv 2402.14740); the KL is part of the reward."""
 
     ADVANTAGES = "rlaif.train.rollout:add_rloo_advantages"
@@ -87,7 +91,7 @@ class RlooTrain(OnPolicyTrain):
         return PolicyTerms(1.0, math.inf, reduction="constant", constant=1)
 
 
-class PpoTrain(OnPolicyTrain):
+class PpoTrain(ConstrainedTrain):
     """Proximal policy optimisation for language models (arXiv 1909.08593, 2203.02155)."""
 
     LEARNS_FROM = "good answers"
@@ -126,6 +130,11 @@ class PpoTrain(OnPolicyTrain):
     @property
     def needs_old_logprobs(self) -> bool:
         """Always, for the KL and the values."""
+        return True
+
+    @property
+    def whitens_advantages(self) -> bool:
+        """Over all tokens of a rollout."""
         return True
 
     @property
