@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from rlaif.train.costs import (
     step_multipliers,
 )
 from rlaif.train.rollout import Answer, Group, Rollout, add_advantages
-from tests.support.on_policy import learn, low_tokens, options_of
+from tests.support.on_policy import learn, options_of
 
 approx: Any = pytest.approx
 

@@ -467,6 +467,9 @@ VALUES |= {
         "by": Case("terms", {"method": "best", "by": "checks"}),
         "policy": False,
     },
+    "ConstrainedTrain": {
+        "costs": [{"judge": "rival", "limit": -9.0, "higher": "worse", "start": 5.0}]
+    },
     "GrpoTrain": {
         "beta": 0.5,
         "kl": Case("k2", {"learning_rate": 0.05}),
@@ -714,6 +717,18 @@ VALUES |= {
         "normalise": "group",
         "clip": 0.1,
         "when": {"tags": ["fruit"]},
+        "only_if": "rival",
+        "within": Case("rival", {"normalise": "group"}),
+    },
+    "CostTerm": {
+        "judge": "rm",
+        "limit": -1.0,
+        "higher": "better",
+        "value": "score",
+        "start": 3.0,
+        "rate": 0.9,
+        "max": 2.0,
+        "window": 1,
     },
 }
 VALUES |= {
