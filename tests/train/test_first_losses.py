@@ -496,6 +496,7 @@ DEFAULTS = {
     "orpo": TRAINED | {"weight": 0.1, "learning_rate": 8e-6},
     "grpo": FRESH
     | {
+        "costs": [],
         "beta": 0.04,
         "kl": "k3",
         "scale": "std",
@@ -506,9 +507,10 @@ DEFAULTS = {
         "overlong_buffer": 0,
         "mask_truncated": False,
     },
-    "rloo": FRESH | {"n": 4, "beta": 0.03},
+    "rloo": FRESH | {"n": 4, "beta": 0.03, "costs": []},
     "ppo": FRESH
     | {
+        "costs": [],
         "n": 1,
         "batch_size": 16,
         "epochs": 4,
