@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from rlaif.core.errors import ConfigError
 from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.plan.unroll import make_plan
+from rlaif.pipeline.prepare import prepare
 from tests.pipeline.test_kills import rows
 
 Weights = dict[str, torch.Tensor]
@@ -250,3 +252,63 @@ def test_a_killed_training_with_costs_ends_in_the_same_bytes(
     assert largest(experiments.weights("one"), experiments.weights("one", "killed")) == 0
     multipliers = [row["multiplier/c"] for row in experiments.metrics("one")]
     assert len(set(multipliers)) == 4
+
+
+COST_MODEL = """
+name: safe
+models: {policy: {path: builtin/smollm2-135m-instruct}}
+constitution: constitution.yaml
+prompts: {path: prompts.jsonl, holdout: 3}
+judges:
+  - {id: checks, kind: rules}
+  - {id: cost, kind: reward_model, by: cm}
+  - {id: reward, kind: reward_model, by: rm}
+steps:
+  - sample: {n: 2}
+  - judge: checks
+  - pair: {}
+  - distill: {id: rm}
+  - distill: {id: cm, method: cost}
+  - train:
+      method: ppo
+      batch_size: 2
+      rewards: [{judge: reward, normalise: reference}]
+      costs: [{judge: COST}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("cost", "turned"),
+    [
+        ("cost, limit: 0", [0]),
+        ("cost, limit: 0, higher: better", [0]),
+        ("reward, limit: 0, higher: worse", []),
+        ("reward, limit: 0, higher: better", [0]),
+        ("checks, limit: 0.5, higher: better", [0]),
+    ],
+)
+def test_a_cost_models_reward_is_minus_its_cost(
+    tmp_path: Path, write_experiment: Callable[..., Path], cost: str, turned: list[int]
+) -> None:
+    write_experiment(tmp_path, None)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(COST_MODEL.replace("COST", cost))
+    planned = make_plan(prepare(path, fetch=False))[-1]
+    assert planned.options["turned_costs"] == turned
+
+
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        ("cost, limit: 0, higher: worse", "whose reward is minus its cost: leave `higher` out"),
+        ("reward, limit: 0", "is more of judge 'reward' worse, or better"),
+    ],
+)
+def test_a_cost_that_points_the_wrong_way_is_refused(
+    tmp_path: Path, write_experiment: Callable[..., Path], cost: str, message: str
+) -> None:
+    write_experiment(tmp_path, None)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(COST_MODEL.replace("COST", cost))
+    with pytest.raises(ConfigError, match=message):
+        make_plan(prepare(path, fetch=False))
