@@ -172,10 +172,21 @@ def evaluate(
     "--margin", type=Finite(0, 1e9), default=1.0, help="By how much rewards should differ."
 )
 @click.option("--ridge", type=Finite(0, 1e9), default=0.0, help="Penalty on the squared weights.")
+@click.option(
+    "--rewards",
+    type=FILE,
+    help="A reward model's judgements of the same answers, to whose raw values the sum is added.",
+)
 @click.option("--out", type=FILE, required=True, help="The weights, YAML.")
 @JSON
 def rbr_weights(
-    judgements: Path, preferences: Path, margin: float, ridge: float, out: Path, as_json: bool
+    judgements: Path,
+    preferences: Path,
+    margin: float,
+    ridge: float,
+    rewards: Path | None,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Fit the weights of an `rbr` judge.
 
@@ -192,7 +203,10 @@ def rbr_weights(
 
     judged = [from_json(Judgement, row) for row in Records(judgements).read("judgements")]
     pairs = [from_json(Preference, row) for row in Records(preferences).read("preferences")]
-    found = fit(judged, pairs, margin, ridge)
+    added = None
+    if rewards is not None:
+        added = [from_json(Judgement, row) for row in Records(rewards).read("judgements")]
+    found = fit(judged, pairs, margin, ridge, added)
     write_atomic(out, yaml.safe_dump({"weights": found.weights}, sort_keys=True))
     if as_json:
         click.echo(json.dumps(asdict(found)))

@@ -32,7 +32,7 @@ from rlaif.cli.options import (
 # Not options: what the command line says in another way, and a key with keys of its own.
 HIDDEN = {
     *("id", "method", "from_", "uses", "reference", "teacher", "given", "lora"),
-    *("adam_betas", "rewards", "gates", "stop", "trackers"),
+    *("adam_betas", "rewards", "costs", "gates", "stop", "trackers"),
 }
 
 

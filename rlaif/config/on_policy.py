@@ -14,9 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.config.base import ONE_OR_MORE, Count, StepId
+from rlaif.config.base import LATE, ONE_OR_MORE, Count, StepId
 from rlaif.config.gates import Gates
-from rlaif.config.rewards import Rewards, RewardTerm, terms_of
+from rlaif.config.rewards import CostTerm, Rewards, RewardTerm, terms_of
 from rlaif.config.training import ReferenceTrain, TrainStep
 
 
@@ -100,9 +100,25 @@ class RolloutTrain(TrainStep):
         return []
 
     @property
+    def adds_terms(self) -> bool:
+        """Whether the reward is a sum, to which a judge that does not apply to an answer adds 0."""
+        return False
+
+    @property
+    def constraints(self) -> list[CostTerm]:
+        """What the answers may cost."""
+        return []
+
+    @property
     def reward_judges(self) -> list[str]:
-        """The judges of the terms, each once."""
-        return list(dict.fromkeys(term.judge for term in self.terms))
+        """The judges of the terms and the costs, each once."""
+        rewarding = [judge for term in self.terms for judge in term.judges]
+        return list(dict.fromkeys([*rewarding, *(cost.judge for cost in self.constraints)]))
+
+    @property
+    def whitens_advantages(self) -> bool:
+        """Whether the advantages of a rollout are brought to mean 0 and deviation 1 at last."""
+        return False
 
     @property
     def kl_weight(self) -> float:
@@ -244,6 +260,11 @@ class OnPolicyTrain(RolloutTrain, ReferenceTrain):
         return terms_of(self.rewards)
 
     @property
+    def adds_terms(self) -> bool:
+        """A mapping is a mean."""
+        return isinstance(self.rewards, list)
+
+    @property
     def kl_weight(self) -> float:
         """See `beta`."""
         return self.beta
@@ -259,14 +280,21 @@ class OnPolicyTrain(RolloutTrain, ReferenceTrain):
         return self.beta > 0 or self.gates.kl is not None
 
     @model_validator(mode="after")
+    def _require_a_reward(self) -> OnPolicyTrain:
+        if all(term.weight == 0 for term in self.terms):
+            raise ValueError("rewards: every term has weight 0, so nothing is rewarded")
+        return self
+
+    @model_validator(mode="after")
     def _one_answer_has_no_group(self) -> OnPolicyTrain:
         if self.n > 1:
             return self
-        if any(term.normalise == "group" for term in self.terms):
-            raise ValueError(
-                "`normalise: group` compares the answers to one prompt, and n is 1: raise n, or "
-                "take running or reference"
-            )
+        for term in self.terms:
+            if term.compares_group:
+                raise ValueError(
+                    f"the term of judge {term.judge!r}: `normalise: {term.normalise}` compares the "
+                    "answers to one prompt, and n is 1: raise n, or take running or reference"
+                )
         if self.gates.flat_groups is not None:
             raise ValueError(
                 "gates.flat_groups has no effect: with n of 1 every prompt has one answer"
@@ -274,7 +302,22 @@ class OnPolicyTrain(RolloutTrain, ReferenceTrain):
         return self
 
 
-class GroupTrain(OnPolicyTrain):
+class ConstrainedTrain(OnPolicyTrain):
+    """Keys of methods whose advantages are of the reward and of costs."""
+
+    costs: Annotated[list[CostTerm], LATE] = Field(
+        [],
+        description="Judges whose mean cost is held at a limit, each by a multiplier "
+        "(PPO-Lagrangian, arXiv 2310.12773).",
+    )
+
+    @property
+    def constraints(self) -> list[CostTerm]:
+        """See `costs`."""
+        return self.costs
+
+
+class GroupTrain(ConstrainedTrain):
     """Keys of the methods whose advantage is an answer's reward relative to those of the other
     answers to its prompt: GRPO (arXiv 2402.03300) and what differs from it in the loss alone."""
 
@@ -284,7 +327,11 @@ class GroupTrain(OnPolicyTrain):
     kl: Literal["k2", "k3"] = Field(
         "k3", description="k1 is left out: as a loss its expected gradient is 0."
     )
-    scale: Literal["std", "none"] = Field("std", description="none: Dr. GRPO.")
+    scale: Literal["std", "none", "batch"] = Field(
+        "std",
+        description="What a group's differences are divided by: its deviation; nothing (Dr. GRPO); "
+        "or the deviation of all of them in a rollout (GDPO, with terms of `normalise: group`).",
+    )
     overlong_buffer: int = Field(
         0, ge=0, description="DAPO: the reward falls over this many final tokens; 0 is off."
     )
@@ -313,3 +360,12 @@ class GroupTrain(OnPolicyTrain):
     def redraws(self) -> int:
         """See `resample`."""
         return self.resample
+
+    @model_validator(mode="after")
+    def _redraws_look_at_rewards_alone(self) -> GroupTrain:
+        if self.resample and self.costs:
+            raise ValueError(
+                "resample replaces prompts whose answers have the same reward, and their costs may "
+                "differ: leave out `resample` or `costs`"
+            )
+        return self

@@ -4,8 +4,9 @@ The reward is sum of w_i phi_i with phi_i = P(yes) for proposition i, on [0, 1];
 finds the weights.
 
 The weights are fitted to preferences (section 4.2): for every pair the loss is max(0, margin +
-R(worse) - R(better)). Prompts and not pairs are split into fitted and held-out ones, since answers
-recur within a prompt.
+R(worse) - R(better)), where R has the reward of a reward model besides, if one is given: what that
+model separates by the margin already needs no weight. Prompts and not pairs are split into fitted
+and held-out ones, since answers recur within a prompt.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from rlaif.judges.base import Answered, Call, Verdict, most_calls, verdicts_of
 from rlaif.judges.common import JudgeInputs, VerdictJudge
 from rlaif.judges.composed import annotators, completions_of, conclude_verdict, missing_status
 from rlaif.judges.yes_no import YesNo, YesNoJudge
+from rlaif.preferences.aggregate import raw_value
 
 
 class RbrJudge(VerdictJudge):
@@ -156,42 +158,54 @@ def fit(
     preferences: Sequence[Preference],
     margin: float = 1.0,
     ridge: float = 0.0,
+    rewards: Iterable[Judgement] | None = None,
 ) -> Fit:
-    """The weights of the propositions that `judgements` (of a yes_no judge) are about.
+    """The weights of the propositions that `judgements` (of a yes_no judge) are about, beside the
+    raw values of `rewards` (of a reward model), to which the weighted sum is to be added.
 
     A proposition that does not apply counts 0. Raises RlaifError when no pair can be used.
     """
     table, known = _tabulate_propositions(judgements)
+    base: dict[str, float] = {}
+    if rewards is not None:
+        base = _mean_rewards(rewards)
+        known &= base.keys()
     names = sorted({name for row in table.values() for name in row})
     pairs = [p for p in preferences if p.chosen_id in known and p.rejected_id in known]
     train = [p for p in pairs if int(content_hash("rbr", p.prompt_id), 16) % HELD_OUT]
     if not train or not names:
         raise RlaifError(
             f"no pair can be fitted: {len(preferences)} preferences, and judgements of "
-            f"{len(known)} answers; are both about the same completions?"
+            f"{len(known)} answers; are all about the same completions?"
         )
-    gaps = _feature_gaps(train, table, names)
-    weights = fit_hinge(gaps, margin, ridge)
+    gaps, ahead = _feature_gaps(train, table, names), _reward_gaps(train, base)
+    weights = fit_hinge(gaps, margin, ridge, ahead)
     fitted = {p.preference_id for p in train}
     held = [p for p in pairs if p.preference_id not in fitted]
     return Fit(
         {name: float(weight) for name, weight in zip(names, weights, strict=True)},
-        (len(train), _share_right(gaps, weights)),
-        (len(held), _share_right(_feature_gaps(held, table, names), weights)),
+        (len(train), _share_right(gaps, weights, ahead)),
+        (
+            len(held),
+            _share_right(_feature_gaps(held, table, names), weights, _reward_gaps(held, base)),
+        ),
         len(preferences) - len(pairs),
     )
 
 
-def fit_hinge(gaps: Floats, margin: float = 1.0, ridge: float = 0.0) -> Floats:
-    """Weights (k,) that make mean max(0, margin - gaps w) + ridge |w|^2 / 2 small.
+def fit_hinge(
+    gaps: Floats, margin: float = 1.0, ridge: float = 0.0, ahead: Floats | float = 0.0
+) -> Floats:
+    """Weights (k,) that make mean max(0, margin - ahead - gaps w) + ridge |w|^2 / 2 small.
 
-    `gaps` (n, k) are the features of the better answers less those of the worse ones. Adam from
+    `gaps` (n, k) are the features of the better answers less those of the worse ones, and `ahead`
+    (n,) is by how much another reward prefers the better ones. Adam from
     zero weights, 1,000 steps at rate 0.01 as in the paper; the best weights seen are kept.
     """
     weights, mean, square = (np.zeros(gaps.shape[1]) for _ in range(3))
     best, least = weights, np.inf
     for step in range(1, ITERATIONS + 1):
-        short = margin - gaps @ weights
+        short = margin - ahead - gaps @ weights
         loss = float(np.maximum(short, 0).mean() + ridge * weights @ weights / 2)
         if loss < least:
             best, least = weights, loss
@@ -229,5 +243,23 @@ def _feature_gaps(
     return np.array(rows).reshape(len(pairs), len(names))
 
 
-def _share_right(gaps: Floats, weights: Floats) -> float | None:
-    return float(np.mean(gaps @ weights > 0)) if len(gaps) else None
+def _mean_rewards(judgements: Iterable[Judgement]) -> dict[str, float]:
+    """Answer to its mean raw value. Raises RlaifError where none has one."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for judgement in judgements:
+        value = raw_value(judgement)
+        if value is not None:
+            values[judgement.subject].append(value)
+    if not values:
+        raise RlaifError("no judgement of the rewards has a raw value; are they a reward model's?")
+    return {answer: fmean(own) for answer, own in values.items()}
+
+
+def _reward_gaps(pairs: Sequence[Preference], base: Mapping[str, float]) -> Floats:
+    """(n,) by how much the reward model prefers the better answers; 0 without one."""
+    gaps = [base.get(p.chosen_id, 0.0) - base.get(p.rejected_id, 0.0) for p in pairs]
+    return np.array(gaps, dtype=np.float64)
+
+
+def _share_right(gaps: Floats, weights: Floats, ahead: Floats) -> float | None:
+    return float(np.mean(gaps @ weights + ahead > 0)) if len(gaps) else None

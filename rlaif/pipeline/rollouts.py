@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.gates import Gates, bounds, reached
+from rlaif.config.rewards import CostTerm, names_of
 from rlaif.core.integrity import read_sealed
 from rlaif.core.store import Store
 from rlaif.report.view import RolloutRow
 from rlaif.train.gates import STOPPED_FILE, figures
+
+OF_TERMS = ("value/", "missing/", "contribution/", "cost/", "missing_cost/", "multiplier/")
+"""How the metrics of a reward's terms and of costs begin: the rest is the term's name."""
 
 
 def stopped_notes(folder: Path) -> list[str]:
@@ -32,7 +36,7 @@ def rollout_rows(
     store: Store, steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 ) -> list[RolloutRow]:
     """One row for each on-policy training that has begun. `steps` are those of the manifest."""
-    gates = _read_gates(config)
+    gates, costs = _read_gates(config), _read_costs(config)
     found: list[RolloutRow] = []
     for step in steps:
         folder = store.step(step["hash"])
@@ -54,16 +58,33 @@ def rollout_rows(
                 "points": [(number, _select_figures(row)) for number, row in rows],
                 "limits": _collect_limits(own),
                 "reached": list(_describe_reached(own, rows)),
+                "cost_limits": costs.get(step["id"], {}),
             }
         )
     return found
 
 
-def _read_gates(config: Mapping[str, Any]) -> dict[str, Gates]:
-    """The gates of each train step of an experiment as it is kept in a run folder."""
+def _train_steps(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The train steps of an experiment as it is kept in a run folder."""
     lists = [config.get("steps", ()), *(stage["steps"] for stage in config.get("stages", ()))]
-    steps = [entry["train"] for entries in lists for entry in entries if "train" in entry]
+    return [entry["train"] for entries in lists for entry in entries if "train" in entry]
+
+
+def _read_gates(config: Mapping[str, Any]) -> dict[str, Gates]:
+    """The gates of each train step that has some."""
+    steps = _train_steps(config)
     return {step["id"]: Gates.model_validate(step["gates"]) for step in steps if step.get("gates")}
+
+
+def _read_costs(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The limit of each cost by its name, of each train step that has some."""
+    found = {}
+    for step in _train_steps(config):
+        costs = [CostTerm.model_validate(cost) for cost in step.get("costs") or ()]
+        if costs:
+            limits = (cost.limit for cost in costs)
+            found[step["id"]] = dict(zip(names_of(costs), limits, strict=True))
+    return found
 
 
 def _by_rollout(path: Path) -> dict[int, dict[str, Any]]:
@@ -90,10 +111,11 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _select_figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """The reward or the KL to the teacher, and what gates look at. The entropy is that of the steps
-    where no gate asked."""
+    """The reward or the KL to the teacher, what gates look at, and what is of one term or cost. The
+    entropy is that of the steps where no gate asked."""
     own = {name: row[name] for name in ("reward", "kl_teacher", "entropy") if name in row}
-    return {**own, **figures(row)}
+    of_terms = {name: value for name, value in row.items() if name.startswith(OF_TERMS)}
+    return {**own, **figures(row), **of_terms}
 
 
 def _collect_limits(gates: Gates) -> dict[str, dict[str, list[float]]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -294,6 +295,30 @@ ROLLOUT_FIGURES = {
     "length": ("Length", "mean tokens of an answer"),
 }
 
+TERM_FIGURES = {
+    "value/": ("Value by {}", "mean of the judge's values, before they are normalised"),
+    "missing/": ("Missing by {}", "share of answers that lack the term's value"),
+    "contribution/": ("Contribution of {}", "what the term adds to the mean reward"),
+    "cost/": ("Cost by {}", "mean over the answers of a rollout; the line is its limit"),
+    "missing_cost/": ("Missing costs by {}", "share of answers that lack the cost"),
+    "multiplier/": ("Multiplier of {}", "how much the cost counts, where the reward counts 1"),
+}
+"""Figures of one term or cost, by how its metric begins: the rest is its name."""
+
+
+def _rollout_figures(row: RolloutRow) -> dict[str, tuple[str, str]]:
+    """Caption and meaning of each figure of a training. A reward of one term is that term; shares
+    of what is missing are shown where something is."""
+    found = dict(ROLLOUT_FIGURES)
+    names = list(dict.fromkeys(name for _, known in row["points"] for name in known))
+    terms = sum(name.startswith("contribution/") for name in names)
+    for start, (caption, about) in TERM_FIGURES.items():
+        for name in (n for n in names if n.startswith(start)):
+            idle = start.startswith("missing") and not any(k.get(name) for _, k in row["points"])
+            if not idle and (terms > 1 or start not in ("value/", "contribution/")):
+                found[name] = caption.format(name.removeprefix(start)), about
+    return found
+
 
 def _draw_trainings(
     trainings: Sequence[RolloutRow], by_arm: bool
@@ -304,13 +329,14 @@ def _draw_trainings(
         arms = f", arm {' '.join(row['arms'])}" if by_arm else ""
         title = f"{row['id']}, seed {row['seed']}, round {row['round']}{arms}"
         figures = []
-        for name, (caption, about) in ROLLOUT_FIGURES.items():
+        for figure, (name, (caption, about)) in enumerate(_rollout_figures(row).items()):
             points = [(number, known[name]) for number, known in row["points"] if name in known]
             if points:
                 limits = [x for own in row["limits"].get(name, {}).values() for x in own]
+                limits += [x for n, x in row["cost_limits"].items() if name == f"cost/{n}"]
                 ends = f"{show_number(points[0][1])} to {show_number(points[-1][1])}"
                 label = f"{caption} over {len(points)} rollouts of {title}: {ends}"
-                svg = plots.draw_rollouts(f"rollout{place}{name}", label, points, limits)
+                svg = plots.draw_rollouts(f"rollout{place}-{figure}", label, points, limits)
                 figures.append(Figure(caption, about, svg))
         found.append((title, _said_of(row), figures))
     return found
@@ -323,9 +349,27 @@ def _said_of(row: RolloutRow) -> list[str]:
     if rewards:
         ends = f"{show_number(rewards[0])} to {show_number(rewards[-1])}"
         sentences.append(f"The mean reward went from {ends} in {len(row['points'])} rollouts.")
+    sentences += [_said_of_cost(row, name, limit) for name, limit in row["cost_limits"].items()]
     if not row["limits"]:
         return [*sentences, "No gates were set."]
     return sentences + ([f"{said}." for said in row["reached"]] or ["No gate was reached."])
+
+
+def _said_of_cost(row: RolloutRow, name: str, limit: float) -> str:
+    """How a cost went against its limit, and its multiplier."""
+    costs, multipliers = (
+        [known[f"{start}/{name}"] for _, known in row["points"] if f"{start}/{name}" in known]
+        for start in ("cost", "multiplier")
+    )
+    if not costs:
+        return f"No answer had a cost by {name}."
+    late = costs[-max(1, len(costs) // 3) :]
+    return (
+        f"The mean cost by {name} went from {show_number(costs[0])} to {show_number(costs[-1])}, "
+        f"and over the last {len(late)} of {len(costs)} rollouts it was "
+        f"{show_number(fmean(late))}; its limit is {limit:g}. The multiplier ended at "
+        f"{show_number(multipliers[-1])}."
+    )
 
 
 def _draw_distributions(run: RunView) -> list[Figure]:

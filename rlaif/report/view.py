@@ -101,7 +101,7 @@ class LabellingRow(TypedDict):
 
 class RolloutRow(TypedDict):
     """One on-policy training: by rollout (from 1) its reward and what gates look at, the limits by
-    figure and level, and a sentence for each limit that was reached."""
+    figure and level, a sentence for each limit that was reached, and the limits of its costs."""
 
     seed: int
     arms: list[str]
@@ -110,6 +110,7 @@ class RolloutRow(TypedDict):
     points: list[tuple[int, dict[str, float]]]
     limits: dict[str, dict[str, list[float]]]
     reached: list[str]
+    cost_limits: dict[str, float]
 
 
 class BenchRow(TypedDict):

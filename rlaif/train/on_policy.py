@@ -17,6 +17,17 @@ from rlaif.kernels.batching import plan_epoch
 from rlaif.kernels.device import release_freed_memory
 from rlaif.train import checkpoint
 from rlaif.train.checkpoint import export
+from rlaif.train.costs import (
+    Multiplier,
+    acting_places,
+    add_costs,
+    cost_metrics,
+    multipliers_from_json,
+    multipliers_to_json,
+    start_multipliers,
+    step_multipliers,
+    without_unknown_costs,
+)
 from rlaif.train.distillation import DistillTask
 from rlaif.train.gates import STOPPED_FILE, look, raise_stopped, warnings_of
 from rlaif.train.loop import (
@@ -76,7 +87,7 @@ def train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
         if options.critic_kind is not None:
             # A critic of its own starts from the policy's weights.
             own = load_trainable(job) if options.critic_kind == "separate" else None
-            critic = add_critic(model, own)
+            critic = add_critic(model, own, len(acting_places(options.constraints)))
         frozen = _reference_model(job, model)
     outcome = run_on_policy(job, model, frozen, critic, ptx)
     # Before the export: a model in `out` without its outcome would be trained again.
@@ -124,6 +135,9 @@ def run_on_policy(
     state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint) or {}
     first, beta = int(state.get("rollout", 0)), float(state.get("beta", options.kl_weight))
     running = moments_from_json(state.get("running", {}))
+    costs, multipliers = options.constraints, start_multipliers(options.constraints)
+    if "multipliers" in state:
+        multipliers = multipliers_from_json(costs, state["multipliers"])
     if state:
         model.sync()
     per_rollout = options.epochs * options.sync_every
@@ -133,14 +147,16 @@ def run_on_policy(
 
     def save_checkpoint(done: int) -> None:
         """A checkpoint of the first `done` rollouts."""
-        # Beta and the moments are those at the time of the call.
+        # Beta, the moments and the multipliers are those at the time of the call.
         kept = {"fingerprint": job.fingerprint, "rollout": done, "beta": beta}
         kept["running"] = moments_to_json(running)
+        if costs:
+            kept["multipliers"] = multipliers_to_json(costs, multipliers)
         checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept)
 
     for number in range(first, options.rollouts):
         figures: dict[str, float] = {}
-        answers, after = 0, running
+        answers, after, stepped = 0, running, multipliers
         together: dict[str, str | None] = {}
         task: Task
         if options.is_given(number):
@@ -153,7 +169,10 @@ def run_on_policy(
                 # Taken over once the rollout is learned from: a stop before that saves those
                 # before it.
                 after = updated(running, drawn.every, terms)
-                rollout = _reward_groups(model, groups, options, fitted | after, reference, critic)
+                stepped = step_multipliers(multipliers, costs, groups)
+                rollout = _reward_groups(
+                    model, groups, options, fitted | after, stepped, reference, critic
+                )
             _require_reward(rollout, number, work)
             add_advantages(rollout, options, beta)
             if options.redraws:
@@ -177,7 +196,7 @@ def run_on_policy(
             if job.progress is not None:
                 job.progress(progress_of(row, options.rollouts * per_rollout))
         beta = options.next_beta(beta, figures.get("kl_reference"), answers)
-        running = after
+        running, multipliers = after, stepped
         if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
             save_checkpoint(number + 1)
     return _make_outcome(model, options, rows)
@@ -244,15 +263,19 @@ def _reward_groups(
     groups: Sequence[Group],
     options: RolloutTrain,
     moments: Mapping[str, Moments],
+    multipliers: Sequence[Multiplier],
     reference: TrainModel | None,
     critic: Critic | None,
 ) -> Rollout:
-    """The rollout of these answers, with their rewards."""
-    rewards = summed(groups, options.terms, moments)
+    """The rollout of these answers, with their rewards and costs."""
+    costs = options.constraints
+    rewards = without_unknown_costs(groups, costs, summed(groups, options.terms, moments))
     # Whole distributions of the teacher are not kept: they are looked at in the loss.
     whole = isinstance(options, OnPolicyDistillationTrain) and options.divergence == "jsd"
     rollout = measure(model, groups, rewards, options, None if whole else reference, critic)
+    add_costs(rollout, costs, multipliers)
     rollout.metrics |= reward_metrics(groups, options.terms, moments)
+    rollout.metrics |= cost_metrics(costs, multipliers, groups)
     return rollout
 
 
@@ -310,14 +333,15 @@ def _learn_rollout(
             step += 1
 
 
-def add_critic(model: TrainModel, own: TrainModel | None) -> Critic:
-    """A critic whose weights are trained, checkpointed and resumed with the policy's.
+def add_critic(model: TrainModel, own: TrainModel | None, costs: int = 0) -> Critic:
+    """A critic whose weights are trained, checkpointed and resumed with the policy's, of the reward
+    and of so many costs.
 
     With `own`, a model of its own; else a zero-initialised head on the policy's hidden states.
     """
     body = model.module if own is None else own.module
     width = body.config.get_text_config().hidden_size
-    head = torch.nn.Linear(width, 1, dtype=torch.float32, device=model.device)
+    head = torch.nn.Linear(width, 1 + costs, dtype=torch.float32, device=model.device)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     extra = {f"value_head.{name}": param for name, param in head.named_parameters()}

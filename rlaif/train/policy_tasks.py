@@ -195,16 +195,27 @@ class PolicyTask:
         clip: float | None,
         metrics: dict[str, Tensor],
     ) -> Tensor:
-        """(N,) the critic's loss of each token."""
+        """(N,) the critic's loss of each token: of the reward's values and of each cost's, weighed
+        as their advantages are."""
         assert self.critic is not None
-        values = self.critic.values(layout, hidden)
-        old = self._gather_tokens(self.rollout.values, micro, values)
-        returns = self._gather_tokens(self.rollout.returns, micro, values)
-        assert old is not None
-        assert returns is not None
-        value_losses, clipped = losses.value_loss(values, old, returns, clip)
-        metrics |= clipped
-        return value_losses
+        rollout = self.rollout
+        assert rollout.values is not None
+        assert rollout.returns is not None
+        values = self.critic.values(layout, hidden)  # [tokens, 1 + costs]
+        stored = [(rollout.values, rollout.returns)]
+        stored += zip(rollout.cost_values, rollout.cost_returns, strict=True)
+        shares = [1.0, *rollout.multipliers]
+        parts: list[Tensor] = []
+        for head, (share, (old, returns)) in enumerate(zip(shares, stored, strict=True)):
+            own_old = self._gather_tokens(old, micro, values)
+            own_returns = self._gather_tokens(returns, micro, values)
+            assert own_old is not None
+            assert own_returns is not None
+            loss, clipped = losses.value_loss(values[:, head], own_old, own_returns, clip)
+            parts.append(share * loss)
+            if head == 0:
+                metrics |= clipped
+        return torch.stack(parts).sum(0) / sum(shares)
 
     def _mixed_nll(
         self, model: TrainModel, micro: Sequence[int], metrics: dict[str, Tensor]

@@ -6,15 +6,16 @@ All of it is in fp64, before anything is cast: two rewards of 20 that differ by 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
+from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm, names_of
 from rlaif.core.errors import RlaifError, StoreError
 from rlaif.core.integrity import read_sealed, write_sealed
 from rlaif.train.losses.policy import FLAT
-from rlaif.train.rollout import Group
+from rlaif.train.rollout import Answer, Group
 
 REFERENCE_DRAWS = 16
 """How often that many are drawn at most, where answers have no value."""
@@ -64,34 +65,35 @@ class Moments:
         return (value - self.mean) / self.spread
 
 
-def term_names(terms: Sequence[RewardTerm]) -> list[str]:
-    """What the terms go by in metrics and files: the judge, and its place where it has several."""
-    judges = [term.judge for term in terms]
-    return [
-        term.judge if judges.count(term.judge) == 1 else f"{term.judge}/{place}"
-        for place, term in enumerate(terms, start=1)
-    ]
-
-
 def term_values(groups: Iterable[Group], place: int) -> list[float]:
     """The values of one term that are there, of the answers that it is for."""
+    return _values_of((answer for group in groups for answer in group.answers), place)
+
+
+def _values_of(answers: Iterable[Answer], place: int) -> list[float]:
+    known = (answer.values[place] for answer in answers if place not in answer.idle)
+    return [value for value in known if value is not None]
+
+
+def rewarded_answers(group: Group, terms: Sequence[RewardTerm]) -> list[Answer]:
+    """The answers that have a reward: no term that is for them lacks its value."""
+    needed = [place for place, term in enumerate(terms) if term.weight != 0]
     return [
-        value
-        for group in groups
-        if group.counts(place)
+        answer
         for answer in group.answers
-        for value in [answer.values[place]]
-        if value is not None
+        if all(i in answer.idle or answer.values[i] is not None for i in needed)
     ]
 
 
 def updated(
     running: Mapping[str, Moments], groups: Sequence[Group], terms: Sequence[RewardTerm]
 ) -> dict[str, Moments]:
-    """The moments of the terms of `normalise: running`, by name, with these answers."""
+    """The moments of the terms of `normalise: running`, by name, with the answers that have a
+    reward."""
+    rewarded = [answer for group in groups for answer in rewarded_answers(group, terms)]
     return {
-        name: running.get(name, Moments()).joined(term_values(groups, place))
-        for place, (name, term) in enumerate(zip(term_names(terms), terms, strict=True))
+        name: running.get(name, Moments()).joined(_values_of(rewarded, place))
+        for place, (name, term) in enumerate(zip(names_of(terms), terms, strict=True))
         if term.normalise == "running"
     }
 
@@ -99,43 +101,80 @@ def updated(
 def summed(
     groups: Sequence[Group], terms: Sequence[RewardTerm], moments: Mapping[str, Moments]
 ) -> list[list[float | None]]:
-    """By group each answer's reward; None where a term that is for the prompt has no value, and 0
+    """By group each answer's reward; None where a term that is for the answer has no value, and 0
     without any terms. `moments` are those of the terms of `normalise: reference` and `running`, by
     name."""
     if not terms:
         return [[0.0] * len(group.answers) for group in groups]
-    names = term_names(terms)
     return [
-        [
-            _total_reward(parts)
-            for parts in zip(*_term_columns(group, terms, names, moments), strict=True)
-        ]
+        [_total_reward(parts) for parts in zip(*_contributions(group, terms, moments), strict=True)]
         for group in groups
     ]
 
 
-def _term_columns(
-    group: Group, terms: Sequence[RewardTerm], names: Sequence[str], moments: Mapping[str, Moments]
+def _contributions(
+    group: Group, terms: Sequence[RewardTerm], moments: Mapping[str, Moments]
 ) -> list[list[float | None]]:
     """What each term adds to each answer's reward."""
     found: list[list[float | None]] = []
-    for place, (term, name) in enumerate(zip(terms, names, strict=True)):
-        if not group.counts(place):
+    for place, (term, name) in enumerate(zip(terms, names_of(terms), strict=True)):
+        # A term that is only logged never decides whether there is a reward.
+        if term.weight == 0:
             found.append([0.0] * len(group.answers))
             continue
-        scale = moments.get(name)
-        if term.normalise == "group":
-            scale = Moments().joined(term_values([group], place))
-        values = [answer.values[place] for answer in group.answers]
-        found.append([None if v is None else _scale_value(term, scale, v) for v in values])
+        scales: dict[float, Moments | _Range] = {}
+        if term.compares_group:
+            scales = _group_scales(rewarded_answers(group, terms), place, term.normalise)
+        column: list[float | None] = []
+        for answer in group.answers:
+            value = answer.values[place]
+            if place in answer.idle:
+                column.append(0.0)
+            elif value is None:
+                column.append(None)
+            else:
+                scale = scales.get(answer.stratum(place), moments.get(name))
+                column.append(_scale_value(term, scale, value))
+        found.append(column)
     return found
 
 
-def _scale_value(term: RewardTerm, scale: Moments | None, value: float) -> float:
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """The lowest and the highest of some numbers."""
+
+    low: float
+    high: float
+
+    def standardised(self, value: float) -> float:
+        """On [-1, 1], in the middle where all are equal."""
+        if self.high - self.low <= FLAT * max(abs(self.low), abs(self.high)):
+            return 0.0
+        return 2 * (value - self.low) / (self.high - self.low) - 1
+
+
+def _group_scales(
+    answers: Sequence[Answer], place: int, normalise: str
+) -> dict[float, Moments | _Range]:
+    """What a term's values are normalised by, by the answers' stratum."""
+    strata: dict[float, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        strata[answer.stratum(place)].append(answer)
+    scales: dict[float, Moments | _Range] = {}
+    for stratum, members in strata.items():
+        values = _values_of(members, place)
+        if values and normalise == "range":
+            scales[stratum] = _Range(min(values), max(values))
+        elif values:
+            scales[stratum] = Moments().joined(values)
+    return scales
+
+
+def _scale_value(term: RewardTerm, scale: Moments | _Range | None, value: float) -> float:
     if term.normalise != "none":
-        assert scale is not None
-        equal = term.normalise == "group" and scale.flat
-        value = 0.0 if equal else scale.standardised(value)
+        # An answer without a reward may be alone in its group: it has nothing to be compared with.
+        equal = scale is None or (term.normalise == "group" and getattr(scale, "flat", False))
+        value = 0.0 if equal or scale is None else scale.standardised(value)
     if term.clip is not None:
         value = min(term.clip, max(-term.clip, value))
     return term.weight * value
@@ -158,8 +197,8 @@ def fit_reference(
     `begun` says that training has gone on from there: then they must be stored. Raises RlaifError
     where too few answers have a value, StoreError where the file is lost or damaged.
     """
-    names = term_names(terms)
-    wanted = [place for place, term in enumerate(terms) if term.normalise == "reference"]
+    names = names_of(terms)
+    wanted = [place for place, term in enumerate(terms) if term.fits_reference]
     if not wanted:
         return {}
     path = work / REFERENCE_FILE
@@ -200,13 +239,30 @@ def moments_from_json(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Mome
 def reward_metrics(
     groups: Sequence[Group], terms: Sequence[RewardTerm], moments: Mapping[str, Moments]
 ) -> dict[str, float]:
-    """The mean of each judge's values before anything is done to them, and what they are
-    normalised by: `value/NAME`, `normal_mean/NAME`, `normal_spread/NAME`."""
+    """By term, with its NAME: the mean of the judge's values before anything is done to them
+    (`value/`), the share of answers that lack one (`missing/`), of the answers that the term is
+    for; the share of all answers that it is for (`counts/`); what it adds to the mean reward
+    (`contribution/`); and what it is normalised by (`normal_mean/`, `normal_spread/`)."""
+    answers = [answer for group in groups for answer in group.answers]
+    columns = [_contributions(group, terms, moments) for group in groups]
+    rewarded = [
+        parts
+        for column in columns
+        for parts in zip(*column, strict=True)
+        if _total_reward(parts) is not None
+    ]
     found = {}
-    for place, name in enumerate(term_names(terms)):
+    for place, name in enumerate(names_of(terms)):
         values = term_values(groups, place)
+        meant = sum(place not in answer.idle for answer in answers)
         if values:
             found[f"value/{name}"] = math.fsum(values) / len(values)
+        if meant:
+            found[f"missing/{name}"] = 1 - len(values) / meant
+        found[f"counts/{name}"] = meant / len(answers)
+        if rewarded:
+            parts = [own[place] or 0.0 for own in rewarded]
+            found[f"contribution/{name}"] = math.fsum(parts) / len(parts)
         if name in moments:
             found[f"normal_mean/{name}"] = moments[name].mean
             found[f"normal_spread/{name}"] = moments[name].spread

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import torch
@@ -30,29 +30,35 @@ OF_REWARDS = ("reward", "unscored", "reward_spread", "flat_groups", "kl_referenc
 class Answer:
     """One sampled answer. `logprobs` are the sampler's, at temperature 1; `values` are those of the
     reward's terms, None where a judge gave none; `ended` says whether the end token was sampled.
-    `watched` are numbers that are not learned from, by name."""
+    `watched` are numbers that are not learned from, by name.
+
+    `idle` are the places of the terms that are not for this answer: they add 0. `strata` has by
+    term the score that answers must share to be compared; `costs` are those of the costs, None
+    where a judge gave none.
+    """
 
     ids: list[int]
     logprobs: list[float]
     values: tuple[float | None, ...]
     ended: bool
     watched: Mapping[str, float] = field(default_factory=dict)
+    idle: frozenset[int] = frozenset()
+    strata: Mapping[int, float] = field(default_factory=dict)
+    costs: tuple[float | None, ...] = ()
+
+    def stratum(self, place: int) -> float:
+        """Of the term at a place; 0 where it compares all answers."""
+        return self.strata.get(place, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt's sampled answers. `not_for` are the places of the reward's terms that are not for
-    this prompt: they add 0. Prompts that are `together` are learned from in one batch."""
+    """A prompt's sampled answers. Prompts that are `together` are learned from in one batch."""
 
     prompt_id: str
     prompt_ids: list[int]
     answers: tuple[Answer, ...]
-    not_for: frozenset[int] = frozenset()
     together: str | None = None
-
-    def counts(self, place: int) -> bool:
-        """Whether the term at a place is for this prompt."""
-        return place not in self.not_for
 
     @property
     def example(self) -> Example:
@@ -67,6 +73,8 @@ class Rollout:
 
     Lists are by group; a tensor holds its group's answers one after the other: per token (N,) or
     per answer (S,). None: not needed by the method. Rewards are in fp64, NaN where there is none.
+    Of each cost that acts there are `costs` as there are `rewards`, its name and multiplier, and
+    with a critic its values and returns.
     """
 
     groups: Sequence[Group]
@@ -77,6 +85,11 @@ class Rollout:
     values: list[Tensor] | None = None
     advantages: list[Tensor] = field(default_factory=list)
     returns: list[Tensor] | None = None
+    costs: list[list[Tensor]] = field(default_factory=list)
+    cost_names: list[str] = field(default_factory=list)
+    multipliers: list[float] = field(default_factory=list)
+    cost_values: list[list[Tensor]] = field(default_factory=list)
+    cost_returns: list[list[Tensor]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
     def lengths(self, group: int) -> list[int]:
@@ -106,7 +119,11 @@ def measure(
     rollout.active = [_learned_answers(group, own, options) for group, own in pairs]
     # Before the first step that moves the policy away from what has sampled.
     if options.needs_old_logprobs:
-        rollout.old, rollout.values = token_values(model, groups, options, critic)
+        rollout.old, columns = token_values(model, groups, options, critic)
+        if columns is not None:
+            rollout.values = [own[:, 0] for own in columns]
+            heads = range(1, columns[0].shape[1])
+            rollout.cost_values = [[own[:, head] for own in columns] for head in heads]
     if reference is model:
         with model.without_adapter():
             rollout.reference, _ = token_values(model, groups, options)
@@ -164,8 +181,8 @@ def token_values(
     options: RolloutTrain,
     critic: Critic | None = None,
 ) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Per group (N,) log-probs of its answers' tokens and, with a critic, (N,) its values of the
-    states before them, from one pass."""
+    """Per group (N,) log-probs of its answers' tokens and, with a critic, (N, 1 + costs) its values
+    of the states before them, from one pass."""
     logprobs: list[Tensor] = []
     values: list[Tensor] = []
     for part in _split_groups(model, groups, options):
@@ -188,18 +205,18 @@ def _split_groups(
 
 @dataclass(slots=True)
 class Critic:
-    """A value for each token: a linear head on the policy's hidden states, or on those of a model
-    of its own."""
+    """A value of the reward and of each cost for each token: a linear head on the policy's hidden
+    states, or on those of a model of its own."""
 
     head: torch.nn.Linear
     model: TrainModel | None = None
 
     def values(self, layout: Layout, hidden: Tensor) -> Tensor:
-        """(N,) fp32 values of the states before each target token; `hidden` (N, H) are the
-        policy's, which a critic with a model of its own does not look at."""
+        """(N, 1 + costs) fp32 values of the states before each target token; `hidden` (N, H) are
+        the policy's, which a critic with a model of its own does not look at."""
         if self.model is not None:
             hidden = self.model.predicting(layout)
-        values: Tensor = self.head(hidden.float())[:, 0]
+        values: Tensor = self.head(hidden.float())
         return values
 
 
@@ -230,9 +247,47 @@ def add_advantages(rollout: Rollout, options: RolloutTrain, beta: float) -> None
     """Fill in the per-token advantages (and PPO's returns), and the rollout's metrics."""
     if options.pair_loss is None:
         find_object(options.ADVANTAGES)(rollout, options, beta)
+        _subtract_costs(rollout, options, beta)
+        if options.whitens_advantages:
+            _whiten_advantages(rollout)
     rollout.metrics = rollout_metrics(rollout, pairs=options.pair_loss is not None)
     if not options.terms:
         rollout.metrics = {n: v for n, v in rollout.metrics.items() if n not in OF_REWARDS}
+
+
+def _subtract_costs(rollout: Rollout, options: RolloutTrain, beta: float) -> None:
+    """(A_R - sum of lambda A_C) / (1 + sum of lambda) (arXiv 2310.12773, section 3.2).
+
+    A cost's advantages are made as the reward's. Where the KL is part of the reward it is added to
+    each cost, so that its coefficient is `beta` whatever the multipliers are.
+    """
+    if not rollout.costs:
+        return
+    total = [own.clone() for own in rollout.advantages]
+    for place, (costs, name) in enumerate(zip(rollout.costs, rollout.cost_names, strict=True)):
+        values = rollout.cost_values[place] if rollout.cost_values else None
+        of_cost = replace(rollout, rewards=costs, values=values, costs=[], metrics={})
+        find_object(options.ADVANTAGES)(of_cost, options, -beta)
+        for own, more in zip(total, of_cost.advantages, strict=True):
+            own -= rollout.multipliers[place] * more
+        if of_cost.returns is not None:
+            rollout.cost_returns.append(of_cost.returns)
+        own_metrics = of_cost.metrics.items()
+        rollout.metrics |= {f"{known}/{name}": v for known, v in own_metrics if math.isfinite(v)}
+    rollout.advantages = [own / (1 + sum(rollout.multipliers)) for own in total]
+
+
+def _whiten_advantages(rollout: Rollout) -> None:
+    """Mean 0 and deviation 1 over the tokens that are learned from."""
+    keep = torch.cat(_kept_tokens(rollout))
+    sizes = [len(own) for own in rollout.advantages]
+    whitened = losses.whiten(torch.cat(rollout.advantages), keep)
+    rollout.advantages = list(torch.split(whitened, sizes))
+
+
+def _kept_tokens(rollout: Rollout) -> list[Tensor]:
+    """Per group (N,) bool: the tokens of answers that are learned from."""
+    return [losses.to_tokens(a, rollout.lengths(i)) for i, a in enumerate(rollout.active)]
 
 
 def add_group_advantages(rollout: Rollout, options: GroupTrain, _: float) -> None:
@@ -298,7 +353,7 @@ def _group_advantages(
 
 
 def add_ppo_advantages(rollout: Rollout, options: PpoTrain, beta: float) -> None:
-    """Generalised advantage estimates by the critic, whitened, and the returns."""
+    """Generalised advantage estimates by the critic, and the returns."""
     assert rollout.old is not None
     assert rollout.values is not None
     rewards, lengths = [], []
@@ -313,17 +368,15 @@ def add_ppo_advantages(rollout: Rollout, options: PpoTrain, beta: float) -> None
         lengths += rollout.lengths(number)
     sizes = [len(r) for r in rewards]
     flat = torch.cat(rewards)  # [tokens]
-    keep = torch.cat(
-        [losses.to_tokens(a, rollout.lengths(i)) for i, a in enumerate(rollout.active)]
-    )
+    keep = torch.cat(_kept_tokens(rollout))
     # Scaled and not shifted: a constant for every token would reward or punish length.
     if options.whiten_rewards:
         flat = losses.whiten(flat, keep, shift_mean=False)
     values = torch.cat([v.cpu() for v in rollout.values])  # [tokens]
     advantages, returns = losses.gae(flat, values, lengths, options.gamma, options.lam)
-    # The returns are those before whitening: the critic learns values on the reward's scale.
-    rollout.advantages = list(torch.split(losses.whiten(advantages, keep), sizes))
+    rollout.advantages = list(torch.split(advantages, sizes))
     rollout.returns = list(torch.split(returns, sizes))
+    # The returns are not whitened: the critic learns values on the reward's scale.
     variance = losses.explained_variance(values[keep], returns[keep])
     rollout.metrics["explained_variance"] = float(variance)
 

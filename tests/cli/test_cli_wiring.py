@@ -420,9 +420,11 @@ def test_fitting_propositions_hands_on_margin_and_ridge(hand: Hand, tmp_path: Pa
     write_lines(tmp_path / "j.jsonl", to_json(judgement("s", 0.25)))
     write_lines(tmp_path / "p.jsonl", to_json(preference("t")))
     words = ["rbr-weights", "j.jsonl", "p.jsonl", "--out", "w.yaml"]
-    judged, given, margin, ridge = hand("fit", *words, "--margin", 2.5, "--ridge", 0.125)
+    write_lines(tmp_path / "r.jsonl", to_json(judgement("u", 0.75)))
+    more = ("--margin", 2.5, "--ridge", 0.125, "--rewards", "r.jsonl")
+    judged, given, margin, ridge, rewards = hand("fit", *words, *more)
     assert (judged, given) == ([judgement("s", 0.25)], [preference("t")])
-    assert (margin, ridge) == (2.5, 0.125)
+    assert (margin, ridge, rewards) == (2.5, 0.125, [judgement("u", 0.75)])
     assert hand("average", "average", "one", "two", "--out", "there") == (
         (Path("one"), Path("two")),
         OUT,

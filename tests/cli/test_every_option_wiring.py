@@ -373,7 +373,7 @@ ROWS = [
         "rbr-weights",
         "rlaif.judges.rbr.fit",
         "one.jsonl preferences.jsonl --out x.yaml",
-        {"--margin": "2.5", "--ridge": "0.125"},
+        {"--margin": "2.5", "--ridge": "0.125", "--rewards": "two.jsonl"},
     ),
     Row("average", "rlaif.train.average.average", "one two --out x", {"--out": "there"}),
     Row(

@@ -66,3 +66,41 @@ def test_a_condition_holds_for_its_tags_and_its_sources() -> None:
     assert RewardTerm(judge="j").is_for(prompt)
     with pytest.raises(ValidationError, match="give `tags`, `source` or both"):
         PromptCondition()
+
+
+def test_the_first_name_of_where_still_names_it() -> None:
+    condition = {"tags": ["a"]}
+    one, other = (
+        RewardTerm.model_validate({"judge": "j", name: condition}) for name in ("when", "where")
+    )
+    assert one == other and one.when == PromptCondition(tags=["a"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"rewards": [{"judge": "r", "within": "v"}]}, "judge 'r': `within` .* group or range"),
+        (
+            {"rewards": [{"judge": "r", "normalise": "range", "within": "v"}], "method": "ppo"},
+            "judge 'r': `normalise: range` .* n is 1",
+        ),
+        ({"rewards": [{"judge": "r", "weight": 0}]}, "every term has weight 0"),
+    ],
+)
+def test_terms_that_cannot_be_name_their_judge(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        step_of(**{"method": "grpo"} | keys)
+
+
+def test_every_judge_of_a_term_and_a_cost_is_asked_once() -> None:
+    terms = [
+        {"judge": "a", "only_if": "b"},
+        {"judge": "c", "normalise": "group", "within": "b"},
+        {"judge": "d", "weight": 0, "normalise": "reference"},
+    ]
+    step = step_of(
+        "ppo", rewards=terms, n=2, costs=[{"judge": "a", "limit": 1}, {"judge": "e", "limit": 0}]
+    )
+    assert step.reward_judges == ["a", "b", "c", "d", "e"]
+    assert not any(term.fits_reference for term in step.terms)
+    assert step.adds_terms and not step_of().adds_terms

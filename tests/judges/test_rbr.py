@@ -153,6 +153,33 @@ def test_fitting_records_splits_by_prompt_and_skips_what_lacks_a_value() -> None
         fit([], preferences)
 
 
+def rewarding(gap: float, count: int) -> list[Judgement]:
+    """A reward model that prefers the better answer of each pair by `gap`."""
+    return [
+        Judgement(f"r{n}{side}", f"r{n}{side}", f"p{n}", "completion", [f"{n}{side}"], f"{n}{side}",
+                  "rm", "m", "ai", None, "ok", 0.5, raw_value=3.0 + value)
+        for n in range(count)
+        for side, value in (("good", gap), ("bad", 0.0))
+    ]  # fmt: skip
+
+
+def test_weights_are_fitted_beside_a_reward_model() -> None:
+    """2411.01111, section 4.2: the loss is of the reward model's reward plus the sum."""
+    judgements, preferences = records(60)
+    alone = fit(judgements, preferences)
+    # What is separated by the margin already needs no weight.
+    assert set(fit(judgements, preferences, rewards=rewarding(1.0, 60)).weights.values()) == {0.0}
+    half = fit(judgements, preferences, rewards=rewarding(0.5, 60)).weights["offers"]
+    against = fit(judgements, preferences, rewards=rewarding(-1.0, 60))
+    assert 0 < half < alone.weights["offers"] < against.weights["offers"]
+    assert against.fitted[1] == 1.0
+    # An answer that the reward model has not judged is in no pair.
+    fewer = fit(judgements, preferences, rewards=rewarding(0.5, 50))
+    assert fewer.skipped == 10
+    with pytest.raises(RlaifError, match="no judgement of the rewards has a raw value"):
+        fit(judgements, preferences, rewards=judgements)
+
+
 def test_the_command_writes_weights_that_the_judge_reads(tmp_path: Path) -> None:
     judgements, preferences = records(30)
     for name, rows in (("judgements", judgements), ("preferences", preferences)):

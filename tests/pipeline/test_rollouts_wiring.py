@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from msgspec import structs
 
 from rlaif.config.rewards import RewardTerm
 from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
@@ -20,6 +19,7 @@ from rlaif.judges.base import Answered, Call
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.steps.asking import Carried, Kept, answers_of
 from rlaif.pipeline.steps.on_policy import Rollouts
+from rlaif.pipeline.steps.valued import Valued
 from rlaif.train.rollout import Answer
 
 PROMPTS = [
@@ -114,75 +114,31 @@ def answer(name: str, prompt: Any, text: str = "says", **about: Any) -> Completi
     return Completion(name, prompt.prompt_id, 0, turns, "m", "w", {}, reason, **given)
 
 
-def said(name: str, prompt: Any, principle: str | None, score: float, **about: Any) -> Judgement:
-    key = f"{name}{principle}{about.get('judge')}"
-    judge = about.pop("judge", "j")
-    return Judgement(
-        key, key, prompt.prompt_id, "completion", [name], name, judge, "a", "ai", principle, "ok",
-        score, **about,
-    )  # fmt: skip
-
-
-def test_terms_take_scores_or_raw_values_of_the_prompts_that_they_are_for() -> None:
-    even, odd = PROMPTS[0], PROMPTS[1]
-    terms = [
-        RewardTerm.model_validate(keys)
-        for keys in (
-            {"judge": "j"},
-            {"judge": "k", "value": "score"},
-            {"judge": "k", "when": {"tags": ["odd"]}},
-            {"judge": "k", "value": "raw"},
-        )
-    ]
-    judges = {"j": SimpleNamespace(), "k": SimpleNamespace(unbounded=True)}
-    own = rollouts(terms=terms, judges=judges)
-    made = {even.prompt_id: [answer("e", even)], odd.prompt_id: [answer("o", odd)]}
-    judged = {
-        "j": {
-            even.prompt_id: [said("e", even, "a", 0.25), said("e", even, "b", 0.75)],
-            odd.prompt_id: [said("o", odd, "a", 0.5), said("o", odd, "b", 0.0)],
-        },
-        "k": {
-            even.prompt_id: [said("e", even, None, 0.9, judge="k", raw_value=-7.0)],
-            odd.prompt_id: [said("o", odd, None, 0.6, judge="k", raw_value=5.0)],
-        },
-    }
-    # Principle `a` counts three times.
-    found = own._term_values([even, odd], judged, range(4), made)
-    assert found == {
-        "e": (pytest.approx(0.375), 0.9, None, -7.0),
-        "o": (pytest.approx(0.375), 0.6, 5.0, 5.0),
-    }
-    assert own._term_values([odd], judged, [1], made) == {"o": (None, 0.6, None, None)}
-
-
-def test_blank_answers_score_nothing_where_a_principle_applies_to_the_others() -> None:
-    prompt = PROMPTS[0]
-    own = rollouts(terms=[RewardTerm(judge="j")], judges={"j": SimpleNamespace()})
-    made = {prompt.prompt_id: [answer("full", prompt), answer("blank", prompt, " ")]}
-    rows = [said(n, prompt, "b", 0.5) for n in ("full", "blank")]
-    rows.append(said("full", prompt, "a", 1.0))
-    none = said("blank", prompt, "a", 0.0)
-    rows.append(structs.replace(none, status="not_applicable", score=None))
-    found = own._term_values([prompt], {"j": {prompt.prompt_id: rows}}, [0], made)
-    # (3 x 1 + 0.5) / 4 and (3 x 0 + 0.5) / 4; without blanks both would go by `b` alone.
-    assert found == {"full": (pytest.approx(0.875),), "blank": (pytest.approx(0.125),)}
-
-
 def test_an_answer_is_learned_from_with_its_own_values_and_end() -> None:
     prompt = PROMPTS[0]
-    own = rollouts(terms=[RewardTerm(judge="j"), RewardTerm(judge="k")])
-    values, watched = {"c": (1.0, 2.0)}, {"c": {"distance/j": 3.0}}
+    own = rollouts()
+    values = {
+        "c": Valued((1.0, 2.0), frozenset({1}), {0: 0.5}, (3.0,)),
+        "d": Valued((None, None), frozenset(), {}, (None,)),
+    }
+    watched = {"c": {"distance/j": 3.0}}
 
     def made(completion: Completion) -> Answer | None:
         found: Answer | None = own._make_answer(completion, values, watched)
         return found
 
     assert made(answer("c", prompt)) == Answer(
-        [1, 2], [-0.5, -0.25], (1.0, 2.0), True, {"distance/j": 3.0}
+        [1, 2],
+        [-0.5, -0.25],
+        (1.0, 2.0),
+        True,
+        {"distance/j": 3.0},
+        idle=frozenset({1}),
+        strata={0: 0.5},
+        costs=(3.0,),
     )
     cut = made(answer("d", prompt, finish="length"))
-    assert cut == Answer([1, 2], [-0.5, -0.25], (None, None), False, {})
+    assert cut == Answer([1, 2], [-0.5, -0.25], (None, None), False, {}, costs=(None,))
     assert made(answer("c", prompt, finish="failed")) is None
     assert made(answer("c", prompt, token_ids=[])) is None
 
@@ -256,10 +212,10 @@ def call(name: str, asked: bool = True) -> Call:
 
 
 def judged(name: str, score: float, judge_hash: str) -> Judgement:
-    made = said(name, PROMPTS[0], "a", score)
-    return structs.replace(
-        made, call_id=name, judgement_id=f"{name}{judge_hash}", judge_hash=judge_hash
-    )
+    return Judgement(
+        f"{name}{judge_hash}", name, PROMPTS[0].prompt_id, "completion", [name], name, "j",
+        judge_hash, "ai", "a", "ok", score,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -73,3 +73,55 @@ def test_without_gates_or_on_policy_training_nothing_is_claimed(tmp_path: Path) 
     assert "No gates were set." in page.read_text()
     page = build_report(RunView("n", "", "done", "", {}), tmp_path / "b.html")
     assert "On-policy training" not in page.read_text()
+
+
+def test_terms_and_costs_have_figures_and_a_cost_is_told_against_its_limit(tmp_path: Path) -> None:
+    work = tmp_path / "steps" / NAME / "work"
+    work.mkdir(parents=True)
+    rows = [
+        {
+            "step": n,
+            "rollout": n,
+            "reward": 1.0,
+            "value/rm": 3.0,
+            "value/short": 0.5,
+            "contribution/rm": 1.5,
+            "contribution/short": -0.5,
+            "missing/rm": 0.0,
+            "missing/short": 0.125,
+            "cost/harm": 1.0 - n / 10,
+            "missing_cost/harm": 0.0,
+            "multiplier/harm": 1.0 + n,
+        }
+        for n in range(1, 7)
+    ]
+    (work / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    costs = [{"judge": "harm", "limit": 0.55, "higher": "worse"}]
+    (row,) = rollout_rows(
+        Store(tmp_path), [STEP], {"steps": [{"train": {"id": "train", "costs": costs}}]}
+    )
+    assert row["cost_limits"] == {"harm": 0.55}
+    view = RunView("name", "", "done", "", {}, rollouts=[row])
+    page = build_report(view, tmp_path / "page.html").read_text()
+    assert (
+        "The mean cost by harm went from 0.900 to 0.400, and over the last 2 of 6 rollouts it was "
+        "0.450; its limit is 0.55. The multiplier ended at 7.000." in page
+    )
+    drawn = page.split('id="rollouts"')[1].split("</section>")[0]
+    captions = {
+        "Value by rm": True,
+        "Contribution of short": True,
+        "Missing by short": True,
+        "Missing by rm": False,
+        "Cost by harm": True,
+        "Missing costs by harm": False,
+        "Multiplier of harm": True,
+    }
+    found = {name: f"<figcaption>{name}<" in drawn for name in captions}
+    assert found == captions
+    # One term is the reward itself.
+    alone = {k: v for k, v in rows[0].items() if not k.endswith("/short")}
+    (work / "metrics.jsonl").write_text(json.dumps(alone) + "\n")
+    [row] = rollout_rows(Store(tmp_path), [STEP], {})
+    page = build_report(RunView("n", "", "done", "", {}, rollouts=[row]), tmp_path / "b.html")
+    assert "Contribution of rm" not in page.read_text()

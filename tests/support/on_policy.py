@@ -41,8 +41,8 @@ def options_of(name, **changes):
     return METHODS[method].model_validate(keys)
 
 
-def collector(folder, options, reward):
-    """Answers from the policy itself; the prompts are numbers."""
+def collector(folder, options, reward, cost=None):
+    """Answers from the policy itself; the prompts are numbers. `cost` gives an answer's costs."""
     tokenizer = load_tokenizer(folder)
 
     def collect(number, model):
@@ -71,6 +71,7 @@ def collector(folder, options, reward):
                         values_of(reward(r.token_ids)),
                         r.finish_reason == "stop",
                         {"distance/r": float(i)},
+                        costs=() if cost is None else values_of(cost(r.token_ids)),
                     )
                     for i, r in enumerate(rows)
                 ]
@@ -90,10 +91,19 @@ def low_tokens(ids):
     return sum(i < 130 for i in ids) / len(ids)
 
 
-def learn(folder, out, options, reward=low_tokens, collect=None, progress=None, reference=None):
+def learn(
+    folder,
+    out,
+    options,
+    reward=low_tokens,
+    collect=None,
+    progress=None,
+    reference=None,
+    cost=None,
+):
     job = TrainJob(
         options=options,
-        collect=collect or collector(folder, options, reward),
+        collect=collect or collector(folder, options, reward, cost),
         start=folder,
         reference=reference,
         out=out / "out",

@@ -508,6 +508,7 @@ SAMPLED = TRAINED | {
 }
 FRESH = COMPARED | SAMPLED | {"missing_eos_penalty": 0.0}
 GROUPED = FRESH | {
+    "costs": [],
     "kl": "k3",
     "scale": "std",
     "overlong_buffer": 0,
@@ -562,9 +563,10 @@ DEFAULTS = {
         "clip_high": 0.2,
     },
     "sppo": FRESH | {"n": 5, "beta": 0.001, "learning_rate": 5e-7, "importance": "none"},
-    "rloo": FRESH | {"n": 4, "beta": 0.03},
+    "rloo": FRESH | {"n": 4, "beta": 0.03, "costs": []},
     "ppo": FRESH
     | {
+        "costs": [],
         "n": 1,
         "batch_size": 16,
         "epochs": 4,

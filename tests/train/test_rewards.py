@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.config.methods import METHODS
-from rlaif.config.rewards import RewardTerm, terms_of
+from rlaif.config.rewards import RewardTerm, names_of, terms_of
 from rlaif.core.errors import ConfigError, RlaifError, StoreError
 from rlaif.core.store import Store
 from rlaif.kernels.heads import GatedHead, HeadConfig, save_head
@@ -25,7 +25,8 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.steps import step_module
 from rlaif.train import on_policy
-from rlaif.train.rewards import Moments, fit_reference, summed, term_names, updated
+from rlaif.train.losses.policy import group_advantages
+from rlaif.train.rewards import Moments, fit_reference, reward_metrics, summed, updated
 from rlaif.train.rollout import Answer, Group
 from tests.support.on_policy import collector, learn, low_tokens, options_of
 
@@ -35,8 +36,11 @@ def term(**keys):
 
 
 def group(*values, not_for=()):
-    answers = tuple(Answer([1], [], v if isinstance(v, tuple) else (v,), True) for v in values)
-    return Group("p", [1], answers, frozenset(not_for))
+    answers = tuple(
+        Answer([1], [], v if isinstance(v, tuple) else (v,), True, idle=frozenset(not_for))
+        for v in values
+    )
+    return Group("p", [1], answers)
 
 
 def total(groups, terms, moments=None):
@@ -86,6 +90,90 @@ def test_within_a_group_equal_values_are_exactly_nothing_and_others_have_deviati
     assert found == [[0.0, 0.0, None], [pytest.approx(-half), pytest.approx(half)], [0.0]]
 
 
+def stratified(*rows):
+    """A group of (verdict, reward) each, whose second term compares within the first."""
+    answers = tuple(
+        Answer([1], [], row, True, strata={} if row[0] is None else {1: row[0]}) for row in rows
+    )
+    return Group("p", [1], answers)
+
+
+def test_a_verifier_comes_first_and_ranges_are_within_its_verdicts():
+    """HERO, arXiv 2510.07242: alpha = beta = .05."""
+    terms = [term(), term(judge="model", weight=0.05, normalise="range", within="r")]
+    rows = [(0.0, 1.0), (1.0, 2.0), (0.0, 3.0), (1.0, 6.0), (1.0, 4.0)]
+    [found] = total([stratified(*rows)], terms)
+    assert found == pytest.approx([-0.05, 0.95, 0.05, 1.05, 1.0])
+    # A monotone rescaling of the model changes nothing, and one answer alone is in the middle.
+    [again] = total([stratified(*((v, 20 - 3 + 7 * m) for v, m in rows))], terms)
+    assert again == pytest.approx(found)
+    assert total([stratified((0.0, 9.0), (1.0, 2.0), (1.0, 2.0))], terms) == [[0.0, 1.0, 1.0]]
+
+
+def test_deviations_are_within_strata_and_the_missing_is_in_none():
+    terms = [term(judge="v", weight=0), term(normalise="group", within="v")]
+    half = 1 / math.sqrt(2)
+    rows = [(0.0, 1.0), (0.0, 5.0), (1.0, 100.0), (1.0, 300.0), (0.0, None)]
+    [found] = total([stratified(*rows)], terms)
+    assert found == [*map(pytest.approx, (-half, half, -half, half)), None]
+
+
+def test_answers_without_a_reward_are_in_no_group_mean_and_no_running_moment():
+    terms = [term(normalise="group"), term(judge="other")]
+    half = 1 / math.sqrt(2)
+    [found] = total([group((1.0, 0.0), (3.0, 0.0), (1e9, None))], terms)
+    assert found == [pytest.approx(-half), pytest.approx(half), None]
+    running = [term(normalise="running"), term(judge="other")]
+    moments = updated({}, [group((1.0, 0.0), (3.0, 0.0), (1e9, None))], running)
+    assert (moments["r"].count, moments["r"].mean) == (2, 2.0)
+
+
+def test_weight_0_is_logged_and_decides_nothing():
+    terms = [term(), term(judge="gold", weight=0)]
+    rows = [group((1.0, None), (3.0, 5.0))]
+    assert total(rows, terms) == [[1.0, 3.0]]
+    assert reward_metrics(rows, terms, {}) == {
+        "value/r": 2.0,
+        "missing/r": 0.0,
+        "counts/r": 1.0,
+        "contribution/r": 2.0,
+        "value/gold": 5.0,
+        "missing/gold": 0.5,
+        "counts/gold": 1.0,
+        "contribution/gold": 0.0,
+    }
+
+
+def test_metrics_are_of_the_answers_that_a_term_is_for():
+    terms = [term(weight=-2.0), term(judge="s")]
+    answers = (
+        Answer([1], [], (None, 1.0), True, idle=frozenset({0})),
+        Answer([1], [], (4.0, 3.0), True),
+        Answer([1], [], (None, 5.0), True),
+    )
+    found = reward_metrics([Group("p", [1], answers)], terms, {})
+    assert (found["value/r"], found["missing/r"]) == (4.0, 0.5)
+    assert found["counts/r"] == pytest.approx(2 / 3)
+    # The third answer has no reward.
+    assert (found["contribution/r"], found["contribution/s"]) == (-4.0, 2.0)
+
+
+def test_terms_normalised_by_group_and_scaled_by_the_batch_are_gdpo():
+    """arXiv 2601.05242: GRPO sees no difference between sums that differ by 1 and by 2."""
+    rows = [group((0.0, 0.0), (1.0, 0.0)), group((0.0, 0.0), (1.0, 1.0))]
+    of_two = torch.tensor([0, 0, 1, 1])
+
+    def advantages(normalise, scale):
+        terms = [term(normalise=normalise), term(judge="s", normalise=normalise)]
+        rewards = torch.tensor([x for own in total(rows, terms) for x in own]).double()
+        return group_advantages(rewards, of_two, scale).tolist()
+
+    half = 1 / math.sqrt(2)
+    assert advantages("none", "std") == pytest.approx([-half, half, -half, half], abs=1e-3)
+    wanted = [-0.547723, 0.547723, -1.095445, 1.095445]
+    assert advantages("group", "batch") == pytest.approx(wanted, abs=1e-6)
+
+
 def test_running_moments_are_those_of_all_values_so_far_and_stay_in_fp64():
     terms = [term(normalise="running"), term(judge="x")]
     first = updated({}, [group((1e6, 0.0), (1e6 + 1, 0.0)), group((1e6 + 2, 0.0))], terms)
@@ -105,7 +193,7 @@ def test_a_spread_of_nothing_is_not_divided_by(values):
 
 
 def test_terms_of_one_judge_are_told_apart():
-    assert term_names([term(), term(judge="x"), term(value="score")]) == ["r/1", "x", "r/3"]
+    assert names_of([term(), term(judge="x"), term(value="score")]) == ["r/1", "x", "r/3"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +201,7 @@ def test_terms_of_one_judge_are_told_apart():
     [
         ([], {}, "at least 1"),
         ({}, {}, "at least 1"),
-        ([{"judge": "r", "weight": 0}], {}, "adds nothing"),
+        ([{"judge": "r", "weight": 0}], {}, "nothing is rewarded"),
         ([{"judge": "r", "weight": float("inf")}], {}, "finite"),
         ([{"judge": "r", "when": {}}], {}, "tags"),
         ([{"judge": "r", "clip": 0}], {}, "greater than 0"),

@@ -193,7 +193,7 @@ def test_on_policy_training_gets_its_critic_reference_and_chosen_answers(
     if method == "ppo":
         assert said == [
             compared,
-            (model, loaded[1]),
+            (model, loaded[1], 0),
             (asked, model, ("reference", model), head, mixed),
             ended[0],
             ("drop", model),

@@ -175,7 +175,9 @@ def _describe_train(planned: Planned) -> list[str]:
     prompts = count_words(step.batch_size * step.sync_every, "prompt")
     terms = [f"{t.weight:g} x {t.judge}" if len(step.terms) > 1 else t.judge for t in step.terms]
     rewarded = f", rewarded by {', '.join(terms)}" if terms else ""
-    words = [f"{step.method}{rewarded}"]
+    held = [f"{cost.judge} at most {cost.limit:g}" for cost in step.constraints]
+    costs = f", with the mean cost by {' and by '.join(held)}" if held else ""
+    words = [f"{step.method}{rewarded}{costs}"]
     given = step.rollouts - step.sampled_rollouts
     if given:
         words.append(f"{count_words(given, 'rollout')} of given answers")

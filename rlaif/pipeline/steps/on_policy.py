@@ -17,8 +17,7 @@ from transformers import AutoConfig
 
 from rlaif.config.models import REMOTE
 from rlaif.config.on_policy import RolloutTrain
-from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
-from rlaif.constitution.textstats import is_blank
+from rlaif.config.rewards import REFERENCE_ANSWERS
 from rlaif.core.chat import CUT, TemplateRefusal, is_unicode
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash, from_json
@@ -26,21 +25,18 @@ from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, 
 from rlaif.engines.local.encoding import load_encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
-from rlaif.judges.base import Judge, has_raw_value, roles_of
+from rlaif.judges.base import Judge, roles_of
 from rlaif.metrics.metrics import measure_unfamiliarity
 from rlaif.pipeline.plan.base import group_prompts, round_prompts, widen_to_groups
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores, weights_of
+from rlaif.pipeline.steps.valued import Judged, Valuation, Valued
 from rlaif.train.checkpoint import write_weights
 from rlaif.train.loop import TrainJob, TrainOutcome
 from rlaif.train.model import TrainModel
 from rlaif.train.redraws import Redraw
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.run import find_trainer
-
-Judged = dict[str, dict[str, list[Judgement]]]
-"""Judge to prompt id to what it said of the prompt's answers."""
 
 
 def train_on_rollouts(context: StepContext, job: TrainJob[RolloutTrain]) -> TrainOutcome:
@@ -69,7 +65,15 @@ class Rollouts:
         self.prompts = self._fitting_prompts()
         self.overlong = len(context.planned.prompts) - len(self.prompts) - self.refused
         self.terms = self.step.terms
-        self.fitted = [i for i, t in enumerate(self.terms) if t.normalise == "reference"]
+        self.valuation = Valuation(
+            self.terms,
+            self.step.constraints,
+            context.planned.options["turned_costs"],
+            context.planned.judges,
+            context.planned.options["principle_weights"],
+            self.step.adds_terms,
+        )
+        self.fitted = [i for i, term in enumerate(self.terms) if term.fits_reference]
         # All at once: a rollout asks for its answers by id.
         rows = context.folder.read("completions")
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
@@ -85,13 +89,13 @@ class Rollouts:
             prompts = self._choose_prompts(number, places)
         else:
             prompts = self._choose_others(number, redraw)
-        wanted = self._prompts_by_judge(prompts, places)
+        wanted = self.valuation.prompts_by_judge(prompts, places, costs=number >= 0)
         made = self._sample_and_judge(number, prompts, model, wanted)
         judged = {
             name: self._judge_answers(self.context.planned.judges[name], asked, made)
             for name, asked in wanted.items()
         }
-        values = self._term_values(prompts, judged, places, made)
+        values = self.valuation.value(prompts, judged, places, made)
         watched = _watch_distances(judged)
         groups = []
         for prompt in prompts:
@@ -99,11 +103,7 @@ class Rollouts:
             kept = tuple(a for a in answers if a is not None)
             if kept:
                 _, ids_of_prompt = self.encoding.render(prompt.messages)
-                idle = (i for i, term in enumerate(self.terms) if not term.is_for(prompt))
-                together = prompt.group
-                groups.append(
-                    Group(prompt.prompt_id, ids_of_prompt, kept, frozenset(idle), together)
-                )
+                groups.append(Group(prompt.prompt_id, ids_of_prompt, kept, prompt.group))
         if not groups and redraw is None:
             raise RlaifError(
                 f"{_name_rollout(number)}: no prompt could be answered; see the errors in "
@@ -139,16 +139,6 @@ class Rollouts:
                 break
             ids += unit
         return [self.context.prompts[i] for i in sorted(ids)]
-
-    def _prompts_by_judge(
-        self, prompts: Sequence[Prompt], places: Sequence[int]
-    ) -> dict[str, list[Prompt]]:
-        """By judge the prompts that some of these terms of its are for."""
-        found: dict[str, list[Prompt]] = {}
-        for name in dict.fromkeys(self.terms[i].judge for i in places):
-            own = [self.terms[i] for i in places if self.terms[i].judge == name]
-            found[name] = [p for p in prompts if any(term.is_for(p) for term in own)]
-        return found
 
     def _fitting_prompts(self) -> list[Prompt]:
         """The prompts that leave room for an answer. Raises RlaifError when they are too few."""
@@ -317,35 +307,6 @@ class Rollouts:
             reasoning=result.reasoning or None,
         )
 
-    def _term_values(
-        self,
-        prompts: Sequence[Prompt],
-        judged: Judged,
-        places: Sequence[int],
-        made: Mapping[str, Sequence[Completion]],
-    ) -> dict[str, tuple[float | None, ...]]:
-        """Completion id to the values of the terms, None where one is missing or not asked for."""
-        weights = self.context.planned.options["principle_weights"]
-        blank = {c.completion_id for group in made.values() for c in group if is_blank(c.text)}
-        # Terms in their order; columns that are not asked for stay empty.
-        columns: list[Scores] = [{} for _ in self.terms]
-        for place in places:
-            term = self.terms[place]
-            own = weights_of(term.judge, weights)
-            for prompt in prompts:
-                if term.is_for(prompt):
-                    given = judged[term.judge][prompt.prompt_id]
-                    if self._is_raw(term):
-                        columns[place] |= candidate_raw_values(given, own)
-                    else:
-                        columns[place] |= compared_scores(given, own, blank=blank)
-        known = set[str]().union(*columns)
-        return {name: tuple(column.get(name) for column in columns) for name in known}
-
-    def _is_raw(self, term: RewardTerm) -> bool:
-        judge = self.context.planned.judges[term.judge]
-        return term.value == "raw" or (term.value is None and has_raw_value(judge))
-
     def _judge_answers(
         self, judge: Judge, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
     ) -> dict[str, list[Judgement]]:
@@ -373,17 +334,21 @@ class Rollouts:
     def _make_answer(
         self,
         completion: Completion,
-        values: Mapping[str, tuple[float | None, ...]],
+        values: Mapping[str, Valued],
         watched: dict[str, dict[str, float]],
     ) -> Answer | None:
         if completion.finish_reason == "failed" or not completion.token_ids:
             return None
+        known = values[completion.completion_id]
         return Answer(
             completion.token_ids,
             completion.logprobs or [],
-            values.get(completion.completion_id, (None,) * len(self.terms)),
+            known.values,
             completion.finish_reason == "stop",
             watched.get(completion.completion_id, {}),
+            known.idle,
+            known.strata,
+            known.costs,
         )
 
 

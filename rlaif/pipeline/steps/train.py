@@ -18,11 +18,10 @@ from rlaif.core.errors import RlaifError
 from rlaif.core.integrity import add_file
 from rlaif.core.records import Judgement, Preference, Prompt
 from rlaif.core.store import write_atomic
-from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.engines.build import load_engine, whole
 from rlaif.engines.model_folders import COPIES, DORA, weights_hash
-from rlaif.judges.base import Judge, compares_judgements, has_raw_value, is_grouped, roles_of
+from rlaif.judges.base import Judge, roles_of
 from rlaif.pipeline.plan.base import (
     UNHASHED,
     Known,
@@ -41,6 +40,7 @@ from rlaif.pipeline.steps.context import StepContext, lost_notes
 from rlaif.pipeline.steps.model_card import CARD, model_card
 from rlaif.pipeline.steps.pair import why_no_pairs
 from rlaif.pipeline.steps.questions import questions_of
+from rlaif.pipeline.steps.reward_judges import reward_models, terms_fault, turned_costs
 from rlaif.pipeline.steps.training_data import (
     TrainingData,
     choose_data,
@@ -75,7 +75,7 @@ def plan(walk: Walk, index: int, step: TrainStep) -> None:
 
 def plan_on_policy(walk: Walk, index: int, step: RolloutTrain) -> None:
     """The rewards' judges and the prompts stand where other methods have preferences."""
-    asked = _reward_models(walk, index, step)
+    asked = reward_models(walk, index, step)
     used = choose_data(walk, index, step) if step.mixes_data else []
     names = step.prompts or [walk.stage.prompts]
     train = [p for name in names for p in walk.inputs.set_named(name).train]
@@ -93,6 +93,7 @@ def plan_on_policy(walk: Walk, index: int, step: RolloutTrain) -> None:
     fault = terms_fault(step, walk.inputs.judges, train)
     if fault is not None:
         raise walk.inputs.fail(index, fault, "rewards")
+    turned = turned_costs(walk, index, step, asked)
     fault = _batches_fault(step, train)
     if fault is not None:
         raise walk.inputs.fail(index, fault, "batch_size")
@@ -114,25 +115,10 @@ def plan_on_policy(walk: Walk, index: int, step: RolloutTrain) -> None:
     if isinstance(step, OnPolicyDistillationTrain):
         more = {"teacher": walk.model(index, step.teacher, "teacher")}
     inputs = questions_of(walk, *names)
-    made = plan_training(walk, index, "train", step, used, label, parts, asked, more, ids, inputs)
+    made = plan_training(
+        walk, index, "train", step, used, label, parts, asked, more, ids, inputs, turned
+    )
     walk.policy = made if step.policy else walk.policy
-
-
-def _reward_models(walk: Walk, index: int, step: RolloutTrain) -> dict[str, Model]:
-    """The models that the rewards' judges ask, by judge and role. Raises ConfigError for a judge
-    that is not there."""
-    judges = walk.experiment.all_judges()
-    asked: dict[str, Model] = {}
-    for name in step.reward_judges:
-        if name not in judges:
-            hint = suggest(name, sorted(judges))
-            raise walk.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
-        if compares_judgements(walk.inputs.judges[name]):
-            fault = f"rewards: {name!r} compares judgements, and answers are rewarded"
-            raise walk.inputs.fail(index, fault, "rewards")
-        for role, model in walk.asked(index, judges[name], "rewards").items():
-            asked[f"judge/{name}" if role == "by" else f"judge/{name}/{role}"] = model
-    return asked
 
 
 def _batches_fault(step: RolloutTrain, prompts: Sequence[Prompt]) -> str | None:
@@ -151,36 +137,6 @@ def _batches_fault(step: RolloutTrain, prompts: Sequence[Prompt]) -> str | None:
     )
 
 
-def terms_fault(
-    step: RolloutTrain, judges: Mapping[str, Judge], prompts: Sequence[Prompt]
-) -> str | None:
-    """What is wrong with the reward's terms: a raw value that the judge does not have, or a term
-    that is for none of the training prompts."""
-    for term in step.terms:
-        if term.value == "raw" and not has_raw_value(judges[term.judge]):
-            return (
-                f"rewards: judge {term.judge!r} gives scores on [0, 1] and no raw value: leave "
-                "`value: raw` out"
-            )
-        alone = sum(len(unit) == 1 for unit in group_prompts(prompts))
-        if is_grouped(judges[term.judge]) and alone:
-            return (
-                f"rewards: judge {term.judge!r} marks the answers to a group of prompts together, "
-                f"and {alone} of {len(prompts)} training prompts stand alone. Its prompts are "
-                "those of a `questions` step with `orders: both`"
-            )
-        if term.when is not None and not any(term.is_for(prompt) for prompt in prompts):
-            said = {key: known for key, known in term.when.model_dump().items() if known}
-            tags = sorted({tag for prompt in prompts for tag in prompt.tags})
-            sources = sorted({prompt.source for prompt in prompts} - {""})
-            return (
-                f"rewards: the term of judge {term.judge!r} is for none of the {len(prompts)} "
-                f"training prompts (when: {said}). They have the tags {tags[:20]} and the sources "
-                f"{sources[:20]}"
-            )
-    return None
-
-
 def plan_training(
     walk: Walk,
     index: int,
@@ -193,9 +149,11 @@ def plan_training(
     more: Mapping[str, Model] | None = None,
     prompts: tuple[str, ...] = (),
     inputs: Mapping[str, str] | None = None,
+    turned: Sequence[int] = (),
 ) -> Model:
     """Plan one training and return the model that it will make. `more` are models that it looks at
-    besides, by role, and `inputs` steps that it rests on besides, by name."""
+    besides, by role, `inputs` steps that it rests on besides, by name, and `turned` the places of
+    costs whose judges give more to what is better."""
     if step.from_ == step.id and walk.made_by(step.id) is None:
         # From its own model of the round before; in the first round from M0.
         step = step.model_copy(update={"from_": INITIAL})
@@ -230,6 +188,7 @@ def plan_training(
                 "asked": list_asked(find_judge_steps(walk, used)),
                 "told": find_told(walk, index, step, used),
                 "principle_weights": walk.principle_weights(),
+                "turned_costs": list(turned),
             },
             judges={name: walk.inputs.judges[name] for name in getattr(step, "reward_judges", ())},
         )
@@ -323,7 +282,7 @@ def _count_answered_prompts(inputs: PlanInputs, planned: Planned, judge: str | N
         # At most: each time all of its prompts, as long as there are others.
         rollout = max(rollout, min(rollout * (1 + step.redraws), len(planned.prompts)))
     count: int = step.sampled_rollouts * rollout
-    if not any(t.normalise == "reference" and judge in (None, t.judge) for t in step.terms):
+    if not any(t.fits_reference and judge in (None, *t.judges) for t in step.terms):
         return count
     answers: int = step.n
     own = set(planned.prompts)

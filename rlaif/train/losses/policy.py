@@ -27,7 +27,7 @@ from torch import Tensor
 from rlaif.kernels.batching import sequence_sums
 
 KlKind = Literal["k1", "k2", "k3"]
-Scale = Literal["std", "none"]
+Scale = Literal["std", "none", "batch"]
 Reduction = Literal["sequence", "token", "constant"]
 Level = Literal["token", "sequence"]
 Mode = Literal["truncate", "mask"]
@@ -104,7 +104,9 @@ def group_advantages(
     standard deviation (arXiv 2402.03300, section 4.1.2; n - 1 as TRL and verl have it). `spread` is
     the deviation within all groups taken together, so a r + b with a > 0 has the advantages of r;
     TRL's eps of 1e-4 and verl's of 1e-6 are numbers on the rewards' scale, whatever that is.
-    scale "none" leaves r - mean (Dr. GRPO, arXiv 2503.20783, section 3).
+    scale "none" leaves r - mean (Dr. GRPO, arXiv 2503.20783, section 3), and "batch" divides it by
+    the unbiased deviation of r - mean over all scorable answers: with rewards whose terms were
+    normalised per group these are GDPO's (arXiv 2601.05242).
 
     An unscorable answer is in no mean and no deviation and gets 0, and so does everything in a
     group whose scorable rewards are equal (`is_flat`), or fewer than two.
@@ -112,8 +114,13 @@ def group_advantages(
     if scale == "std":
         small = eps * _within_spread(rewards, groups)
         return _within_groups(rewards, groups, lambda r: (r - r.mean()) / (r.std() + small))
+    centred = _within_groups(rewards, groups, lambda r: r - r.mean())
     if scale == "none":
-        return _within_groups(rewards, groups, lambda r: r - r.mean())
+        return centred
+    if scale == "batch":
+        scored = centred[~rewards.isnan()]
+        spread = float(scored.std()) if len(scored) > 1 else 0.0
+        return centred / spread if spread > 0 else centred
     assert_never(scale)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from rlaif.config.base import Count, Fraction
-from rlaif.config.on_policy import GroupTrain, OnPolicyTrain, PolicyTerms
+from rlaif.config.on_policy import ConstrainedTrain, GroupTrain, OnPolicyTrain, PolicyTerms
 
 
 class GrpoTrain(GroupTrain):
@@ -46,7 +46,7 @@ class GrpoTrain(GroupTrain):
         )
 
 
-class RlooTrain(OnPolicyTrain):
+class RlooTrain(ConstrainedTrain):
     """REINFORCE leave-one-out (arXiv 2402.14740); the KL is part of the reward."""
 
     ADVANTAGES = "rlaif.train.rollout:add_rloo_advantages"
@@ -66,7 +66,7 @@ class RlooTrain(OnPolicyTrain):
         return PolicyTerms(1.0, math.inf, reduction="constant", constant=1)
 
 
-class PpoTrain(OnPolicyTrain):
+class PpoTrain(ConstrainedTrain):
     """Proximal policy optimisation for language models (arXiv 1909.08593, 2203.02155)."""
 
     LEARNS_FROM = "good answers"
@@ -127,6 +127,11 @@ class PpoTrain(OnPolicyTrain):
     @property
     def needs_old_logprobs(self) -> bool:
         """Always, for the KL and the values."""
+        return True
+
+    @property
+    def whitens_advantages(self) -> bool:
+        """Over all tokens of a rollout."""
         return True
 
     @property

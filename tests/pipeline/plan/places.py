@@ -300,6 +300,13 @@ MORE: dict[str, dict[str, Any]] = {
             {"tags": ["fruit", "other"], "source": ["a", "b"]},
         ),
     ),
+    "constrained": altered(
+        "term",
+        (
+            ("steps", 0, "train", "costs"),
+            [{"judge": "rival", "limit": -0.5, "higher": "worse", "start": 2.0, "rate": 0.5}],
+        ),
+    ),
     "gated": altered(
         "term", (("steps", 0, "train", "gates"), {"length": {"warn": 900.0, "stop": 950.0}})
     ),
@@ -445,6 +452,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "CheckSpec": ("check", ("steps", 2, "evaluate", "checks", 0)),
     "LoraOptions": ("lora", ("steps", 1, "train", "lora")),
     "RewardTerm": ("term", ("steps", 0, "train", "rewards", 0)),
+    "CostTerm": ("constrained", ("steps", 0, "train", "costs", 0)),
     "Experiment": ("sample", ()),
     "ThinkingSpec": ("thoughtful", ("models", "policy", "thinking")),
     "Price": ("priced", ("models", "policy", "price")),

@@ -475,6 +475,9 @@ VALUES |= {
         # Clamped to their signs, the rewards of a prompt are often equal.
         "resample": Case(2, {"rewards": [{"judge": "rm", "normalise": "running", "clip": 1e-9}]}),
     },
+    "ConstrainedTrain": {
+        "costs": [{"judge": "rival", "limit": -9.0, "higher": "worse", "start": 5.0}]
+    },
     "GrpoTrain": {
         "beta": 0.5,
         "reduction": "sequence",
@@ -749,6 +752,18 @@ VALUES |= {
         "normalise": "group",
         "clip": 0.1,
         "when": {"tags": ["fruit"]},
+        "only_if": "rival",
+        "within": Case("rival", {"normalise": "group"}),
+    },
+    "CostTerm": {
+        "judge": "rm",
+        "limit": -1.0,
+        "higher": "better",
+        "value": "score",
+        "start": 3.0,
+        "rate": 0.9,
+        "max": 2.0,
+        "window": 1,
     },
 }
 VALUES |= {

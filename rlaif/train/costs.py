@@ -1,0 +1,135 @@
+"""The multipliers of PPO-Lagrangian: how much each cost counts beside the reward.
+
+Maximise the mean reward where the mean cost is at most its limit: max over the policy, min over
+lambda >= 0 of E[R] - lambda (E[C] - limit) (Safe RLHF, arXiv 2310.12773, section 3.2). The step of
+lambda is in log space, and the policy learns from (A_R - sum lambda A_C) / (1 + sum lambda).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlaif.config.rewards import CostTerm, names_of
+from rlaif.train.rollout import Group, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplier:
+    """lambda, and the latest costs, of which the mean is held against the limit."""
+
+    value: float
+    window: tuple[float, ...] = ()
+
+    def stepped(self, cost: CostTerm, costs: Sequence[float]) -> Multiplier:
+        """After a rollout with these costs: log lambda += rate lambda (mean - limit), at most
+        log max (arXiv 2310.12773, equation 31). Without any cost so far it stays."""
+        window = (*self.window, *costs)[-cost.window :]
+        if not window or self.value == 0:
+            return Multiplier(self.value, window)
+        gap = math.fsum(window) / len(window) - cost.limit
+        # A large gap would overflow, so it is bounded before its exponential.
+        move = min(cost.rate * self.value * gap, math.log(cost.max / self.value))
+        return Multiplier(min(cost.max, self.value * math.exp(move)), window)
+
+
+def start_multipliers(costs: Sequence[CostTerm]) -> list[Multiplier]:
+    """Before the first rollout."""
+    return [Multiplier(cost.start) for cost in costs]
+
+
+def step_multipliers(
+    multipliers: Sequence[Multiplier], costs: Sequence[CostTerm], groups: Sequence[Group]
+) -> list[Multiplier]:
+    """After a rollout. Answers whose cost is missing are in no mean."""
+    return [
+        before.stepped(cost, _known_costs(groups, place))
+        for place, (before, cost) in enumerate(zip(multipliers, costs, strict=True))
+    ]
+
+
+def _known_costs(groups: Sequence[Group], place: int) -> list[float]:
+    every = (answer.costs[place] for group in groups for answer in group.answers)
+    return [cost for cost in every if cost is not None]
+
+
+def multipliers_to_json(
+    costs: Sequence[CostTerm], multipliers: Sequence[Multiplier]
+) -> dict[str, dict[str, Any]]:
+    """As a checkpoint keeps them."""
+    named = zip(names_of(costs), multipliers, strict=True)
+    return {name: {"value": own.value, "window": list(own.window)} for name, own in named}
+
+
+def multipliers_from_json(
+    costs: Sequence[CostTerm], rows: Mapping[str, Mapping[str, Any]]
+) -> list[Multiplier]:
+    """What `multipliers_to_json` gave."""
+    return [
+        Multiplier(rows[name]["value"], tuple(rows[name]["window"])) for name in names_of(costs)
+    ]
+
+
+def cost_metrics(
+    costs: Sequence[CostTerm], multipliers: Sequence[Multiplier], groups: Sequence[Group]
+) -> dict[str, float]:
+    """By cost, with its NAME: the rollout's mean (`cost/`), the share of answers that lack one
+    (`missing_cost/`), the mean over the window (`cost_window/`), and `multiplier/`."""
+    answers = sum(len(group.answers) for group in groups)
+    found = {}
+    for place, (name, own) in enumerate(zip(names_of(costs), multipliers, strict=True)):
+        known = _known_costs(groups, place)
+        if known:
+            found[f"cost/{name}"] = math.fsum(known) / len(known)
+        if own.window:
+            found[f"cost_window/{name}"] = math.fsum(own.window) / len(own.window)
+        found[f"missing_cost/{name}"] = 1 - len(known) / answers
+        found[f"multiplier/{name}"] = own.value
+    return found
+
+
+def acting_places(costs: Sequence[CostTerm]) -> list[int]:
+    """The places of the costs that change what is learned."""
+    return [place for place, cost in enumerate(costs) if cost.acts]
+
+
+def without_unknown_costs(
+    groups: Sequence[Group], costs: Sequence[CostTerm], rewards: list[list[float | None]]
+) -> list[list[float | None]]:
+    """The rewards, None where an answer lacks a cost: nothing can be learned from it."""
+    places = acting_places(costs)
+    return [
+        [
+            None if any(answer.costs[i] is None for i in places) else reward
+            for answer, reward in zip(group.answers, own, strict=True)
+        ]
+        for group, own in zip(groups, rewards, strict=True)
+    ]
+
+
+def add_costs(
+    rollout: Rollout, costs: Sequence[CostTerm], multipliers: Sequence[Multiplier]
+) -> None:
+    """Give the rollout the costs that act, NaN for answers without a reward, and their
+    multipliers."""
+    places = acting_places(costs)
+    rollout.multipliers = [multipliers[place].value for place in places]
+    rollout.cost_names = [names_of(costs)[place] for place in places]
+    rollout.costs = [
+        [
+            _costs_of(group, place, rewards)
+            for group, rewards in zip(rollout.groups, rollout.rewards, strict=True)
+        ]
+        for place in places
+    ]
+
+
+def _costs_of(group: Group, place: int, rewards: Tensor) -> Tensor:
+    """(S,) fp64 costs of a group's answers, NaN where the answer has no reward."""
+    known = [math.nan if a.costs[place] is None else a.costs[place] for a in group.answers]
+    return torch.tensor(known, dtype=torch.float64).masked_fill(rewards.isnan(), math.nan)
