@@ -35,14 +35,11 @@ def fit_dawid_skene(
 
     It begins with the shares of votes of each item. Every code up to the largest needs a vote.
     """
-    people, items = person.max(initial=-1) + 1, item.max(initial=-1) + 1
-    votes = np.zeros((people, items, classes))
-    np.add.at(votes, (person, item, given), 1.0)
-    found = votes.sum(axis=0)
+    votes = _Votes(person, item, given, classes)
+    found = votes.by_item(np.eye(classes)[given])
     found = found / found.sum(axis=1, keepdims=True)
     for _ in range(STEPS):
-        shares, confusion = _fit_errors(votes, found, prior)
-        newer = _fit_classes(votes, shares, confusion)
+        newer = _fit_classes(votes, *_fit_errors(votes, found, prior))
         step = np.abs(newer - found).max(initial=0.0)
         found = newer
         if step < CLOSE:
@@ -50,25 +47,47 @@ def fit_dawid_skene(
     return DawidSkene(found, *_fit_errors(votes, found, prior))
 
 
-def _fit_errors(votes: Floats, classes: Floats, prior: float) -> tuple[Floats, Floats]:
+@dataclass(frozen=True, slots=True)
+class _Votes:
+    person: Ints
+    item: Ints
+    given: Ints
+    classes: int
+
+    def by_item(self, values: Floats) -> Floats:
+        """The sums over each item's votes of `values`, (n, classes)."""
+        total = np.zeros((self.item.max(initial=-1) + 1, self.classes))
+        np.add.at(total, self.item, values)
+        return total
+
+    def by_confusion(self, values: Floats) -> Floats:
+        """The sums of `values`, (n, classes), of each person and given class, (people, classes,
+        given)."""
+        total = np.zeros((self.person.max(initial=-1) + 1, self.classes, self.classes))
+        np.add.at(total, (self.person, slice(None), self.given), values)
+        return total
+
+
+def _fit_errors(votes: _Votes, classes: Floats, prior: float) -> tuple[Floats, Floats]:
     """The share of each true class, and everybody's confusion of them."""
-    counts = np.einsum("il,kim->klm", classes, votes)
-    pooled = counts.sum(axis=0)
-    whole = pooled.sum(axis=1, keepdims=True)
-    size = votes.shape[2]
-    pooled = np.where(whole > 0, pooled / np.where(whole > 0, whole, 1.0), 1.0 / size)
-    drawn = counts + prior * pooled
-    whole = drawn.sum(axis=2, keepdims=True)
-    confusion = np.where(whole > 0, drawn / np.where(whole > 0, whole, 1.0), pooled)
-    return classes.mean(axis=0), confusion
+    counts = votes.by_confusion(classes[votes.item])
+    uniform = np.full((votes.classes, votes.classes), 1.0 / votes.classes)
+    pooled = _normalise_rows(counts.sum(axis=0), uniform)
+    return classes.mean(axis=0), _normalise_rows(counts + prior * pooled, pooled)
 
 
-def _fit_classes(votes: Floats, shares: Floats, confusion: Floats) -> Floats:
+def _normalise_rows(counts: Floats, empty: Floats) -> Floats:
+    """Rows that add up to 1; a row of zeros is that of `empty`."""
+    whole = counts.sum(axis=-1, keepdims=True)
+    found: Floats = np.where(whole > 0, counts / np.where(whole > 0, whole, 1.0), empty)
+    return found
+
+
+def _fit_classes(votes: _Votes, shares: Floats, confusion: Floats) -> Floats:
     """P(true class) of each item, given everybody's errors."""
     tiny = np.finfo(np.float64).tiny
-    score = np.log(np.maximum(shares, tiny)) + np.einsum(
-        "kim,klm->il", votes, np.log(np.maximum(confusion, tiny))
-    )
+    said = np.log(np.maximum(confusion[votes.person, :, votes.given], tiny))
+    score = np.log(np.maximum(shares, tiny)) + votes.by_item(said)
     grown = np.exp(score - score.max(axis=1, keepdims=True))
     total: Floats = grown / grown.sum(axis=1, keepdims=True)
     return total
