@@ -32,13 +32,12 @@ class Vote(Struct, frozen=True, kw_only=True):
 
     `vote_id` was made by the browser: a vote that is sent again is the same vote. `item_id` is a
     pair's preference id or an answer's completion id, `annotator` the name in the person's link.
-    `verdict` is about the record's answers a and b, never about the slots they stood in; `slot_of_a`
-    is 0 where a stood first (left) and 1 where it stood second. `rating` is on the described scale
-    and exists with verdict `rated` only. `principles` has the verdict on each principle, or its
-    level as text. `seconds` passed from showing to voting. `probability` is that with which the item
-    was drawn: 1.0 unless a budget was given. `gold`: the owner knows the answer. `prelabel_shown`:
-    the AI's verdict could be seen before the vote. `created` is the time of the commit, UTC, ISO
-    8601.
+    `verdict` is about the record's answers a and b, never about their slots; `slot_of_a` is 0 where
+    a stood first (left) and 1 where it stood second. `rating` is on the described scale and exists
+    with verdict `rated` only. `principles` has the verdict on each principle, or its level as text.
+    `seconds` passed from showing to voting. `probability` is that with which the item was drawn,
+    1.0 unless a budget was given. `gold`: the owner knows the answer. `prelabel_shown`: the AI's
+    verdict could be seen before the vote. `created` is the time of the commit, UTC, ISO 8601.
     """
 
     vote_id: str
@@ -109,7 +108,7 @@ class AskedPrinciple(Struct, frozen=True):
 class VoteSettings(Struct, frozen=True, kw_only=True):
     """How a database's items were drawn and are asked about.
 
-    `source` is where the items came from. `seed` draws items, slots and the places of gold
+    `source` is where the items came from and `population` how many there were. `seed` draws items, slots and the places of gold
     questions. `budget` is how many items were expected to be drawn, None for all. `scale` describes
     the levels of a rating of the whole answer. `gold_share` is the share of a person's questions
     whose answer is known. `overlap` people vote on an item that is not gold. `lease` (seconds) is
@@ -119,6 +118,7 @@ class VoteSettings(Struct, frozen=True, kw_only=True):
     source: str
     kind: Kind
     seed: int = 0
+    population: int = 0
     budget: int | None = None
     scale: dict[int, str] = {}
     principles: list[AskedPrinciple] = []

@@ -1,9 +1,9 @@
 """Which items people are asked about, where they cannot be asked about all.
 
-Items are drawn without replacement, each on its own with probability min(1, c(0.1 + u)), where u on
-[0, 1] is how uncertain the judges are of it: Poisson sampling with probability proportional to size.
-The floor of 0.1 keeps every item's probability positive, which unbiased estimates need (Horvitz and
-Thompson 1952).
+Items are drawn without replacement, each on its own with probability min(1, c(0.1 + u)), where u
+on [0, 1] is how uncertain the judges are of it: Poisson sampling with probability proportional to
+size. The floor of 0.1 keeps every item's probability positive, which unbiased estimates need
+(Horvitz and Thompson 1952).
 """
 
 from __future__ import annotations
