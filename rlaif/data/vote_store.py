@@ -371,7 +371,7 @@ class VoteStore:
             db.execute("UPDATE votes SET undone = ? WHERE vote_id = ?", (time, vote_id))
             self._count(db, row[0])
             # Before any item that the person already holds: a longer lease comes first.
-            self._hold(db, annotator, row[0], now + 1e-3)
+            self._hold(db, annotator, row[0], now)
 
     def _count(self, db: sqlite3.Connection, item_id: str) -> None:
         db.execute(COUNT_VOTES, {"item": item_id})

@@ -77,8 +77,8 @@ class VoteItem(Struct, frozen=True, kw_only=True):
 
     `uncertainty`, on [0, 1], is that of the judges together (see
     `rlaif.metrics.active_choice.item_uncertainty`), None where there is none. `gold` is the answer
-    that the owner knows: "a", "b", "tie", or a level of the scale as text. `probability` is that
-    with which the item was drawn.
+    that the owner knows: "a", "b", "tie", or a level of the scale as text. `principles` are the ids
+    of those that apply. `probability` is that with which the item was drawn.
     """
 
     item_id: str
@@ -93,6 +93,7 @@ class VoteItem(Struct, frozen=True, kw_only=True):
     uncertainty: float | None = None
     gold: str | None = None
     tags: list[str] = []
+    principles: list[str] = []
     probability: float = 1.0
 
 
@@ -108,11 +109,12 @@ class AskedPrinciple(Struct, frozen=True):
 class VoteSettings(Struct, frozen=True, kw_only=True):
     """How a database's items were drawn and are asked about.
 
-    `source` is where the items came from and `population` how many there were. `seed` draws items, slots and the places of gold
-    questions. `budget` is how many items were expected to be drawn, None for all. `scale` describes
-    the levels of a rating of the whole answer. `gold_share` is the share of a person's questions
-    whose answer is known. `overlap` people vote on an item that is not gold. `lease` (seconds) is
-    how long an item waits for who it was handed to.
+    `source` is where the items came from, and `population` how many there were to draw from.
+    `seed` draws items, slots and the places of gold questions. `budget` is how many items were
+    expected to be drawn, None for all. `scale` describes the levels of a rating of the whole
+    answer. `gold_share` is the share of a person's questions whose answer is known. `overlap`
+    people vote on an item that is not gold. `lease` (seconds) is how long an item waits for who it
+    was handed to.
     """
 
     source: str
