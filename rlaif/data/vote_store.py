@@ -41,6 +41,7 @@ CREATE TABLE items (
 );
 CREATE INDEX open_items ON items (place) WHERE open = 1 AND gold = 0;
 CREATE INDEX gold_items ON items (place) WHERE gold = 1;
+CREATE INDEX item_states ON items (gold, open, votes);
 CREATE TABLE handed (
     annotator TEXT NOT NULL, item_id TEXT NOT NULL, expires REAL NOT NULL,
     prelabel_shown INTEGER NOT NULL, PRIMARY KEY (annotator, item_id)
@@ -210,6 +211,7 @@ class VoteStore:
             (self.secret,) = self._db.execute(
                 "SELECT value FROM meta WHERE name = 'secret'"
             ).fetchone()
+            (self.total,) = self._db.execute("SELECT count(*) FROM items WHERE gold = 0").fetchone()
         except BaseException:
             self._file_lock.release()
             raise
@@ -386,8 +388,6 @@ class VoteStore:
             (done,) = self._db.execute(
                 "SELECT count(*) FROM votes WHERE annotator = ? AND undone IS NULL", (annotator,)
             ).fetchone()
-            (total,) = self._db.execute("SELECT count(*) FROM items").fetchone()
-            (gold,) = self._db.execute("SELECT count(*) FROM items WHERE gold = 1").fetchone()
             (left,) = self._db.execute(
                 "SELECT count(*) FROM items WHERE open = 1 AND gold = 0"
             ).fetchone()
@@ -396,4 +396,4 @@ class VoteStore:
                 "ORDER BY place DESC LIMIT 1",
                 (annotator,),
             ).fetchone()
-        return Progress(done, total - gold - left, total - gold, None if last is None else last[0])
+        return Progress(done, self.total - left, self.total, None if last is None else last[0])

@@ -144,11 +144,8 @@ def _check_principles(
     for name, value in given.items():
         if name not in item.principles or name not in scales:
             raise VoteRefused(f"principle {name!r} is not asked about this item")
-        if item.kind == "rating":
-            known = {str(level) for level in scales[name]}
-        else:
-            known = {*SLOTS, "tie"}
-        if value not in known:
+        levels = [str(level) for level in scales[name]]
+        if value not in (levels if item.kind == "rating" else (*SLOTS, "tie")):
             raise VoteRefused(f"{value!r} is no vote on principle {name!r}")
         checked[name] = value if item.kind == "rating" else str(_of_answers(value, slot))
     return checked
