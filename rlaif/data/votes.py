@@ -32,13 +32,12 @@ class Vote(Struct, frozen=True, kw_only=True):
 
     `vote_id` was made by the browser: a vote that is sent again is the same vote. `item_id` is a
     pair's preference id or an answer's completion id, `annotator` the name in the person's link.
-    `verdict` is about the record's answers a and b, never about the slots they stood in; `slot_of_a`
-    is 0 where a stood first (left) and 1 where it stood second. `rating` is on the described scale
-    and exists with verdict `rated` only. `principles` has the verdict on each principle, or its
-    level as text. `seconds` passed from showing to voting. `probability` is that with which the item
-    was drawn: 1.0 unless a budget was given. `gold`: the owner knows the answer. `prelabel_shown`:
-    the AI's verdict could be seen before the vote. `created` is the time of the commit, UTC, ISO
-    8601.
+    `verdict` is about the record's answers a and b, never about their slots; `slot_of_a` is 0 where
+    a stood first (left) and 1 where it stood second. `rating` is on the described scale and exists
+    with verdict `rated` only. `principles` has the verdict on each principle, or its level as text.
+    `seconds` passed from showing to voting. `probability` is that with which the item was drawn,
+    1.0 unless a budget was given. `gold`: the owner knows the answer. `prelabel_shown`: the AI's
+    verdict could be seen before the vote. `created` is the time of the commit, UTC, ISO 8601.
     """
 
     vote_id: str
@@ -78,8 +77,8 @@ class VoteItem(Struct, frozen=True, kw_only=True):
 
     `uncertainty`, on [0, 1], is that of the judges together (see
     `rlaif.metrics.active_choice.item_uncertainty`), None where there is none. `gold` is the answer
-    that the owner knows: "a", "b", "tie", or a level of the scale as text. `probability` is that
-    with which the item was drawn.
+    that the owner knows: "a", "b", "tie", or a level of the scale as text. `principles` are the ids
+    of those that apply. `probability` is that with which the item was drawn.
     """
 
     item_id: str
@@ -94,6 +93,7 @@ class VoteItem(Struct, frozen=True, kw_only=True):
     uncertainty: float | None = None
     gold: str | None = None
     tags: list[str] = []
+    principles: list[str] = []
     probability: float = 1.0
 
 
@@ -109,16 +109,18 @@ class AskedPrinciple(Struct, frozen=True):
 class VoteSettings(Struct, frozen=True, kw_only=True):
     """How a database's items were drawn and are asked about.
 
-    `source` is where the items came from. `seed` draws items, slots and the places of gold
-    questions. `budget` is how many items were expected to be drawn, None for all. `scale` describes
-    the levels of a rating of the whole answer. `gold_share` is the share of a person's questions
-    whose answer is known. `overlap` people vote on an item that is not gold. `lease` (seconds) is
-    how long an item waits for who it was handed to.
+    `source` is where the items came from, and `population` how many there were to draw from.
+    `seed` draws items, slots and the places of gold questions. `budget` is how many items were
+    expected to be drawn, None for all. `scale` describes the levels of a rating of the whole
+    answer. `gold_share` is the share of a person's questions whose answer is known. `overlap`
+    people vote on an item that is not gold. `lease` (seconds) is how long an item waits for who it
+    was handed to.
     """
 
     source: str
     kind: Kind
     seed: int = 0
+    population: int = 0
     budget: int | None = None
     scale: dict[int, str] = {}
     principles: list[AskedPrinciple] = []

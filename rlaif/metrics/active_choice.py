@@ -1,10 +1,10 @@
 """Which items people are asked about, where they cannot be asked about all, and what their votes
 on the drawn ones say of all.
 
-Items are drawn without replacement, each on its own with probability min(1, c(0.1 + u)), where u on
-[0, 1] is how uncertain the judges are of it: Poisson sampling with probability proportional to size.
-The floor of 0.1 keeps every item's probability positive, which unbiased estimates need (Horvitz and
-Thompson 1952).
+Items are drawn without replacement, each on its own with probability min(1, c(0.1 + u)), where u
+on [0, 1] is how uncertain the judges are of it: Poisson sampling with probability proportional to
+size. The floor of 0.1 keeps every item's probability positive, which unbiased estimates need
+(Horvitz and Thompson 1952).
 
 The estimator of Hájek (1971) weights each drawn item by the inverse of its probability and divides
 by the sum of these weights: a mean over all items, whichever were the likelier to be drawn. Its
