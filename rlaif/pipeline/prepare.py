@@ -26,6 +26,7 @@ from rlaif.core.yamlio import Lines, Loc, line_of, read_text
 from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
 from rlaif.data.rows import Source, rows_hash, source_rows
+from rlaif.data.vote_rows import is_votes, vote_rows
 from rlaif.data.sources import (
     PromptSet,
     load_prompts,
@@ -309,7 +310,9 @@ def _source_hash(source: Source) -> str:
 
 
 def _file_hash(path: Path) -> str:
-    """The hash of a file's bytes, or of all names and files in a folder."""
+    """The hash of a file's bytes, of a database's votes, or of all names and files in a folder."""
+    if is_votes(path):
+        return rows_hash(vote_rows(path))
     if not path.is_dir():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     inside = sorted(p for p in path.rglob("*") if p.is_file())
