@@ -15,7 +15,7 @@ import numpy as np
 from rlaif.metrics.weighted import Floats, Ints
 
 PRIOR = 2.0
-STEPS, CLOSE = 200, 1e-7
+STEPS, CLOSE = 100, 1e-5
 
 
 @dataclass(frozen=True, slots=True)

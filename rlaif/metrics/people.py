@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
+from math import fsum
 
 import numpy as np
 
@@ -321,7 +322,7 @@ def judge_codes(items: Sequence[VoteItem]) -> dict[str, Floats]:
     for judge, by_place in said.items():
         codes = np.full(len(items), -1.0)
         for place, probs in by_place.items():
-            mean = float(np.mean(probs))
+            mean = fsum(probs) / len(probs)
             codes[place] = 2.0 if mean == 0.5 else float(mean < 0.5)
         found[judge] = codes
     return found
