@@ -62,14 +62,18 @@ def test_the_order_of_items_is_drawn_by_seed(tmp_path: Path) -> None:
     orders = []
     for number, seed in enumerate((1, 1, 2)):
         items = make_items(20)
-        path = make_database(tmp_path / f"{number}.db", items[:: -1 if number == 1 else 1], seed=seed)
+        path = make_database(
+            tmp_path / f"{number}.db", items[:: -1 if number == 1 else 1], seed=seed
+        )
         orders.append([item.item_id for item in read_items(path)])
     assert orders[0] == orders[1] != orders[2]
     assert orders[0] != [item.item_id for item in make_items(20)]
 
 
 def test_a_database_is_durable_and_has_one_writer(store: VoteStore) -> None:
-    settings = [store._db.execute(f"PRAGMA {n}").fetchone()[0] for n in ("journal_mode", "synchronous")]
+    settings = [
+        store._db.execute(f"PRAGMA {n}").fetchone()[0] for n in ("journal_mode", "synchronous")
+    ]
     assert settings == ["wal", 2]
     with pytest.raises(StoreError, match="another `rlaif annotate` serves this database"):
         VoteStore(store.path)
@@ -226,7 +230,9 @@ def test_another_file_is_refused(tmp_path: Path, reader) -> None:
     make_database(path, make_items(1))
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match="of version 99, and this version of rlaif reads version 1"):
+    with pytest.raises(
+        StoreError, match="of version 99, and this version of rlaif reads version 1"
+    ):
         reader(path)
 
 
@@ -277,7 +283,9 @@ def test_a_network_file_system_is_refused(
             use()
 
 
-@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "apfs", "fuse.ntfs", ""])
+@pytest.mark.parametrize(
+    "kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "apfs", "fuse.ntfs", ""]
+)
 def test_a_local_file_system_is_taken(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(vote_store, "file_system_of", lambda *given: kind)
     refuse_network(Path("v.db"))
