@@ -161,7 +161,8 @@ def _echo_links(server: AnnotationServer, store: VoteStore, host: str) -> None:
     what = "answers" if store.settings.kind == "rating" else "pairs"
     click.echo(f"{store.total} {what} of {store.settings.source} at {server.address.base}")
     for name, link in server.links().items():
-        click.echo(f"  {name or 'owner'}: {link}")
+        click.echo(f"  {name}: {link}")
+    click.echo(f"the owner: {server.owner_link}")
     if host not in LOOPBACK:
         tls = "" if server.address.secure else " Pages and links travel unencrypted."
         click.echo(

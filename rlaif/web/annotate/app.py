@@ -166,7 +166,7 @@ class Pages:
             raise HTTPException(415, "A JSON body was expected.")
         try:
             return viewer, msgspec.json.decode(await _read_body(request), type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise HTTPException(400, f"Not a valid request: {error}") from None
 
     async def show_owner(self, request: Request) -> Response:

@@ -71,8 +71,9 @@ class AnnotationServer:
         return f"{self.address.base}/open/{self.access.token(viewer)}"
 
     def links(self) -> dict[str, str]:
-        """Everybody's link by name, and the owner's under an empty name."""
-        return {viewer.name: self.link(viewer) for viewer in self.access.viewers}
+        """Each person's link by name."""
+        people = [viewer for viewer in self.access.viewers if viewer.role == "person"]
+        return {viewer.name: self.link(viewer) for viewer in people}
 
     @property
     def owner_link(self) -> str:

@@ -15,6 +15,6 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def render_page(name: str, **values: Any) -> str:
-    """A page from a template of this folder; every value is escaped."""
-    return TEMPLATES.get_template(name).render(**values)
+def render_page(template: str, /, **values: Any) -> str:
+    """A page from the template of that name; every value is escaped."""
+    return TEMPLATES.get_template(template).render(**values)
