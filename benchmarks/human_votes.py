@@ -2,10 +2,11 @@
 a real browser, train an arm on their votes and one on a judge, compare.
 
     python benchmarks/human_votes.py --out /tmp/human_votes
-    python benchmarks/human_votes.py --out /tmp/human_votes --voters 3 --overlap 2 --set prompts.limit=48
+    python benchmarks/human_votes.py --out /tmp/human_votes --pairs 200 --set prompts.limit=48
 
-A voter prefers the shorter of two answers and errs one time in ten, at random. It sees what a person
-sees: the page of `rlaif annotate` in Chromium (playwright), and it votes with the keys 1, 2 and 0.
+A voter prefers the shorter of two answers and errs one time in ten, at random. It sees what a
+person sees: the page of `rlaif annotate` in Chromium (playwright), and it votes with the keys 1, 2
+and 0.
 A second start with the same `--out` goes on where the first one ended.
 """
 
@@ -30,6 +31,15 @@ CONSTITUTION = "constitutions/concise_helper.yaml"
 EXPERIMENT = "experiments/ai_vs_human.yaml"
 NAMES = ("ada", "ben", "cleo", "dina")
 ERRORS = 0.1
+SETS = ("prompts.holdout=24", "prompts.limit=24")
+"""The rest of the pairs is what the AI labeller learns from."""
+CHANGED = """([before, texts]) => {
+  const text = name => document.querySelector(name).innerText;
+  if (text("#done") === before) return false;
+  if (!document.querySelector("#finished").hidden) return true;
+  return ["first", "second"].some((side, i) => text(`#${side} .text-html`) !== texts[i]);
+}"""
+"""Whether a vote was counted and something else is shown."""
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -37,18 +47,18 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="Folder to write or go on with.")
     parser.add_argument("--model", default="builtin/smollm2-135m-instruct")
-    parser.add_argument("--voters", type=int, default=2, choices=range(1, 5))
-    parser.add_argument("--overlap", type=int, default=1, help="Votes on an item.")
+    parser.add_argument("--pairs", type=int, default=96, help="Prompts with two answers each.")
+    parser.add_argument("--voters", type=int, default=3, choices=range(1, 5))
+    parser.add_argument("--overlap", type=int, default=2, help="Votes on an item.")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(given)
     names, db = NAMES[: options.voters], options.out / "votes.db"
     with timed("sample, judge and pair"):
-        pairs = make_pairs(options.out, options.model)
-    with timed("vote"):
-        with serving(pairs, db, names, options.overlap) as links:
-            counts = vote_all(links)
+        pairs = make_pairs(options.out, options.model, options.pairs)
+    with timed("vote"), serving(pairs, db, names, options.overlap) as links:
+        counts = vote_all(links)
     print(f"{sum(counts.values())} votes: {counts}; {follow_rule(db):.3f} for the shorter answer")
-    sets = [f"data={db}", f"models.policy.path={options.model}", *options.set]
+    sets = [f"data={db}", f"models.policy.path={options.model}", *SETS, *options.set]
     with timed("arms"):
         said = call("run", EXPERIMENT, "--out", options.out / "run", "--quiet", *as_options(sets))
     print(said)
@@ -77,11 +87,16 @@ def call(*words: Any) -> str:
     return done.stdout
 
 
-def make_pairs(out: Path, model: str) -> Path:
-    """Two answers to every prompt, which a judge has compared."""
-    answers, judged, pairs = out / "answers", out / "checks", out / "pairs"
+def make_pairs(out: Path, model: str, count: int) -> Path:
+    """Two answers to each of the first prompts, which a judge has compared."""
+    prompts, answers, judged, pairs = (
+        out / name for name in ("prompts.jsonl", "answers", "checks", "pairs")
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    lines = Path(PROMPTS).read_text(encoding="utf-8").splitlines(keepends=True)
+    prompts.write_text("".join(lines[:count]), encoding="utf-8")
     sampling = as_options(["n=2", "temperature=0.9", "max_new_tokens=48"])
-    call("sample", PROMPTS, "--model", model, "--out", answers, "--quiet", *sampling)
+    call("sample", prompts, "--model", model, "--out", answers, "--quiet", *sampling)
     call("judge", answers, "--constitution", CONSTITUTION, "--out", judged, "--quiet")
     call("pair", answers, judged, "--out", pairs, "--quiet", *as_options(["min_margin=0"]))
     return next(pairs.rglob("preferences.jsonl"))
@@ -96,7 +111,7 @@ def serving(pairs: Path, db: Path, names: Sequence[str], overlap: int) -> Iterat
     assert server.stdout is not None
     try:
         found: dict[str, str] = {}
-        while len(found) <= len(names):
+        while not found.keys() >= set(names):
             line = server.stdout.readline()
             if not line:
                 raise SystemExit("rlaif annotate ended early")
@@ -142,12 +157,7 @@ def vote_once(page: Any, name: str) -> bool:
     texts = [page.inner_text(f"#{side} .text-html") for side in ("first", "second")]
     before = page.inner_text("#done")
     page.keyboard.press(choose_key(name, texts))
-    page.wait_for_function("before => document.querySelector('#done').innerText !== before", arg=before)
-    page.wait_for_function(
-        "texts => !document.querySelector('#finished').hidden || ['first', 'second'].some((side, i) =>"
-        " document.querySelector(`#${side} .text-html`).innerText !== texts[i])",
-        arg=texts,
-    )
+    page.wait_for_function(CHANGED, arg=[before, texts])
     return True
 
 

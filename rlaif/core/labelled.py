@@ -19,9 +19,9 @@ class LabelledPair:
     `scores` are what the annotator gave each answer, on a scale of its own, and `margin` (0 or
     more) is by how much the better one was said to be better. `source` is the file's own word for
     where the pair came from. `weight` is how many pairs it stands for: the inverse of the
-    probability with which it was drawn to be labelled. `pair_id` is the hash of the prompt and the two answers in their
-    order: the labels that two annotators gave to one comparison share it. `place` names file and
-    row, for messages.
+    probability with which it was drawn to be labelled. `pair_id` is the hash of the prompt and the
+    two answers in their order: the labels that two annotators gave to one comparison share it.
+    `place` names file and row, for messages.
     """
 
     pair_id: str

@@ -297,7 +297,9 @@ def human_ceiling(votes: Iterable[Vote], items: Mapping[str, VoteItem]) -> list[
         known = codes[judge]
         said = CREDIT[known.astype(np.int64)]
         people = np.where(known >= 0, agreed / pairs, np.nan)
-        judged = np.where(np.isnan(people), np.nan, (counts * said).sum(axis=1) / np.maximum(size, 1))
+        judged = np.where(
+            np.isnan(people), np.nan, (counts * said).sum(axis=1) / np.maximum(size, 1)
+        )
         figures = {
             "people_agreement": mean_of(people),
             "judge_agreement": mean_of(judged),

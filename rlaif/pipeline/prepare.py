@@ -26,7 +26,6 @@ from rlaif.core.yamlio import Lines, Loc, line_of, read_text
 from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
 from rlaif.data.rows import Source, rows_hash, source_rows
-from rlaif.data.vote_rows import is_votes, vote_rows
 from rlaif.data.sources import (
     PromptSet,
     load_prompts,
@@ -35,6 +34,7 @@ from rlaif.data.sources import (
     split_apart,
     split_prompts,
 )
+from rlaif.data.vote_rows import is_votes, vote_rows
 from rlaif.engines.build import known_capabilities, server_key, whole
 from rlaif.engines.model_folders import check_weights, locate, model_hash, resolve
 from rlaif.judges.base import Judge, roles_of

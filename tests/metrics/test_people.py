@@ -1,4 +1,4 @@
-"""Agreement between people, the human ceiling and annotators' quality, by hand and against peers."""
+"""Agreement between people, the human ceiling and annotators' quality, by hand and by peers."""
 
 from __future__ import annotations
 

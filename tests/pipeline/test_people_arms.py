@@ -48,7 +48,10 @@ def test_votes_train_an_arm_and_give_an_answer(tiny_model: Path, tmp_path: Path)
     small = ["holdout=6", "limit=6"]
     overrides = [f"data={db}", f"models.policy.path={tiny_model}"]
     overrides += [f"prompts.{item}" for item in small]
-    overrides += ["steps.evaluate.max_new_tokens=4", "arms={human: {labels: human}, ai: {labels: ai}}"]
+    overrides += [
+        "steps.evaluate.max_new_tokens=4",
+        "arms={human: {labels: human}, ai: {labels: ai}}",
+    ]
     run_experiment(EXPERIMENT, tmp_path / "run", overrides)
     run = load_run(tmp_path / "run")
     human = [row for row in run.rows("preferences") if "human" in row["run_arms"].split()]

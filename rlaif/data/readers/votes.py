@@ -40,8 +40,10 @@ def read_pair(row: Row, place: str) -> Iterator[LabelledPair]:
 FORMAT = Format(
     about="a votes database of `rlaif annotate`: the share of people for each answer",
     columns=("item_id", "votes", "a", "b"),
-    optional=("kind", "prompt", "prompt_id", "a_id", "b_id", "probability", "tags", "scale")
-    + ("gold", "principles"),
+    optional=(
+        *("kind", "prompt", "prompt_id", "a_id", "b_id", "probability", "tags", "scale"),
+        *("gold", "principles"),
+    ),
     read=read_pair,
     fits=lambda row: isinstance(row["votes"], list) and "probability" in row,
     left="gold answers, principles, who voted what (`load: {type: pairs}` keeps that)",
