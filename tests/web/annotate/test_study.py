@@ -17,6 +17,7 @@ from rlaif.data.votes import Vote, read_items, read_settings, read_votes
 from rlaif.pipeline.runs import load_run
 from rlaif.web.annotate.items import file_items
 from rlaif.web.annotate.run_items import run_items
+from rlaif.web.annotate.server import AnnotationServer
 from rlaif.web.annotate.study import SCALE, Study, make_study, open_study
 from tests.support.annotating import make_database, make_items
 
@@ -206,6 +207,35 @@ def test_what_cannot_be_voted_on_is_refused(tmp_path: Path, pairs: Path) -> None
         make_study(Study(source=str(pairs), models=["M0", "M1"]))
     with pytest.raises(ConfigError, match="this is a run"):
         make_study(Study(source=str(OLD), from_="trl"))
+
+
+def test_the_command_prints_everybody_s_link(
+    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(server: AnnotationServer) -> None:
+        server.socket.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnnotationServer, "serve_forever", stop)
+    words = ["annotate", str(pairs), "--db", str(tmp_path / "v.db"), "--people", "ada, ben"]
+    done = CliRunner().invoke(cli, [*words, "--port", "0"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].startswith(f"20 pairs of {pairs} at http://127.0.0.1:")
+    names = [line.partition(": ")[0].strip() for line in lines]
+    assert names[1:4] == ["ada", "ben", "the owner"]
+    assert lines[4] == f"stopped; the votes are in {tmp_path / 'v.db'}"
+    links = [line.partition("/open/")[2] for line in lines[1:4]]
+    assert len(set(links)) == 3 and all(len(token) == 64 for token in links)
+    # Others on the network are let in only where it is asked for, and told what it means.
+    assert "note:" not in done.output
+    public = ["--host", "0.0.0.0", "--address", "http://lab.example.org:8300", "--port", "0"]
+    done = CliRunner().invoke(cli, [*words, *public])
+    assert "lets others on the network reach these pages" in done.output
+    assert "travel unencrypted" in done.output
+    assert "ada: http://lab.example.org:8300/open/" + links[0] in done.output
+    done = CliRunner().invoke(cli, [*words, "--host", "0.0.0.0"])
+    assert isinstance(done.exception, ConfigError) and "--address" in str(done.exception)
 
 
 def test_the_command_writes_votes(tmp_path: Path) -> None:
