@@ -26,6 +26,7 @@ from starlette.types import ASGIApp
 from rlaif.core.errors import RlaifError
 from rlaif.data.vote_store import VoteRefused, VoteStore
 from rlaif.web.annotate.access import Access, Address, Guard, Viewer
+from rlaif.web.annotate.findings import FindingsCache
 from rlaif.web.annotate.owner import owner_page
 from rlaif.web.annotate.templates import render_page
 from rlaif.web.annotate.voting import (
@@ -74,6 +75,7 @@ class Pages:
         self.store = store
         self.access = access
         self.address = address
+        self.findings = FindingsCache(store.path)
 
     async def open_link(self, request: Request) -> Response:
         """Exchange a link's token for a cookie, and leave the address that has the token in it."""
@@ -172,7 +174,9 @@ class Pages:
         """The owner's page."""
         self._viewer(request, "owner")
         people = [viewer.name for viewer in self.access.viewers if viewer.role == "person"]
-        return HTMLResponse(await run_in_threadpool(owner_page, self.store.path, people))
+        asked = request.query_params.get("page", "")
+        page = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 9 else 1
+        return HTMLResponse(await run_in_threadpool(owner_page, self.findings, people, page))
 
     async def export_jsonl(self, request: Request) -> Response:
         """All votes that count, a JSON object each."""
