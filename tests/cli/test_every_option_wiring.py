@@ -426,7 +426,12 @@ ROWS = [
             "--address": "https://votes.example.org",
         },
     ),
-    Row("votes", "rlaif.web.annotate.writing.write_votes", "v.db --out there.jsonl"),
+    Row(
+        "votes",
+        "rlaif.web.annotate.writing.write_votes",
+        "v.db --out there.jsonl",
+        {"--records": "judgements"},
+    ),
     Row(
         "cache prune",
         "rlaif.engines.remote.cache.RequestCache.prune",

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError, StoreError
+from rlaif.core.records import Judgement, from_json
 from rlaif.data.votes import Vote, read_items, read_settings, read_votes
 from rlaif.pipeline.runs import load_run
 from rlaif.web.annotate.items import file_items
@@ -262,6 +263,16 @@ def test_the_command_writes_votes(tmp_path: Path) -> None:
     # A spreadsheet would compute the first.
     assert [row["comment"] for row in rows] == ["'=1+1", "plain, with a comma"]
     assert rows[0]["verdict"] == "b" and json.loads(rows[0]["principles"]) == {"brief": "tie"}
+    judged = tmp_path / "judgements.jsonl"
+    words = ["votes", str(path), "--records", "judgements", "--out"]
+    done = CliRunner().invoke(cli, [*words, str(judged)])
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in judged.read_text("utf-8").splitlines()]
+    assert [from_json(Judgement, row).annotator_kind for row in rows] == ["human", "human"]
+    # The vote is for b, and a has the smaller id.
+    assert [(row["prob_first"], row["shown"][0][0]) for row in rows] == [(0.0, "a")] * 2
+    done = CliRunner().invoke(cli, [*words, str(tmp_path / "v.csv")])
+    assert isinstance(done.exception, ConfigError) and "judgements must end" in str(done.exception)
     done = CliRunner().invoke(cli, ["votes", str(path), "--out", str(tmp_path / "v.txt")])
     assert isinstance(done.exception, ConfigError) and "must end in .jsonl" in str(done.exception)
     done = CliRunner().invoke(cli, ["votes", str(tmp_path / "no.db"), "--out", "x.csv"])
