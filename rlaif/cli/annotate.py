@@ -175,7 +175,13 @@ def _echo_links(server: AnnotationServer, store: VoteStore, host: str) -> None:
 @click.command()
 @click.argument("db", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The file to write: .jsonl or .csv.")
-def votes(db: Path, out: Path) -> None:
+@click.option(
+    "--records",
+    type=click.Choice(["votes", "judgements"]),
+    default="votes",
+    help="Votes as they are stored, or what they say of whole answers as judgements (.jsonl).",
+)
+def votes(db: Path, out: Path, records: Literal["votes", "judgements"]) -> None:
     """Write the votes in the database DB to a file, one row each.
 
     Votes that were undone or voted again are left out. Verdicts are about the answers a and b of
@@ -183,4 +189,4 @@ def votes(db: Path, out: Path) -> None:
     """
     from rlaif.web.annotate.writing import write_votes
 
-    click.echo(f"{write_votes(db, out)} votes in {out}")
+    click.echo(f"{write_votes(db, out, records)} votes in {out}")

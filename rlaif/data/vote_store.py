@@ -23,6 +23,7 @@ from msgspec import Struct, structs
 
 from rlaif.core.errors import StoreError
 from rlaif.core.records import content_hash
+from rlaif.core.store import partial_of
 from rlaif.data.votes import (
     APPLICATION,
     SCHEMA,
@@ -156,7 +157,7 @@ def refuse_network(path: Path) -> None:
 def create_votes(path: Path, settings: VoteSettings, items: Sequence[VoteItem]) -> None:
     """Make a database of drawn items. It appears when all of them are in it. Raises StoreError."""
     refuse_network(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = partial_of(path)
     encode = msgspec.json.encode
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

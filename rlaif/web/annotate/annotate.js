@@ -14,7 +14,8 @@
   let shownAt = 0;
   let busy = true;
   let last = null;
-  let flushing = false;
+  let running = false;
+  let again = false;
   let wait = 1000;
   let timer = null;
 
@@ -72,45 +73,38 @@
 
   // Sends what is waiting, oldest first; whether all of it was answered.
   async function flush() {
-    if (flushing) return false;
-    flushing = true;
-    clearTimeout(timer);
-    try {
-      for (let row = readUnsent()[0]; row; row = readUnsent()[0]) {
-        let reply;
-        try {
-          reply = await post(row.path, row.body);
-        } catch {
-          return keepTrying("The server does not answer.");
-        }
-        const { status, answer } = reply;
-        if (status === 200) {
-          drop(row.id);
-          wait = 1000;
-          afterSent(row, answer);
-        } else if ([400, 409, 413, 422].includes(status)) {
-          drop(row.id);
-          tell(`The vote was refused: ${answer.error || status}`);
-        } else if ([401, 403].includes(status)) {
-          warn(`${answer.error || "Open your link again."}`);
-          return false;
-        } else {
-          return keepTrying(answer.error || `The server answered ${status}.`);
-        }
+    for (let row = readUnsent()[0]; row; row = readUnsent()[0]) {
+      const { status, answer } = await tryPost(row.path, row.body);
+      if (status === 200) {
+        drop(row.id);
+        wait = 1000;
+        afterSent(row, answer);
+      } else if ([400, 409, 413, 422].includes(status)) {
+        drop(row.id);
+        tell(`The vote was refused: ${answer.error || status}`);
+      } else {
+        failed(status, answer);
+        return false;
       }
-      at("unsent").hidden = true;
-      return true;
-    } finally {
-      flushing = false;
+    }
+    return true;
+  }
+
+  // A reply of status 0 where there was none.
+  async function tryPost(path, body) {
+    try {
+      return await post(path, body);
+    } catch {
+      return { status: 0, answer: { error: "The server does not answer." } };
     }
   }
 
-  function keepTrying(reason) {
-    warn(reason);
-    clearTimeout(timer);
+  // Says what is wrong, and tries again later unless only a new link could help.
+  function failed(status, answer) {
+    warn(answer.error || `The server answered ${status}.`);
+    if ([401, 403].includes(status)) return;
     timer = setTimeout(proceed, wait);
     wait = Math.min(2 * wait, LONGEST_WAIT);
-    return false;
   }
 
   function warn(reason) {
@@ -135,26 +129,29 @@
     }
   }
 
-  // Sends what is waiting and shows the next item.
+  // Sends what is waiting and shows the next item, unless one is in work. One at a time: who calls
+  // meanwhile has it done once more.
   async function proceed() {
-    if (!(await flush())) return;
-    let reply;
-    try {
-      reply = await post("/api/next", {});
-    } catch {
-      keepTrying("The server does not answer.");
-      return;
-    }
-    if (reply.status !== 200) {
-      if ([401, 403].includes(reply.status)) warn(reply.answer.error || "Open your link again.");
-      else keepTrying(reply.answer.error || `The server answered ${reply.status}.`);
+    again = running;
+    if (running || (item && !busy)) return;
+    running = true;
+    clearTimeout(timer);
+    if (await flush()) await showNext();
+    running = false;
+    if (again) proceed();
+  }
+
+  async function showNext() {
+    const { status, answer } = await tryPost("/api/next", {});
+    if (status !== 200) {
+      failed(status, answer);
       return;
     }
     at("unsent").hidden = true;
     wait = 1000;
-    showProgress(reply.answer.progress);
-    if (reply.answer.item) showItem(reply.answer.item);
-    else showEnd(reply.answer.state);
+    showProgress(answer.progress);
+    if (answer.item) showItem(answer.item);
+    else showEnd(answer.state);
   }
 
   // ---- what is shown
@@ -299,7 +296,7 @@
   }
 
   function pressKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
     const within = event.target;
     if (within === at("comment")) {
       if (event.key === "Escape") document.querySelector(".vote button").focus();
@@ -315,6 +312,8 @@
         enterPrinciples(set);
         return;
       }
+      // A digit that is no level here must not vote on the whole.
+      if (/^[0-9]$/.test(key)) return;
     }
     const button = item && document.querySelector(`.vote [data-key="${CSS.escape(key)}"]`);
     if (button) vote(button);

@@ -62,6 +62,7 @@ def make_app(store: VoteStore, access: Access, address: Address) -> ASGIApp:
         Route("/owner/votes.jsonl", pages.export_jsonl),
         Route("/owner/votes.csv", pages.export_csv),
         Route("/static/{name}", pages.send_static),
+        Route("/favicon.ico", pages.send_no_icon),
     ]
     handlers = {HTTPException: answer_fault, Exception: answer_fault}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), address)
@@ -186,6 +187,10 @@ class Pages:
         """All votes that count, a row each."""
         self._viewer(request, "owner")
         return _download(csv_lines(self.store.path), "text/csv", "votes.csv")
+
+    async def send_no_icon(self, _request: Request) -> Response:
+        """Browsers ask for one."""
+        return Response(status_code=204)
 
     async def send_static(self, request: Request) -> Response:
         """A file that the pages load."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import uvicorn
-
 from rlaif.core.errors import ConfigError
 from rlaif.data.vote_store import VoteStore
-from rlaif.web.annotate.access import LOOPBACK, NAME, OWNER, Access, Viewer, address_of
+from rlaif.web.annotate.access import NAME, OWNER, Access, Viewer, address_of
 from rlaif.web.annotate.app import make_app
-from rlaif.web.reward_app import HEAD_SECONDS, WAITING, PatientProtocol
+from rlaif.web.serving import SocketServer, listen
 
 
 @dataclass(frozen=True)
@@ -24,47 +21,25 @@ class Place:
     port: int = 0
     public: str | None = None
 
-    @property
-    def local(self) -> bool:
-        """Whether only this machine reaches it."""
-        return self.host in LOOPBACK
 
-
-class AnnotationServer:
+class AnnotationServer(SocketServer):
     """The pages of a database on a socket that it listens on from the start. Raises ConfigError
     for names that cannot stand in a link, and where there is nothing to listen on."""
 
     def __init__(self, store: VoteStore, people: Sequence[str], place: Place):
         check_people(people)
-        family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
         # Before it listens: an address that nobody could open is no reason to take the port.
         address_of(place.host, place.port, place.public)
         try:
-            self.socket = socket.create_server(
-                (place.host, place.port), family=family, backlog=WAITING
-            )
+            listening = listen(place.host, place.port)
         except OSError as error:
             raise ConfigError(
                 f"{place.host}:{place.port} cannot be listened on: {error.strerror}"
             ) from None
-        self.port = int(self.socket.getsockname()[1])
+        port = int(listening.getsockname()[1])
         self.access = Access(store.secret, people)
-        self.address = address_of(place.host, self.port, place.public)
-        # Neither addresses, which have tokens in them, nor requests are logged.
-        config = uvicorn.Config(
-            make_app(store, self.access, self.address),
-            http=PatientProtocol,
-            ws="none",
-            lifespan="off",
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=WAITING,
-            timeout_keep_alive=int(HEAD_SECONDS),
-            timeout_graceful_shutdown=5,
-        )
-        self._server = uvicorn.Server(config)
+        self.address = address_of(place.host, port, place.public)
+        super().__init__(listening, make_app(store, self.access, self.address))
 
     def link(self, viewer: Viewer) -> str:
         """A viewer's link."""
@@ -79,14 +54,6 @@ class AnnotationServer:
     def owner_link(self) -> str:
         """The owner's link."""
         return self.link(OWNER)
-
-    def serve_forever(self) -> None:
-        """Answer until `shutdown`, or until Ctrl-C in the main thread."""
-        self._server.run(sockets=[self.socket])
-
-    def shutdown(self) -> None:
-        """Answer what was asked, then stop."""
-        self._server.should_exit = True
 
 
 def check_people(people: Sequence[str]) -> None:

@@ -1,31 +1,26 @@
-"""A votes database for what is asked for: made where there is none, else opened and compared."""
+"""A votes database for what is asked for: made where there is none, else opened and compared.
+
+A server that is started again on its database reads neither runs nor files, and imports nothing
+that does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from rlaif.constitution.model import Constitution, Principle, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import find
 from rlaif.core.yamlio import load_yaml
 from rlaif.data.vote_store import VoteStore, create_votes
 from rlaif.data.votes import AskedPrinciple, Prelabels, VoteItem, VoteSettings, read_settings
-from rlaif.pipeline.constitutions import has_constitution, run_constitution
-from rlaif.pipeline.runs import load_run
-from rlaif.web.annotate.items import (
-    apply_principles,
-    draw_items,
-    file_items,
-    load_gold,
-    mark_gold,
-    unique_items,
-)
-from rlaif.web.annotate.run_items import run_items
+
+if TYPE_CHECKING:
+    from rlaif.constitution.model import Constitution, Principle
 
 SCALE: Mapping[int, str] = {
     1: "of no use",
@@ -86,6 +81,14 @@ def open_study(db: Path, study: Study) -> VoteStore:
 
 def make_study(study: Study) -> tuple[VoteSettings, list[VoteItem]]:
     """The settings and the drawn items of a new database. Raises ConfigError."""
+    from rlaif.web.annotate.items import (
+        apply_principles,
+        draw_items,
+        load_gold,
+        mark_gold,
+        unique_items,
+    )
+
     seed = study.seed or 0
     items = _load_items(study)
     settings = _settings_of(study, len(items))
@@ -104,9 +107,14 @@ def _load_items(study: Study) -> list[VoteItem]:
     if _is_run(study.source):
         if study.from_ is not None:
             raise ConfigError("--from is the format of a file, and this is a run", study.source)
+        from rlaif.pipeline.runs import load_run
+        from rlaif.web.annotate.run_items import run_items
+
         return run_items(load_run(study.source), study.rate, study.models)
     if study.models:
         raise ConfigError("--evaluation takes a run folder, and this is none", study.source)
+    from rlaif.web.annotate.items import file_items
+
     items = file_items(find(study.source), study.rate, study.from_)
     if not items:
         raise ConfigError("no pair to vote on", study.source)
@@ -189,8 +197,13 @@ def _principles_of(study: Study) -> list[Principle]:
 
 def _constitution_of(study: Study) -> Constitution | None:
     if study.constitution is not None:
+        from rlaif.constitution.model import load_constitution
+
         return load_constitution(find(study.constitution))
     if study.source is not None and _is_run(study.source):
+        from rlaif.pipeline.constitutions import has_constitution, run_constitution
+        from rlaif.pipeline.runs import load_run
+
         run = load_run(study.source)
         return run_constitution(run) if has_constitution(run) else None
     return None

@@ -1,4 +1,4 @@
-"""Votes as lines of text, as they are stored: JSONL and CSV."""
+"""Votes as lines of text: as they are stored, in JSONL and CSV, and as judgements."""
 
 from __future__ import annotations
 
@@ -6,25 +6,44 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
 from rlaif.core.errors import ConfigError
-from rlaif.core.store import write_atomic
-from rlaif.data.votes import Vote, read_votes
+from rlaif.core.records import to_json
+from rlaif.core.store import write_atomic, write_jsonl
+from rlaif.data.votes import Vote, read_items, read_settings, read_votes
+from rlaif.preferences.votes import votes_to_judgements
+
+Records = Literal["votes", "judgements"]
+JUDGE = "people"
+"""What people are called together as a judge."""
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_votes(db: Path, path: Path) -> int:
-    """Write the votes that count to a .jsonl or .csv file; how many there are. The file appears
-    when all is written. Raises ConfigError for another ending, StoreError."""
-    writers = {".jsonl": jsonl_lines, ".csv": csv_lines}
-    if path.suffix not in writers:
-        raise ConfigError("the file must end in .jsonl or .csv", path)
+def write_votes(db: Path, path: Path, records: Records = "votes") -> int:
+    """Write the votes that count to a .jsonl or .csv file, or as judgements to a .jsonl file; how
+    many there are. The file appears when all is written. Raises ConfigError for another ending,
+    StoreError."""
+    endings = {"votes": (".jsonl", ".csv"), "judgements": (".jsonl",)}[records]
+    if path.suffix not in endings:
+        raise ConfigError(f"a file of {records} must end in {' or '.join(endings)}", path)
     count = len(read_votes(db))
-    write_atomic(path, "".join(writers[path.suffix](db)))
+    if records == "judgements":
+        write_jsonl(path, judgement_rows(db))
+    else:
+        lines = {".jsonl": jsonl_lines, ".csv": csv_lines}[path.suffix]
+        write_atomic(path, "".join(lines(db)))
     return count
+
+
+def judgement_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The votes in a database that count as judgements by the judge `people`. Raises StoreError."""
+    items = {item.item_id: item for item in read_items(path)}
+    judged = votes_to_judgements(read_votes(path), items, JUDGE, read_settings(path).scale)
+    return map(to_json, judged)
 
 
 def jsonl_lines(path: Path) -> Iterator[str]:
