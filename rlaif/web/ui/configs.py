@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from rlaif.pipeline.manifest import CONFIG
+
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The quick one, where libyaml is there."""
 
 
 class Key(NamedTuple):
@@ -32,7 +37,9 @@ def read_config(root: Path) -> str:
 def compare_configs(first: Path, second: Path) -> list[Key]:
     """Every key of the resolved configs of two runs: those of the first in its order, then what the
     second has alone."""
-    mine, other = (dict(flatten_config(yaml.safe_load(read_config(r)))) for r in (first, second))
+    mine, other = (
+        dict(flatten_config(yaml.load(read_config(root), Loader=LOADER))) for root in (first, second)
+    )
     return [Key(path, mine.get(path), other.get(path)) for path in {**mine, **other}]
 
 
@@ -63,8 +70,5 @@ def _item_name(item: Any, place: int) -> str:
 
 
 def _show_value(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return (
-        str(yaml.safe_dump(value, default_flow_style=True, width=10**6)).split("\n...")[0].strip()
-    )
+    """Text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -36,12 +36,13 @@ class Library:
         found = {path for folder in self.folders for path in find_runs(folder)}
         return {run_id(path): path for path in sorted(found)}
 
-    def name(self, root: Path) -> str:
-        """What a run's folder is called, from the folder that it was found below."""
-        for folder in self.folders:
-            if root != folder and root.is_relative_to(folder):
-                return str(root.relative_to(folder))
-        return root.name
+
+def name_runs(roots: Collection[Path]) -> dict[Path, str]:
+    """What the folders of runs are called: their paths below the folder that holds them all."""
+    if not roots:
+        return {}
+    common = os.path.commonpath([root.parent for root in roots])
+    return {root: root.relative_to(common).as_posix() for root in roots}
 
 
 def open_library(folders: Sequence[Path]) -> Library:

@@ -29,7 +29,7 @@ from rlaif.web.ui.configs import compare_configs, read_config
 from rlaif.web.ui.extract import key_of
 from rlaif.web.ui.index import Source, make_source, open_index
 from rlaif.web.ui.indexer import Indexer, Progress
-from rlaif.web.ui.library import Library
+from rlaif.web.ui.library import Library, name_runs
 from rlaif.web.ui.lines import Line, Point, colour_class, draw_lines
 from rlaif.web.ui.records import (
     ANSWERS,
@@ -91,10 +91,9 @@ class Site:
 
     def refs(self) -> list[RunRef]:
         """The runs that there are now."""
-        found = {
-            name: RunRef(name, root, self.library.name(root))
-            for name, root in self.library.runs().items()
-        }
+        roots = self.library.runs()
+        names = name_runs(roots.values())
+        found = {name: RunRef(name, root, names[root]) for name, root in roots.items()}
         with self._lock:
             self._refs = found
         return list(found.values())

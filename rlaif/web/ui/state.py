@@ -23,9 +23,10 @@ from rlaif.pipeline.manifest import CONFIG, FILE, MANIFEST
 from rlaif.pipeline.rollouts import stopped_notes
 from rlaif.pipeline.runs import Run
 from rlaif.report.merged import Page
-from rlaif.train.checkpoint import ROWS
 from rlaif.web.ui.library import Remembered, stamp_of
 
+ROWS = "metrics.jsonl"
+"""The figures of a training, one row for every optimiser step, in the step's work folder."""
 FRESH = 60.0
 """A run is taken to be going if it wrote something so many seconds ago, or later."""
 HEADLINES = 3
