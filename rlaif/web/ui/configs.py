@@ -38,7 +38,8 @@ def compare_configs(first: Path, second: Path) -> list[Key]:
     """Every key of the resolved configs of two runs: those of the first in its order, then what the
     second has alone."""
     mine, other = (
-        dict(flatten_config(yaml.load(read_config(root), Loader=LOADER))) for root in (first, second)
+        dict(flatten_config(yaml.load(read_config(root), Loader=LOADER)))
+        for root in (first, second)
     )
     return [Key(path, mine.get(path), other.get(path)) for path in {**mine, **other}]
 

@@ -201,7 +201,7 @@ def _grow(db: sqlite3.Connection, source: Source, go_on: Callable[[], bool]) -> 
     builder = _Builder(db, source)
     done, total, last = 0, 0, 0
     for place, kind in source.files():
-        size = _committed(source.file(place, kind))
+        size, end = _committed(source.file(place, kind)), 0
         more = True
         while more and go_on():
             with _transaction(db):

@@ -57,8 +57,8 @@ class Indexer:
         self._thread.start()
 
     def refresh(self, source: Source, patience: float) -> Progress:
-        """See that what was committed since is indexed, and wait for it for up to `patience`
-        seconds. What takes longer goes on."""
+        """See that what was committed since is indexed. Where the index is not complete yet, wait
+        for it for up to `patience` seconds; it goes on all the same."""
         with self._lock:
             progress = self._known.get(source.root)
             if progress is None:
@@ -68,7 +68,8 @@ class Indexer:
                 progress.waiting = True
                 progress.ready.clear()
                 self._jobs.put(source)
-        progress.ready.wait(patience)
+        if not progress.complete:
+            progress.ready.wait(patience)
         return progress
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ from urllib.parse import urlencode
 from rlaif.core.errors import RlaifError
 from rlaif.metrics.figure_rules import without_set
 from rlaif.pipeline.explain.run import explain_run
-from rlaif.pipeline.manifest import read_rounds
 from rlaif.report.browser import format_conversation
 from rlaif.report.build import HEADLINES, PAR
 from rlaif.report.flow_svg import draw_flow
@@ -128,7 +127,11 @@ class Site:
         """One run: where it stands, its figures, alarms, losses and costs."""
         ref = self.ref(name)
         state = self.states.state(ref.root)
-        values: Values = {"ref": ref, "state": state, "live": state.state != "done"}
+        values: Values = {
+            "ref": ref,
+            "state": state,
+            "live": state.state not in ("done", "damaged"),
+        }
         if state.state == "damaged":
             return values
         run, page = self.states.run(ref.root), self.states.page(ref.root)
@@ -233,7 +236,7 @@ class Site:
             "progress": records.progress,
             "excerpt": make_excerpt,
             "share": records.progress.share(),
-            "live": not records.progress.complete,
+            "live": not records.progress.complete or self._goes_on(ref),
             "found": Found([], 0, 0),
             "items": [],
             "judges": [],
@@ -263,6 +266,9 @@ class Site:
                 ],
             }
 
+    def _goes_on(self, ref: RunRef) -> bool:
+        return self.states.state(ref.root).state == "running"
+
     def _alarms(self, ref: RunRef) -> list[_AlarmRef]:
         """The alarms of all rounds, by which records can be filtered."""
         judges = set(self.states.run(ref.root).manifest["judges"])
@@ -274,7 +280,7 @@ class Site:
                 *(record.arm, record.seed, record.round),
                 next((part for part in alarm["metric"].split("/") if part in judges), ""),
             )
-            for record in read_rounds(ref.root)
+            for record in self.states.rounds(ref.root)
             for alarm in record.metrics["alarms"]
         ]
 

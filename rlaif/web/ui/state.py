@@ -16,10 +16,11 @@ from rlaif.config.arms import MAIN
 from rlaif.core import integrity
 from rlaif.core.errors import StoreError
 from rlaif.core.finished import read_marker
+from rlaif.core.records import RoundRecord
 from rlaif.core.store import StepFolder
 from rlaif.engines.remote.meter import Meter, meters_of
 from rlaif.metrics.intervals import IntervalJson
-from rlaif.pipeline.manifest import CONFIG, FILE, MANIFEST
+from rlaif.pipeline.manifest import CONFIG, FILE, MANIFEST, read_rounds
 from rlaif.pipeline.rollouts import stopped_notes
 from rlaif.pipeline.runs import Run
 from rlaif.report.merged import Page
@@ -112,6 +113,7 @@ class States:
 
     def __init__(self) -> None:
         self._runs = Remembered(Run)
+        self._rounds = Remembered(read_rounds)
         self._pages = Remembered(lambda root: self.run(root).page())
         self._markers: Remembered[dict[str, Any] | None] = Remembered(_read_marker, 65536)
         self._tallies = _Tallies()
@@ -127,6 +129,10 @@ class States:
             # A run remembers which rounds were not needed.
             run = self._runs.get(root, (*stamp, *stamp_of(*(c / "done.json" for c in choices))))
         return run
+
+    def rounds(self, root: Path) -> list[RoundRecord]:
+        """The evaluations of a run."""
+        return self._rounds.get(root, stamp_of(root / MANIFEST, root / FILE))
 
     def page(self, root: Path) -> Page:
         """The figures of a run's rounds."""
