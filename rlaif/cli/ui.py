@@ -25,13 +25,6 @@ def ui(runs: tuple[Path, ...], port: int, opens: bool) -> None:
     every run as it goes, its curves, config and records, and are served on this machine alone. Run
     folders are read and never written to.
     """
-    from rlaif.web.ui.app import open_server
+    from rlaif.web.ui.app import serve_pages
 
-    server = open_server(runs, port)
-    click.echo(f"Runs at {server.url} (Ctrl-C ends)")
-    if opens:
-        click.launch(server.url)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        click.echo("Stopped.")
+    serve_pages(runs, port, opens, click.echo)

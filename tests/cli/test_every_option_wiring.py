@@ -396,6 +396,12 @@ ROWS = [
         {"--host": "0.0.0.0", "--port": "1234"},
     ),
     Row(
+        "ui",
+        "rlaif.web.ui.app.serve_pages",
+        "made",
+        {"--port": "1234", "--no-open": ("", "False")},
+    ),
+    Row(
         "cache prune",
         "rlaif.engines.remote.cache.RequestCache.prune",
         "--unused-days 3",

@@ -1,4 +1,4 @@
-"""Records of a run as the browser's index has them, made by hand, and the run folder that has them."""
+"""Records as the browser's index has them, made by hand, and the run folder that has them."""
 
 from __future__ import annotations
 

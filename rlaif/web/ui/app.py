@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import webbrowser
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -183,3 +184,18 @@ def open_server(folders: Sequence[Path], port: int) -> UiServer:
             f"{HOST}:{port} cannot be listened on: {error.strerror}. Choose another --port, or 0 "
             "for a free one."
         ) from None
+
+
+def serve_pages(
+    folders: Sequence[Path], port: int, opens: bool, say: Callable[[str], None]
+) -> None:
+    """Serve the runs in or below some folders until Ctrl-C, in a browser where it `opens`. Raises
+    as `open_server` does."""
+    server = open_server(folders, port)
+    say(f"Runs at {server.url} (Ctrl-C ends)")
+    if opens:
+        webbrowser.open(server.url)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        say("Stopped.")

@@ -11,7 +11,6 @@ import yaml
 
 from rlaif.pipeline.manifest import CONFIG
 
-
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The quick one, where libyaml is there."""
 

@@ -49,6 +49,8 @@ CREATE TABLE answers (id INTEGER PRIMARY KEY, key INTEGER);
 CREATE INDEX prompts_key ON prompts (key);
 CREATE INDEX completions_prompt ON completions (prompt);
 CREATE INDEX judgements_prompt ON judgements (prompt, subject);
+CREATE INDEX judgements_filters ON judgements (judge, principle, status, value);
+CREATE INDEX judgements_value ON judgements (value);
 CREATE INDEX preferences_prompt ON preferences (prompt);
 CREATE INDEX answers_key ON answers (key);
 """

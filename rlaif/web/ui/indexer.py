@@ -19,10 +19,20 @@ PAUSE = 1.0
 """Seconds for which an index that is up to date is not looked at again."""
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the index of a run is: its file, the bytes of whole batches, whether it was complete
-    when it was looked at last, and what hindered it."""
+    """How far the index of a run was when a page began: its file, whether it was complete, the
+    share of the bytes of whole batches that it had, and what hindered it."""
+
+    path: Path
+    complete: bool
+    share: float
+    fault: str
+
+
+@dataclass
+class _Job:
+    """The index of a run. It was complete when it was looked at last (`checked`), or not."""
 
     path: Path
     total: int = 0
@@ -32,16 +42,18 @@ class Progress:
     waiting: bool = False
     ready: threading.Event = field(default_factory=threading.Event)
 
-    def share(self) -> float:
-        """The part of the bytes that is indexed, from 0 to 1."""
-        if self.complete or not self.total:
-            return float(self.complete)
+    def progress(self) -> Progress:
+        """How far it is."""
+        complete = self.complete
+        return Progress(self.path, complete, 1.0 if complete else self._share(), self.fault)
+
+    def _share(self) -> float:
         try:
             with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)) as db:
                 (done,) = db.execute("SELECT SUM(end) FROM files").fetchone()
         except sqlite3.Error:
             return 0.0
-        return min(0.99, (done or 0) / self.total)
+        return min(0.99, (done or 0) / max(self.total, 1))
 
 
 class Indexer:
@@ -49,7 +61,7 @@ class Indexer:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Source | None] = queue.SimpleQueue()
-        self._known: dict[Path, Progress] = {}
+        self._known: dict[Path, _Job] = {}
         self._lock = threading.Lock()
         self._closing = False
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -60,17 +72,16 @@ class Indexer:
         """See that what was committed since is indexed. Where the index is not complete yet, wait
         for it for up to `patience` seconds; it goes on all the same."""
         with self._lock:
-            progress = self._known.get(source.root)
-            if progress is None:
-                progress = self._known[source.root] = Progress(self._locate(source))
-            stale = time.monotonic() - progress.checked > PAUSE
-            if stale and not progress.waiting:
-                progress.waiting = True
-                progress.ready.clear()
+            job = self._known.get(source.root)
+            if job is None:
+                job = self._known[source.root] = _Job(self._locate(source))
+            if time.monotonic() - job.checked > PAUSE and not job.waiting:
+                job.waiting = True
+                job.ready.clear()
                 self._jobs.put(source)
-        if not progress.complete:
-            progress.ready.wait(patience)
-        return progress
+        if not job.complete:
+            job.ready.wait(patience)
+        return job.progress()
 
     def close(self) -> None:
         """Stop after the transaction under way."""
@@ -96,13 +107,13 @@ class Indexer:
 
     def _work(self) -> None:
         while (source := self._jobs.get()) is not None and not self._closing:
-            progress = self._known[source.root]
+            job = self._known[source.root]
             try:
-                progress.total = committed_bytes(source)
-                done, total = grow_index(progress.path, source, lambda: not self._closing)
-                progress.complete, progress.fault = done >= total, ""
+                job.total = committed_bytes(source)
+                done, total = grow_index(job.path, source, lambda: not self._closing)
+                job.complete, job.fault = done >= total, ""
             except (RlaifError, OSError, sqlite3.Error) as error:
-                progress.complete, progress.fault = False, str(error)
-            progress.checked = time.monotonic()
-            progress.waiting = False
-            progress.ready.set()
+                job.complete, job.fault = False, str(error)
+            job.checked = time.monotonic()
+            job.waiting = False
+            job.ready.set()

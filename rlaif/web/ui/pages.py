@@ -235,7 +235,6 @@ class Site:
             "alarms": alarms,
             "progress": records.progress,
             "excerpt": make_excerpt,
-            "share": records.progress.share(),
             "live": not records.progress.complete or self._goes_on(ref),
             "found": Found([], 0, 0),
             "items": [],
@@ -261,7 +260,7 @@ class Site:
                 "principles": list_names(db, "principle"),
                 "statuses": list_names(db, "status"),
                 "steps": [
-                    (records.source.steps[place - 1], place_words(records.places[place]))
+                    (records.source.steps[place - 1], place_words(records.places[place][0]))
                     for place in places
                 ],
             }
@@ -318,7 +317,7 @@ class Site:
 @dataclass(frozen=True, slots=True)
 class _Records:
     source: Source
-    places: Mapping[int, Place]
+    places: Mapping[int, Sequence[Place]]
     progress: Progress
 
 
@@ -359,7 +358,8 @@ def _find_scope(query: Query, records: _Records, alarms: Iterable[_AlarmRef]) ->
         alarm = next((alarm for alarm in alarms if alarm.key == query.alarm), None)
         own = {
             n
-            for n, place in records.places.items()
+            for n, served in records.places.items()
+            for place in served
             if alarm is not None
             and (place.seed, place.round) == (alarm.seed, alarm.round)
             and (alarm.arm in place.arms or not place.arms)

@@ -35,14 +35,18 @@ class Place:
     arms: tuple[str, ...]
 
 
-def list_places(manifest: Mapping[str, Any], source: Source) -> dict[int, Place]:
-    """The steps by the place that addresses have. A step that serves several seeds or rounds is
-    called by the first."""
-    found: dict[int, Place] = {}
+Places = Mapping[int, Sequence[Place]]
+"""By the place in addresses, where a step is in the run: once for each seed or round that it
+serves."""
+
+
+def list_places(manifest: Mapping[str, Any], source: Source) -> Places:
+    """The steps of a run."""
     numbers = {digest: place for place, digest in enumerate(source.steps, 1)}
+    found: dict[int, list[Place]] = {}
     for step in manifest["steps"]:
         known = (step["id"], step["kind"], step["round"], step["seed"], tuple(step["arms"]))
-        found.setdefault(numbers[step["hash"]], Place(*known))
+        found.setdefault(numbers[step["hash"]], []).append(Place(*known))
     return found
 
 
@@ -102,7 +106,7 @@ def list_answers(db: sqlite3.Connection, prompt_id: str) -> list[tuple[int, int]
 def show_answers(
     db: sqlite3.Connection,
     reader: Reader,
-    places: Mapping[int, Place],
+    places: Places,
     prompt_id: str,
     shown: Sequence[tuple[int, int]],
 ) -> list[Row]:
@@ -113,14 +117,14 @@ def show_answers(
     found = []
     for address, key in shown:
         row = reader.row("completions", address)
-        place = places[split_address(address)[0]]
+        place = places[split_address(address)[0]][0]
         rows = judged[key]
         entries = []
         for at, own in rows[:JUDGEMENTS]:
             entry = judgement_entry(own, behind, row["completion_id"])
             entry |= {"id": own["judgement_id"], "error": own.get("error")}
             # One of two answers side by side is under both of them.
-            entry |= {"anchor": at not in anchored, "place": places[split_address(at)[0]]}
+            entry |= {"anchor": at not in anchored, "place": places[split_address(at)[0]][0]}
             anchored.add(at)
             entries.append(entry)
         found.append(
@@ -177,7 +181,7 @@ def _read_behind(db: sqlite3.Connection, reader: Reader, rows: Iterable[Row]) ->
 
 
 def show_pairs(
-    db: sqlite3.Connection, reader: Reader, places: Mapping[int, Place], addresses: Iterable[int]
+    db: sqlite3.Connection, reader: Reader, places: Places, addresses: Iterable[int]
 ) -> list[Row]:
     """Pairs with how each judge stands on them, by principle."""
     names = dict(db.execute("SELECT id, name FROM names"))
@@ -194,7 +198,7 @@ def show_pairs(
             {
                 "id": row["preference_id"],
                 "prompt_id": row["prompt_id"],
-                "place": places[split_address(address)[0]],
+                "place": places[split_address(address)[0]][0],
                 "prompt": format_conversation(row["prompt"]) if row["prompt"] else "",
                 "chosen": clip_text(text_of(row["chosen"])),
                 "rejected": clip_text(text_of(row["rejected"])),
@@ -226,7 +230,7 @@ def pairs_of(db: sqlite3.Connection, prompt_id: str) -> list[int]:
 def list_items(
     db: sqlite3.Connection,
     reader: Reader,
-    places: Mapping[int, Place],
+    places: Places,
     show: str,
     addresses: Sequence[int],
 ) -> list[Row]:
@@ -237,15 +241,13 @@ def list_items(
     return [items[show](db, reader, places, address) for address in addresses]
 
 
-def _answer_item(
-    db: sqlite3.Connection, reader: Reader, places: Mapping[int, Place], address: int
-) -> Row:
+def _answer_item(db: sqlite3.Connection, reader: Reader, places: Places, address: int) -> Row:
     row = reader.row("completions", address)
     text = answer_text(row)
     return {
         "id": row["completion_id"],
         "prompt_id": row["prompt_id"],
-        "place": places[split_address(address)[0]],
+        "place": places[split_address(address)[0]][0],
         "prompt": _prompt_text(db, reader, row["prompt_id"]),
         "model": row["model"],
         "text": clip_text(text),
@@ -255,9 +257,7 @@ def _answer_item(
     }
 
 
-def _judgement_item(
-    db: sqlite3.Connection, reader: Reader, places: Mapping[int, Place], address: int
-) -> Row:
+def _judgement_item(db: sqlite3.Connection, reader: Reader, places: Places, address: int) -> Row:
     row = reader.row("judgements", address)
     behind = _read_behind(db, reader, [row])
     return {
@@ -267,14 +267,12 @@ def _judgement_item(
         "prompt_id": row["prompt_id"],
         "subject": row["subject"],
         "error": row.get("error"),
-        "place": places[split_address(address)[0]],
+        "place": places[split_address(address)[0]][0],
         "prompt": _prompt_text(db, reader, row["prompt_id"]),
     }
 
 
-def _prompt_item(
-    db: sqlite3.Connection, reader: Reader, _places: Mapping[int, Place], address: int
-) -> Row:
+def _prompt_item(db: sqlite3.Connection, reader: Reader, _places: Places, address: int) -> Row:
     row = reader.row("prompts", address)
     key = (key_of(row["prompt_id"]),)
     counts = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_type_hints
 from urllib.parse import urlencode
@@ -16,6 +16,8 @@ from rlaif.web.ui.extract import OFFSET_BITS
 
 PAGE = 25
 MOST = 10_000
+SORTED, LOOKUPS = 50_000, 3_000
+"""Matches of filters that are sorted, and those whose texts are looked at one by one."""
 SHOWN = {
     "pairs": "preferences",
     "answers": "completions",
@@ -107,11 +109,10 @@ class Found:
 def match_text(q: str) -> str:
     """The text of a search as FTS5 reads it: words, and phrases in quotation marks, all of which
     must be there; a word that ends in * is the beginning of one. Empty where there is no word."""
-    parts = re.findall(r'"([^"]*)"|(\S+)', q)
     found = []
-    for phrase, word in parts:
+    for phrase, word in re.findall(r'"([^"]*)"|(\S+)', q):
         begins = bool(word) and word.endswith("*")
-        bare = (phrase or word.rstrip("*")).replace('"', " ").replace("\0", " ")
+        bare = (phrase or word.rstrip("*")).replace('"', " ").replace("\0", " ").strip()
         if re.search(r"\w", bare):
             found.append(f'"{bare}"' + "*" * begins)
     return " ".join(found)
@@ -119,29 +120,62 @@ def match_text(q: str) -> str:
 
 def search(db: sqlite3.Connection, query: Query, scope: Scope = Scope()) -> Found:
     """What matches a query, in the order of the run."""
-    table = SHOWN[query.show]
-    source, address = f"{table} AS r", "r.id"
     conditions: list[str] = []
     values: list[Any] = []
+    for condition, given in _conditions(db, query, scope):
+        conditions.append(condition)
+        values += given
+    where = " AND ".join(conditions) or "1"
+    found = _search_filters(db, query, where, values)
+    if found is None:
+        found = _search_in_order(db, query, where, values)
+    start = (query.page - 1) * PAGE
+    return Found(found[:MOST][start : start + PAGE], len(found), -(-min(len(found), MOST) // PAGE))
+
+
+def _search_in_order(
+    db: sqlite3.Connection, query: Query, where: str, values: Sequence[Any]
+) -> list[int]:
+    """The first matches, row by row in the order of the run."""
+    table, text = SHOWN[query.show], match_text(query.q)
+    source, address = f"{table} AS r NOT INDEXED", "r.id"
     if query.q:
         # Joined from the text's side, whose rows come in the same order.
-        texts, text = f"{table}_text", match_text(query.q)
+        texts = f"{table}_text"
         source, address = (
             f"{texts} CROSS JOIN {table} AS r ON r.id = {texts}.rowid",
             f"{texts}.rowid",
         )
-        conditions.append(f"{texts} MATCH ?" if text else "0")
-        values += [text] if text else []
-    for condition, given in _conditions(db, query, scope):
-        conditions.append(condition)
-        values += given
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        where = f"{texts} MATCH ? AND {where}" if text else "0"
+        values = [text, *values] if text else []
     rows = db.execute(
-        f"SELECT {address} FROM {source} {where} ORDER BY {address} LIMIT {MOST + 1}", values
+        f"SELECT {address} FROM {source} WHERE {where} ORDER BY {address} LIMIT {MOST + 1}", values
     )
-    found = [row for (row,) in rows]
-    start = (query.page - 1) * PAGE
-    return Found(found[:MOST][start : start + PAGE], len(found), -(-min(len(found), MOST) // PAGE))
+    return [row for (row,) in rows]
+
+
+def _search_filters(
+    db: sqlite3.Connection, query: Query, where: str, values: Sequence[Any]
+) -> list[int] | None:
+    """The first matches by an index of judgements that has the filtered columns; None where there
+    is none, or so many match the filters that going through the rows in order is quicker."""
+    ranged = query.low is not None or query.high is not None
+    filtered = query.judge or query.principle or query.status
+    if query.show != "judgements" or not (ranged or filtered):
+        return None
+    by = "judgements_filters" if filtered or query.alarm else "judgements_value"
+    most = LOOKUPS if query.q else SORTED
+    rows = db.execute(
+        f"SELECT r.id FROM judgements AS r INDEXED BY {by} WHERE {where} LIMIT {most + 1}", values
+    )
+    found = sorted(row for (row,) in rows)
+    if len(found) > most:
+        return None
+    if query.q:
+        text = match_text(query.q)
+        look = "SELECT 1 FROM judgements_text WHERE judgements_text MATCH ? AND rowid = ?"
+        found = [row for row in found if text and db.execute(look, (text, row)).fetchone()]
+    return found[: MOST + 1]
 
 
 def _conditions(
