@@ -31,12 +31,13 @@ from rlaif.cli import (
     steps,
     texts,
     train,
+    ui,
     winrate,
 )
 from rlaif.core.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
-    *(runs.run, explain.explain, runs.status, runs.report, runs.export),
+    *(runs.run, explain.explain, runs.status, ui.ui, runs.report, runs.export),
     *(texts.init, new.new, texts.schema, texts.prompt, constitution.constitution),
     *(dataset.build, dataset.prompts, dataset.data, data.convert),
     *(bench.judge_bench, bench.reward_bench, winrate.winrate),

@@ -353,11 +353,13 @@ def to_last_blank(path: Path) -> int:
     return 0
 
 
-def read_log(path: Path, advice: str) -> list[Commit]:
-    """The commits of a record file, without a last one that is torn. Raises StoreError where one
-    before it is damaged, or they are in no order."""
+def read_log(path: Path, advice: str, first: int = 0) -> list[Commit]:
+    """The commits of a record file from row `first` of its log on, without a last one that is torn.
+    Raises StoreError where one before it is damaged, or they are in no order."""
     log = log_of(path)
-    data = log.read_bytes()
+    with log.open("rb") as file:
+        file.seek(first * COMMIT_SIZE)
+        data = file.read()
     found = [_parse_commit(data[i : i + COMMIT_SIZE]) for i in range(0, len(data), COMMIT_SIZE)]
     if found and found[-1] is None:
         found.pop()

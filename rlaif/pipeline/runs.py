@@ -301,7 +301,7 @@ class Run:
         marker = folder.done()
         found = {key: step[key] for key in ("seed", "arms", "round", "id", "kind", "hash")}
         found["state"] = "done" if marker else "missing"
-        if found["state"] == "missing" and self._is_stopped(step):
+        if found["state"] == "missing" and self.is_stopped(step):
             found["state"] = "stopped"
         found["seconds"] = marker["seconds"] if marker else None
         found["counts"] = marker["counts"] if marker else {}
@@ -313,7 +313,7 @@ class Run:
         found["kernels"] = marker.get("kernels", {}) if marker else {}
         return found
 
-    def _is_stopped(self, step: Mapping[str, Any]) -> bool:
+    def is_stopped(self, step: Mapping[str, Any]) -> bool:
         """Whether a step is of a round that was not needed, since its stage stopped rising."""
         return any(
             (step["seed"], step.get("stage", MAIN)) == (seed, stage)

@@ -46,7 +46,7 @@ from rlaif.report.view import LabellingRow, RolloutRow, RoundRow, RunView, StepR
 _HERE = Path(__file__).resolve().parent
 _HEAD = 4096
 """Bytes at a page's beginning in which it says what it is the page of."""
-_PAR = {"win_rate_vs_initial/": 0.5, "reward_accuracy/": 0.5, "position_bias/": 0.0, "drift/": 0.0}
+PAR = {"win_rate_vs_initial/": 0.5, "reward_accuracy/": 0.5, "position_bias/": 0.0, "drift/": 0.0}
 
 
 HEADLINES = ("reward_accuracy/", "score/", "win_rate_vs_initial/", "check/", "length/words", "kl/")
@@ -233,7 +233,7 @@ def _split_rounds(rounds: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
 
 def _find_par(name: str) -> float | None:
     own = without_set(name)
-    return next((value for prefix, value in _PAR.items() if own.startswith(prefix)), None)
+    return next((value for prefix, value in PAR.items() if own.startswith(prefix)), None)
 
 
 def _make_tables(rounds: Sequence[RoundRow], page: Page) -> list[Table]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-_RULES = """
+RULES = """
 .flow text { fill: var(--ink); font-size: 11px; }
 .flow text { font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 .flow .flow-name { font-size: 16px; font-weight: 600; }
@@ -41,13 +41,13 @@ TIPS = (
 def make_style(standalone: bool) -> str:
     """The rules of the picture, with its own colours where no page gives them."""
     if not standalone:
-        return f"<style>{_RULES}</style>"
+        return f"<style>{RULES}</style>"
     light, dark = (_with_colours(colours) for colours in read_theme())
     return f"<style>{light}@media (prefers-color-scheme: dark) {{{dark}}}</style>"
 
 
 def _with_colours(colours: Mapping[str, str]) -> str:
-    return re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]], _RULES)
+    return re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]], RULES)
 
 
 def read_theme() -> tuple[dict[str, str], dict[str, str]]:

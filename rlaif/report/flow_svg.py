@@ -51,10 +51,11 @@ class _Ports:
     """What leaves a box at a place, by the box's name and the place."""
 
 
-def draw_flow(flow: Flow, standalone: bool = False) -> Markup:
+def draw_flow(flow: Flow, standalone: bool = False, styled: bool = True) -> Markup:
     """The picture as an `<svg>`. In a page it takes the page's colours; `standalone` it brings its
-    own, for light and dark."""
-    return _Picture(flow).draw(standalone)
+    own, for light and dark. Without `styled` it has no style of its own, for a page whose style
+    sheet has `flow_style.RULES` and whose content security policy allows no other."""
+    return _Picture(flow).draw(standalone, styled)
 
 
 class _Picture:
@@ -149,15 +150,18 @@ class _Picture:
         box, item = self.boxes[name], self.items[name]
         return self.left + item.x - box.width / 2, self.top[self.layout.layer_of[name]]
 
-    def draw(self, standalone: bool) -> Markup:
+    def draw(self, standalone: bool, styled: bool) -> Markup:
         """The whole picture."""
         label = f"What {self.flow.name} does: {len(self.nodes)} steps from top to bottom"
+        widest = f' style="max-width: {self.width:.0f}px"' if styled else ""
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="flow" viewBox="0 0 {self.width:.0f} '
             f'{self.height:.0f}" width="{self.width:.0f}" height="{self.height:.0f}" role="img" '
-            f'aria-label="{escape(label)}" style="max-width: {self.width:.0f}px">'
+            f'aria-label="{escape(label)}"{widest}>'
         )
-        parts = [head, f"<title>{escape(label)}</title>", make_style(standalone), TIPS]
+        parts = [head, f"<title>{escape(label)}</title>", TIPS]
+        if styled:
+            parts.insert(2, make_style(standalone))
         if standalone:
             parts.append('<rect class="flow-paper" width="100%" height="100%"/>')
         parts += self.head[0]

@@ -433,6 +433,12 @@ ROWS = [
         {"--records": "judgements"},
     ),
     Row(
+        "ui",
+        "rlaif.web.ui.app.serve_pages",
+        "made",
+        {"--port": "1234", "--no-open": ("", "False")},
+    ),
+    Row(
         "cache prune",
         "rlaif.engines.remote.cache.RequestCache.prune",
         "--unused-days 3",
