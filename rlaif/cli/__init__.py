@@ -19,6 +19,7 @@ import click
 from rlaif.cli import (
     bench,
     cache,
+    compare,
     constitution,
     data,
     dataset,
@@ -38,7 +39,7 @@ COMMANDS = (
     *(runs.run, explain.explain, runs.status, runs.report, runs.export),
     *(texts.init, new.new, texts.schema, texts.prompt, constitution.constitution),
     *(dataset.build, dataset.prompts, dataset.data, data.convert),
-    *(bench.judge_bench, bench.reward_bench, winrate.winrate),
+    *(bench.judge_bench, bench.reward_bench, winrate.winrate, compare.compare),
     *(steps.sample, steps.judge, steps.score, steps.pair, steps.rbr_weights),
     *(train.distill, train.average, train.train, steps.evaluate, serve.serve, cache.cache),
 )

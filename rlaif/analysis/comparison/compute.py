@@ -23,6 +23,7 @@ from rlaif.metrics.intervals import IntervalJson, show_interval, show_number
 
 MARGIN, EPSILON = 0.05, 0.1
 PERSON = "another person"
+READ = Reading()
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Choices:
     epsilon: float = EPSILON
     between: Between = ()
     seed: int = 0
-    reading: Reading = Reading()
+    reading: Reading = READ
 
 
 def compare_inputs(inputs: Sequence[str], choices: Choices = Choices()) -> dict[str, Any]:
@@ -179,19 +180,14 @@ def disagreement_sentence(row: Mapping[str, Any]) -> str:
     start = f"What {row['judge']}'s disagreement with {row['people']} is associated with"
     if "refusal" in row:
         return f"{start} cannot be told: {row['refusal']}."
-    clear = sorted(
-        (
-            name
-            for name, part in row["parts"].items()
-            if part["low"] is not None and part["low"] > 0
-        ),
-        key=lambda name: -row["parts"][name]["mean"],
-    )
+    parts = row["parts"]
+    clear = [name for name, part in parts.items() if part["low"] is not None and part["low"] > 0]
+    clear.sort(key=lambda name: -parts[name]["mean"])
     shown = []
     for name in clear:
         share = "" if row["shares"] is None else f", {row['shares'][name]:.0%} of the gap"
-        shown.append(f"{name} ({show_interval(row['parts'][name])} nats{share})")
-    rest = ", ".join(name for name in row["parts"] if name not in clear)
+        shown.append(f"{name} ({show_interval(parts[name])} nats{share})")
+    rest = ", ".join(name for name in parts if name not in clear)
     found = ", ".join(shown) or f"none of {rest or 'the features, which do not vary'}"
     if row["gap"] is None:
         ceiling = f" No ceiling: {row['no_ceiling']}."

@@ -121,7 +121,7 @@ class Reading:
     on_error: OnError = "skip"
 
 
-def gather_inputs(inputs: Sequence[str], reading: Reading = Reading()) -> Gathered:
+def gather_inputs(inputs: Sequence[str], reading: Reading) -> Gathered:
     """Everything in runs, step folders and files, each a path or `NAME=PATH`. Raises ConfigError
     for one that cannot be read."""
     gathered = Gathered()

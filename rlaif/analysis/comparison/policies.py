@@ -38,11 +38,13 @@ Wins = dict[tuple[str, str], Values]
 
 
 def contest_rows(gathered: Gathered, between: Between) -> list[dict[str, Any]]:
-    """A row for every two models that a source compares. `difference` is how far the second is
-    ahead: of win rates against `opponent` where both met it, of the win rate and 1/2 where they met
-    each other (`opponent` is None). `won` is the share of prompts that the second won, and `equal`
-    the same at equal length. `between` are the pairs that were asked about; of the others `standing`
-    says which stand out."""
+    """A row for every two models that a source compares.
+
+    `difference` is how far the second is ahead: of win rates against `opponent` where both met it,
+    of its win rate over one half where they met each other (`opponent` is None). `won` is the share
+    of prompts that the second won, and `equal` the same at equal length. `between` are the pairs
+    that were asked about; of the others `standing` says which stand out.
+    """
     names = name_sources(gathered)
     asked = {frozenset(two) for two in between}
     rows = [
