@@ -90,7 +90,7 @@ def explain_disagreement(pairs: VotedPairs, seed: int = 0) -> Disagreement:
     figures |= {f"part/{name}": mean_of(part) for name, part in parts.items()}
     voted = not np.isnan(pairs.differ).any()
     if voted:
-        figures |= _ceiling_figures(alone, pairs.differ)
+        figures |= ceiling_figures(alone, pairs.differ)
     found = figure_intervals(figures, pairs.prompts, "votes/")
     result = Disagreement(
         len(pairs.prompts),
@@ -178,7 +178,8 @@ def shapley_values(values: Mapping[frozenset[str], Floats]) -> dict[str, Floats]
     return parts
 
 
-def _ceiling_figures(alone: Floats, differ: Floats) -> dict[str, Figure]:
+def ceiling_figures(alone: Floats, differ: Floats) -> dict[str, Figure]:
+    """The entropy of people's votes, and the loss `alone` less that, from each pair's, (n,)."""
     columns = np.stack([alone, differ], axis=1)
 
     def means(weights: Floats) -> tuple[Floats, Floats]:

@@ -191,11 +191,10 @@ RULES: dict[str, FigureRule] = {
     # A judge beside people (`disagreement`, `analysis/comparison`).
     "votes/loss/": FigureRule("skewed", about="log-loss of people's votes, nats"),
     "votes/ceiling": FigureRule("jackknife", about="entropy of people's votes, nats"),
-    "votes/gap": _coefficient(about="log-loss of the judge alone less the ceiling, nats"),
+    "votes/gap": FigureRule(
+        "jackknife", about="log-loss of the judge alone less the ceiling, nats"
+    ),
     "votes/part/": FigureRule("mean", null=0.0, about="what a group of features takes off, nats"),
-    "votes/judge": _par(about="a judge agrees with a person drawn at random"),
-    "votes/person": _par(about="two people drawn at random agree"),
-    "votes/difference": FigureRule("mean", null=0.0, about="judge less person"),
     # Principles and their weights (`votes`, `ablate`, `whatif`, `infer`).
     "vote_accuracy": _par(),
     "flip_rate": _rare(),

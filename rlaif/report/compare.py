@@ -41,6 +41,7 @@ def render_comparison(result: Result) -> str:
         questions=group_answers(result),
         notes=list_notes(result),
         columns=[column_of(name) for name in FIGURES],
+        beside=_list_ceilings(result),
         ceilings=_draw_ceilings(result),
         explained=_draw_parts(result),
         asked=[row for row in result["contests"] if row["asked"]],
@@ -93,7 +94,7 @@ def comparison_tables(result: Result) -> list[Table | Text]:
     shown += [Text(line) for line in list_notes(result)]
     shown.append(_source_table(result))
     for rows, make in (
-        (result["people"], _people_table),
+        (_list_ceilings(result), _people_table),
         (result["agreement"], _agreement_table),
         (result["contests"], _contest_table),
     ):
@@ -118,13 +119,13 @@ def _source_table(result: Result) -> Table:
 
 def _people_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = make_table(
-        "Agreement with a person on the same pair, ties excluded; 95% intervals over prompts",
+        "Agreement with a person on the same pair, ties half; 95% intervals over prompts",
         *("source", "people", "pairs", "source with a person", "two people", "difference"),
     )
     for row in rows:
         cells = [_cell(row["figures"][name]) for name in ("judge", "person")]
         difference = _cell(row["figures"]["difference"], signed=True)
-        table.add_row(row["judge"], row["people"], str(row["pairs"]), *cells, difference)
+        table.add_row(row["judge"], row["people_of"], str(row["pairs"]), *cells, difference)
     return table
 
 
@@ -198,11 +199,16 @@ def _cell(value: IntervalJson | None, signed: bool = False) -> str:
     return f"{show_value(value, signed)}\n{show_ends(value, signed)}"
 
 
+def _list_ceilings(result: Result) -> list[Mapping[str, Any]]:
+    """The sources that are beside two people's votes on the same pairs."""
+    return [row for row in result["beside"] if row["figures"] is not None]
+
+
 def _draw_ceilings(result: Result) -> Markup | None:
     """Every source's agreement with a person beside two people's with one another."""
     rows: list[tuple[str, IntervalJson, bool]] = []
-    for row in result["people"]:
-        label = f"two people of {row['people']}"
+    for row in _list_ceilings(result):
+        label = f"two people of {row['people_of']}"
         if label not in [name for name, _, _ in rows]:
             rows.append((label, row["figures"]["person"], True))
         rows.append((row["judge"], row["figures"]["judge"], False))

@@ -49,18 +49,19 @@ def _agreement_row(
         "pairs": len(names),
         "prompts": len({compared.pairs[name].prompt_id for name in names}),
         "of": len(either),
-        "figures": _figures(compared, first.probs, second.probs, names, SHOWN),
+        "figures": agreement_of(compared, first.probs, second.probs, names, SHOWN),
         "parts": {kind: rows for kind, rows in parts.items() if len(rows) > 1},
     }
 
 
-def _figures(
+def agreement_of(
     compared: Compared,
     first: Verdicts,
     second: Verdicts,
     names: Sequence[str],
     wanted: Sequence[str],
 ) -> dict[str, Any]:
+    """The `wanted` figures of two sources' verdicts on some pairs, as JSON."""
     label, prob = compared.column(first, names), compared.column(second, names)
     chosen = {n: f for n, f in agreement_figures(prob, label).items() if n in wanted}
     prompts = [compared.pairs[name].prompt_id for name in names]
@@ -110,7 +111,7 @@ def _part_rows(
         {
             "name": name,
             "pairs": len(own),
-            "figures": _figures(compared, first.probs, second.probs, own, BY_PART),
+            "figures": agreement_of(compared, first.probs, second.probs, own, BY_PART),
         }
         for name, own in parts.items()
         if _count_prompts(compared, own) >= MIN_PROMPTS
@@ -124,7 +125,7 @@ def _principle_rows(compared: Compared, first: Source, second: Source) -> list[d
     for name, one, other in _list_principles(first, second):
         both = [n for n in compared.pairs if n in one and n in other]
         if _count_prompts(compared, both) >= MIN_PROMPTS:
-            figures = _figures(compared, one, other, both, BY_PART)
+            figures = agreement_of(compared, one, other, both, BY_PART)
             rows.append({"name": name, "pairs": len(both), "figures": figures})
     return rows
 

@@ -18,7 +18,7 @@ from rlaif.analysis.comparison.policies import (
     run_row,
 )
 from rlaif.core.errors import RlaifError
-from rlaif.metrics.claims import Answer, answer_of, answer_sentence
+from rlaif.metrics.claims import answer_of, answer_sentence
 from rlaif.metrics.intervals import IntervalJson, show_interval, show_number
 
 MARGIN, EPSILON = 0.05, 0.1
@@ -62,9 +62,13 @@ def compare_inputs(inputs: Sequence[str], choices: Choices = Choices()) -> dict[
         "skipped": gathered.skipped,
         "sources": coverage_rows(compared),
         "agreement": agreement,
-        "people": [r for j, p in twos if (r := person_row(compared, j, p)) is not None],
-        "alt_test": [alt_test_row(compared, j, p, choices.epsilon) for j, p in twos],
-        "disagreement": [disagreement_row(compared, j, p, choices.seed) for j, p in twos],
+        "beside": [_name_people(compared, person_row(compared, j, p)) for j, p in twos],
+        "alt_test": [
+            _name_people(compared, alt_test_row(compared, j, p, choices.epsilon)) for j, p in twos
+        ],
+        "disagreement": [
+            _name_people(compared, disagreement_row(compared, j, p, choices.seed)) for j, p in twos
+        ],
         "contests": contests,
         "across": across,
         "runs": runs,
@@ -73,11 +77,18 @@ def compare_inputs(inputs: Sequence[str], choices: Choices = Choices()) -> dict[
 
 
 def _pair_with_people(compared: Compared) -> Iterator[tuple[Source, Source]]:
-    """Each source that is no people, with each of people that it shares a pair with."""
+    """Each judge with each source of people that it shares a pair with. What an arm was trained on
+    is no judge."""
     for people in (s for s in compared.sources if s.is_people):
-        for judge in (s for s in compared.sources if not s.is_people):
+        for judge in (s for s in compared.sources if not (s.is_people or s.is_arm)):
             if judge.probs.keys() & people.probs.keys():
                 yield judge, people
+
+
+def _name_people(compared: Compared, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with what its people are called in a sentence: by name where there are several."""
+    several = sum(source.is_people for source in compared.sources) > 1
+    return row | {"whom": f"people ({row['people_of']})" if several else "people"}
 
 
 def _check_models(contests: Sequence[Mapping[str, Any]], between: Between) -> None:
@@ -113,11 +124,15 @@ def _nothing_common(gathered: Gathered, compared: Compared) -> str:
 
 def list_answers(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A plain answer to each question that the numbers are about: `verdict` as in `claims`, and for
-    the tests that pass or fail `passed`, `failed` or `none`."""
-    for row in result["people"]:
-        difference = row["figures"]["difference"]
-        figure = f"agreement with a person of {row['people']}"
-        yield _answer("labels", PERSON, row["judge"], figure, difference, result["margin"])
+    the test that passes or fails `passed`, `failed` or `none`."""
+    margin = result["margin"]
+    for row in result["beside"]:
+        if row["figures"] is None:
+            yield {"question": "labels", "verdict": "unknown", "sentence": no_ceiling_sentence(row)}
+        else:
+            figure = f"agreement with {row['whom']}"
+            difference = row["figures"]["difference"]
+            yield _answer("labels", PERSON, row["judge"], figure, difference, margin)
     for row in result["alt_test"]:
         yield {"question": "stand-in", "verdict": _passing(row), "sentence": alt_test_sentence(row)}
     for row in result["disagreement"]:
@@ -125,15 +140,16 @@ def list_answers(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for row in result["contests"]:
         if row["asked"]:
             against = f"against {row['opponent']} " if row["opponent"] else ""
-            figure = f"win rate {against}by {row['by']}"
             two = row["first"], row["second"]
-            yield _answer("policies", *two, figure, row["difference"], result["margin"])
+            figure = f"win rate {against}by {row['by']}"
+            yield _answer("policies", *two, figure, row["difference"], margin)
             if row["opponent"] is not None:
-                won, figure = less_half(row["won"]), f"prompts won, beyond half, by {row['by']}"
-                yield _answer("policies", *two, figure, won, result["margin"])
+                figure = f"share of prompts won, less one half, by {row['by']}"
+                yield _answer("policies", *two, figure, less_half(row["won"]), margin)
     for row in result["across"]:
-        two = row["first"], row["second"]
-        yield _answer("policies", *two, row["figure"], row["difference"], result["margin"])
+        yield _answer(
+            "policies", row["first"], row["second"], row["figure"], row["difference"], margin
+        )
     for run in result["runs"]:
         for sentence in run["answers"]:
             prefix = f"{run['name']}: " if len(result["runs"]) > 1 else ""
@@ -141,16 +157,26 @@ def list_answers(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _answer(
-    question: str,
-    first: str,
-    second: str,
-    figure: str,
-    difference: IntervalJson,
-    margin: float,
+    question: str, first: str, second: str, figure: str, difference: IntervalJson, margin: float
 ) -> dict[str, Any]:
-    found: Answer = answer_of(difference, margin)
+    found = answer_of(difference, margin)
     sentence = answer_sentence(first, second, figure, difference, margin)
     return {"question": question, "verdict": found.verdict, "sentence": sentence}
+
+
+def no_ceiling_sentence(row: Mapping[str, Any]) -> str:
+    """What is known of a judge's agreement with people who voted once on each pair."""
+    agreement = row["agreement"]
+    known = (
+        "."
+        if agreement is None
+        else f": it does on {show_interval(agreement)} of {agreement['n']} pairs, ties excluded."
+    )
+    return (
+        f"Whether {row['judge']} agrees with {row['whom']} as they agree with one another cannot "
+        "be told, since no pair that it decided has the votes of two people. How often it agrees "
+        f"with their label is known{known}"
+    )
 
 
 def _passing(row: Mapping[str, Any]) -> str:
@@ -159,27 +185,26 @@ def _passing(row: Mapping[str, Any]) -> str:
 
 def alt_test_sentence(row: Mapping[str, Any]) -> str:
     """The outcome of the alternative annotator test in words."""
-    about = f"in place of a person of {row['people_of']}"
+    who, whom = row["judge"], row["whom"]
     if row["refusal"] is not None:
-        return f"Whether {row['judge']} may be used {about} is not tested: {row['refusal']}."
-    tested = len(row["people"])
-    outdone = sum(person["outdone"] for person in row["people"])
+        return f"Whether {who} may stand in for one of {whom} is not tested: {row['refusal']}."
+    tested, outdone = len(row["people"]), sum(person["outdone"] for person in row["people"])
     skipped = len(row["skipped"])
     few = f" {skipped} more have too few prompts to be tested." if skipped else ""
     verb = "passes" if row["passed"] else "does not pass"
     return (
-        f"{row['judge']} {verb} the alternative annotator test {about}: with epsilon "
-        f"{show_number(row['epsilon'])} it is as good a labeller as {outdone} of {tested} people "
-        f"(winning rate {row['winning_rate']:.2f}; 0.5 is needed), and agrees with the others at "
-        f"least as well as a person does on {row['advantage']:.0%} of items.{few}"
+        f"{who} {verb} the alternative annotator test with {whom}: with epsilon "
+        f"{show_number(row['epsilon'])} it labels as well as {outdone} of {tested} of them "
+        f"(winning rate {row['winning_rate']:.2f}; 0.5 is needed). It agrees with the others at "
+        f"least as well as the person left out on {row['advantage']:.0%} of pairs.{few}"
     )
 
 
 def disagreement_sentence(row: Mapping[str, Any]) -> str:
     """What a judge's disagreement with people goes with, in words."""
-    start = f"What {row['judge']}'s disagreement with {row['people']} is associated with"
+    about = f"The disagreement of {row['judge']} with {row['whom']}"
     if "refusal" in row:
-        return f"{start} cannot be told: {row['refusal']}."
+        return f"{about} is not explained: {row['refusal']}."
     parts = row["parts"]
     clear = [name for name, part in parts.items() if part["low"] is not None and part["low"] > 0]
     clear.sort(key=lambda name: -parts[name]["mean"])
@@ -187,13 +212,16 @@ def disagreement_sentence(row: Mapping[str, Any]) -> str:
     for name in clear:
         share = "" if row["shares"] is None else f", {row['shares'][name]:.0%} of the gap"
         shown.append(f"{name} ({show_interval(parts[name])} nats{share})")
-    rest = ", ".join(name for name in parts if name not in clear)
-    found = ", ".join(shown) or f"none of {rest or 'the features, which do not vary'}"
-    if row["gap"] is None:
-        ceiling = f" No ceiling: {row['no_ceiling']}."
-    else:
-        ceiling = (
-            f" The gap between its log-loss and the best possible one is "
-            f"{show_interval(row['gap'], signed=True)} nats a vote."
+    rest = ", ".join(sorted(set(parts) - set(clear)))
+    if shown:
+        found = (
+            f"is associated with {', '.join(shown)}{'; not measurably with ' * bool(rest)}{rest}"
         )
-    return f"{start} ({row['pairs']} pairs): {found}.{ceiling}"
+    else:
+        found = f"is not measurably associated with {rest or 'any feature: none differs'}"
+    if row["gap"] is None:
+        ceiling = f"No ceiling: {row['no_ceiling']}."
+    else:
+        gap = show_interval(row["gap"], signed=True)
+        ceiling = f"It predicts a vote worse than is possible by {gap} nats."
+    return f"{about} (over {row['pairs']} pairs) {found}. {ceiling}"

@@ -76,7 +76,8 @@ class Gathered:
 
     `texts` and `prompts` are by id; `judgements`, `weights` (of principles), `places` (the inputs'
     names) and `battles` (of named models) by source. `compared` are the pairs that somebody
-    compared. `loaded` are the sources that do not say in which order their answers were shown.
+    compared. `loaded` are the sources that do not say in which order their answers were shown,
+    and `arms` those that are the labels of a run's arms.
     """
 
     texts: dict[str, Text] = field(default_factory=dict)
@@ -87,6 +88,7 @@ class Gathered:
     battles: dict[SourceKey, list[Battle]] = field(default_factory=lambda: defaultdict(list))
     compared: dict[str, GivenPair] = field(default_factory=dict)
     loaded: set[SourceKey] = field(default_factory=set)
+    arms: set[SourceKey] = field(default_factory=set)
     runs: dict[str, Run] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
@@ -303,5 +305,7 @@ def _add_run(gathered: Gathered, name: str, path: Path) -> None:
                 if step["kind"] == "load":
                     gathered.loaded.add(key)
         for arm in step["arms"] if step["kind"] == "label" else []:
+            key = SourceKey(f"arm {arm}", "model")
+            gathered.arms.add(key)
             for preference in folder.records(Preference):
-                _add_preference(gathered, SourceKey(f"arm {arm}", "model"), name, preference)
+                _add_preference(gathered, key, name, preference)

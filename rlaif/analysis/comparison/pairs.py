@@ -42,7 +42,8 @@ class Source:
     """One source of feedback. By pair id: its P(first is better) (`probs`), each person's own
     (`votes`, of people alone), the same by principle, and the mean slot of the first answer where
     it was shown beside the other (`slots`: 1 always first, -1 always second). `asked` are the pairs
-    that it was asked about, with or without a verdict.
+    that it was asked about, with or without a verdict. `is_arm` says that these are the labels
+    that an arm of a run was trained on.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Source:
     votes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     principles: Mapping[str, Verdicts] = field(default_factory=dict)
     slots: Mapping[str, float] = field(default_factory=dict)
+    is_arm: bool = False
 
     @property
     def is_people(self) -> bool:
@@ -180,6 +182,7 @@ def _make_source(
         votes,
         {principle: decide(own) for principle, own in sorted(principles.items())},
         {} if key in gathered.loaded else _mean_slots(rows, given),
+        key in gathered.arms,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from rlaif.analysis.comparison.agree import agreement_of
 from rlaif.analysis.comparison.pairs import UNNAMED, Compared, Source
 from rlaif.constitution import textstats
 from rlaif.metrics.alt_test import VotedItem, run_alt_test, side_of
@@ -24,20 +26,19 @@ from rlaif.metrics.metrics import per_prompt
 from rlaif.metrics.weighted import Floats
 
 
-def person_row(compared: Compared, judge: Source, people: Source) -> dict[str, Any] | None:
+def person_row(compared: Compared, judge: Source, people: Source) -> dict[str, Any]:
     """How often the judge agrees with a person drawn at random, two people with one another, on the
-    same pairs, and the difference. None without a pair that two people and the judge decided."""
+    same pairs, and the difference; `figures` is None without a pair that two people and the judge
+    decided. A tie on either side counts one half. `agreement` is with the people's majority."""
     rows = []
     for name, votes in people.votes.items():
-        sides = [side for vote in votes.values() if (side := side_of(vote))]
-        judged = side_of(judge.probs.get(name, 0.5))
-        if judged and len(sides) > 1:
-            firsts = sides.count(1)
-            same = firsts * (firsts - 1) + (len(sides) - firsts) * (len(sides) - firsts - 1)
-            both = same / (len(sides) * (len(sides) - 1))
-            rows.append((compared.pairs[name].prompt_id, sides.count(judged) / len(sides), both))
-    if not rows:
-        return None
+        if name in judge.probs and len(votes) > 1:
+            sides = [side_of(vote) for vote in votes.values()]
+            # Two sides a and b of 1, 0 or -1 agree by (1 + a b) / 2.
+            alike = side_of(judge.probs[name]) * fmean(sides)
+            squares = sum(sides) ** 2 - sum(side * side for side in sides)
+            both = squares / (len(sides) * (len(sides) - 1))
+            rows.append((compared.pairs[name].prompt_id, (1 + alike) / 2, (1 + both) / 2))
     machine = per_prompt((prompt, share) for prompt, share, _ in rows)
     person = per_prompt((prompt, share) for prompt, _, share in rows)
     found = {
@@ -46,7 +47,15 @@ def person_row(compared: Compared, judge: Source, people: Source) -> dict[str, A
         "difference": paired_interval(machine, person),
     }
     figures = {name: i.to_json() for name, i in found.items() if i is not None}
-    return {"judge": judge.name, "people": people.name, "pairs": len(rows), "figures": figures}
+    names = [n for n in compared.pairs if n in judge.probs and n in people.probs]
+    label = agreement_of(compared, people.probs, judge.probs, names, ("agreement",))
+    return {
+        "judge": judge.name,
+        "people_of": people.name,
+        "pairs": len(rows),
+        "figures": figures or None,
+        "agreement": label.get("agreement"),
+    }
 
 
 def alt_test_row(
@@ -71,7 +80,7 @@ def disagreement_row(
 ) -> dict[str, Any]:
     """What the judge's disagreement with people is associated with, as JSON; `refusal` says why
     there is no such row."""
-    row: dict[str, Any] = {"judge": judge.name, "people": people.name}
+    row: dict[str, Any] = {"judge": judge.name, "people_of": people.name}
     both = [n for n in compared.pairs if n in judge.probs and n in people.probs]
     known = [n for n in both if compared.pairs[n].texts is not None]
     voted = [n for n in known if len(people.votes.get(n, ())) > 1]
