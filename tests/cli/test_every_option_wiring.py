@@ -321,6 +321,18 @@ ROWS = [
     Row("reward-bench", "rlaif.data.readers.read_labelled", "rm pairs.jsonl --out x", READING),
     Row("winrate", "rlaif.metrics.battles.read_battles", "pairs.jsonl", READING),
     Row(
+        "compare",
+        "rlaif.analysis.comparison.compute.compare_inputs",
+        "pairs.jsonl",
+        {
+            **READING,
+            "--margin": "0.07",
+            "--epsilon": "0.25",
+            "--between": ("one two", "('one', 'two')"),
+            "--seed": "6",
+        },
+    ),
+    Row(
         "sample",
         "rlaif.pipeline.single_step.run_step",
         "p.jsonl --out x",
@@ -445,6 +457,7 @@ WRITTEN = {
     "data filter --filters": "tests/cli/test_cli_wiring.py",
     "data filter --refused": "tests/cli/test_cli_wiring.py",
     "rbr-weights --out": "tests/judges/test_rbr.py",
+    "compare --out": "tests/cli/test_compare.py",
 }
 
 
