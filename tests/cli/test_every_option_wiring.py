@@ -328,7 +328,6 @@ ROWS = [
             **READING,
             "--margin": "0.07",
             "--epsilon": "0.25",
-            "--between": ("one two", "('one', 'two')"),
             "--seed": "6",
         },
     ),
@@ -458,6 +457,7 @@ WRITTEN = {
     "data filter --refused": "tests/cli/test_cli_wiring.py",
     "rbr-weights --out": "tests/judges/test_rbr.py",
     "compare --out": "tests/cli/test_compare.py",
+    "compare --between": "tests/cli/test_compare.py",
 }
 
 
