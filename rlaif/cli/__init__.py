@@ -17,6 +17,7 @@ import warnings
 import click
 
 from rlaif.cli import (
+    annotate,
     bench,
     cache,
     compare,
@@ -41,7 +42,8 @@ COMMANDS = (
     *(dataset.build, dataset.prompts, dataset.data, data.convert),
     *(bench.judge_bench, bench.reward_bench, winrate.winrate, compare.compare),
     *(steps.sample, steps.judge, steps.score, steps.pair, steps.rbr_weights),
-    *(train.distill, train.average, train.train, steps.evaluate, serve.serve, cache.cache),
+    *(train.distill, train.average, train.train, steps.evaluate),
+    *(annotate.annotate, annotate.votes, serve.serve, cache.cache),
 )
 
 USERS = (

@@ -18,9 +18,10 @@ class LabelledPair:
     `authors` are the names of the models or people that wrote the answers, where the file has them.
     `scores` are what the annotator gave each answer, on a scale of its own, and `margin` (0 or
     more) is by how much the better one was said to be better. `source` is the file's own word for
-    where the pair came from. `pair_id` is the hash of the prompt and the two answers in their
-    order: the labels that two annotators gave to one comparison share it. `place` names file and
-    row, for messages.
+    where the pair came from. `weight` is how many pairs it stands for: the inverse of the
+    probability with which it was drawn to be labelled. `pair_id` is the hash of the prompt and the
+    two answers in their order: the labels that two annotators gave to one comparison share it.
+    `place` names file and row, for messages.
     """
 
     pair_id: str
@@ -36,6 +37,7 @@ class LabelledPair:
     scores: tuple[float, float] | None = None
     margin: float | None = None
     source: str | None = None
+    weight: float = 1.0
 
     def swap(self) -> LabelledPair:
         """The same pair, the second answer first."""

@@ -1,4 +1,5 @@
-"""The rows of a data file: JSONL, JSON, CSV, Parquet, a `datasets` folder; and their writing.
+"""The rows of a data file: JSONL, JSON, CSV, Parquet, a votes database, a `datasets` folder; and
+their writing.
 
 `Spool` keeps rows in a temporary file until their columns, types and number are known; then they
 are read again and written as they should be.
@@ -24,6 +25,7 @@ from rlaif.core.errors import ConfigError, explain_library
 from rlaif.core.records import canonical_json
 from rlaif.core.resources import find
 from rlaif.core.store import explain_os_errors
+from rlaif.data.vote_rows import is_votes, vote_rows
 
 Row = dict[str, Any]
 Placed = Iterator[tuple[str, Row]]
@@ -87,13 +89,16 @@ _UNREADABLE = (OSError, EOFError, zlib.error)
 
 
 def file_rows(path: Path, on_fault: OnFault = raise_fault) -> Placed:
-    """(place, row) of a file by its ending (.parquet, .csv, .json, else JSONL), or of a folder that
-    `datasets` saved or can load. `.gz` may follow the ending of a text file.
+    """(place, row) of a votes database, of another file by its ending (.parquet, .csv, .json, else
+    JSONL), or of a folder that `datasets` saved or can load. `.gz` may follow the ending of a text
+    file.
 
     A row that cannot be read goes to `on_fault`. Raises ConfigError where the file itself cannot.
     """
     if path.is_dir():
         return dataset_rows(str(path), "train")
+    if is_votes(path):
+        return vote_rows(path)
     ending = _ending_of(path)
     if ending == ".parquet":
         return _parquet_rows(path)

@@ -57,6 +57,30 @@ def cohen_kappa(first: Floats, second: Floats) -> Measure:
     return measure_kappa
 
 
+def fleiss_kappa(ratings: Floats) -> Measure:
+    """(p_o - p_e) / (1 - p_e) of `ratings`, shape (annotators, units), NaN where one is missing, in
+    [-1, 1]: Fleiss 1971, for any number of ratings of a unit (Gwet 2014, chapter 2).
+
+    p_o is the mean over units of the share of their pairs of ratings that agree, and p_e the sum of
+    squares of the mean shares of each category. Units with fewer than two ratings do not count. NaN
+    without one, and where chance alone would agree always.
+    """
+    kept = np.flatnonzero((~np.isnan(ratings)).sum(axis=0) >= 2)
+    levels = np.unique(ratings[:, kept][~np.isnan(ratings[:, kept])])
+    counts = (ratings[:, kept, None] == levels).sum(axis=0).astype(np.float64)
+    total = counts.sum(axis=1)
+    same = (counts * (counts - 1.0)).sum(axis=1) / (total * (total - 1.0))
+    columns = np.column_stack([same, counts / total[:, None]])
+
+    def measure_kappa(weights: Floats) -> Floats:
+        used = weights[:, kept]
+        means = ratio(used @ columns, used.sum(axis=1)[:, None])
+        expected = (means[:, 1:] ** 2).sum(axis=1)
+        return ratio(means[:, 0] - expected, 1.0 - expected)
+
+    return measure_kappa
+
+
 def nominal(left: Floats, right: Floats) -> Floats:
     """Krippendorff's distance of categories: 0 or 1."""
     different: Floats = (left != right).astype(np.float64)

@@ -195,6 +195,15 @@ RULES: dict[str, FigureRule] = {
         "jackknife", about="log-loss of the judge alone less the ceiling, nats"
     ),
     "votes/part/": FigureRule("mean", null=0.0, about="what a group of features takes off, nats"),
+    # People's votes (`people`, `active_choice`).
+    "people_agreement": FigureRule("share", "same verdict", "of two people on one item"),
+    "fleiss_kappa": _coefficient("Fleiss' kappa", "agreement beyond chance"),
+    "judge_agreement": FigureRule("share", "judge with a person", "on the same items"),
+    "ceiling_gap": FigureRule("mean", "judge less people", "paired by item", null=0.0),
+    "annotator_accuracy": FigureRule("share", "accuracy", "by the Dawid-Skene model"),
+    "left_rate": _par("first slot", "choices of what was shown first"),
+    "gold_accuracy": FigureRule("share", "gold questions", "answered right"),
+    "hajek": FigureRule("jackknife"),
     # Principles and their weights (`votes`, `ablate`, `whatif`, `infer`).
     "vote_accuracy": _par(),
     "flip_rate": _rare(),

@@ -34,6 +34,7 @@ from rlaif.data.sources import (
     split_apart,
     split_prompts,
 )
+from rlaif.data.vote_rows import is_votes, vote_rows
 from rlaif.engines.build import known_capabilities, server_key, whole
 from rlaif.engines.model_folders import check_weights, locate, model_hash, resolve
 from rlaif.judges.base import Judge, roles_of
@@ -309,7 +310,9 @@ def _source_hash(source: Source) -> str:
 
 
 def _file_hash(path: Path) -> str:
-    """The hash of a file's bytes, or of all names and files in a folder."""
+    """The hash of a file's bytes, of a database's votes, or of all names and files in a folder."""
+    if is_votes(path):
+        return rows_hash(vote_rows(path))
     if not path.is_dir():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     inside = sorted(p for p in path.rglob("*") if p.is_file())

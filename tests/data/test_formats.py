@@ -358,7 +358,7 @@ def test_a_row_of_each_published_data_set_is_found_and_read(name: str, tmp_path:
 def test_every_format_has_a_row_in_one_of_the_tests() -> None:
     from tests.data.test_readers import SAMPLES
 
-    others = {"kto", "sft", "messages", "responses", "pku_safer", "alpaca_eval_outputs"}
+    others = {"kto", "sft", "messages", "responses", "pku_safer", "alpaca_eval_outputs", "votes"}
     assert {*SAMPLES, *PUBLISHED, *others} == FORMATS.keys()
 
 

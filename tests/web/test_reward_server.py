@@ -22,6 +22,7 @@ from rlaif.engines.local.reward import load
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead
 from rlaif.train.checkpoint import export_head
 from rlaif.web import reward_app as serve_app
+from rlaif.web import serving
 from rlaif.web.reward_app import RewardServer
 from rlaif.web.reward_server import RewardClient, RewardService, left_of
 
@@ -306,7 +307,7 @@ def test_six_hundred_connections_at_once_are_all_answered(plain, plain_engine):
 
 def test_slow_clients_and_large_bodies_are_cut_off_and_bad_ones_answered(plain, monkeypatch):
     service, port = plain
-    monkeypatch.setattr(serve_app, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.2)
     monkeypatch.setattr(serve_app, "BODY_SECONDS", 0.2)
     monkeypatch.setattr(serve_app, "MOST_BYTES", 1000)
     post_line = b"POST /get_reward HTTP/1.1\r\nHost: x\r\n"

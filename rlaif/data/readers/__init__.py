@@ -34,12 +34,14 @@ from rlaif.data.readers import (
     trl,
     ultrafeedback,
     verl,
+    votes,
 )
 from rlaif.data.readers.base import Format, Found, ReadRow, try_read, value_at
 from rlaif.data.readers.columns import format_of_map
 from rlaif.data.rows import Placed, Row, Source, raise_fault, source_rows
 
 FORMATS: dict[str, Format] = {
+    "votes": votes.FORMAT,
     "hhh": hhh.FORMAT,
     "mt_bench": arena.MT_BENCH,
     "arena": arena.FORMAT,

@@ -203,6 +203,7 @@ def make_pair(
     scores: tuple[float | None, float | None] = (None, None),
     margin: float | None = None,
     source: str | None = None,
+    weight: float = 1.0,
 ) -> LabelledPair:
     """A pair whose ids are hashes of its content. Raises ConfigError for text that nothing takes.
 
@@ -227,6 +228,7 @@ def make_pair(
         None if scores[0] is None or scores[1] is None else (scores[0], scores[1]),
         margin,
         source,
+        weight,
     )
 
 

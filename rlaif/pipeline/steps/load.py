@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -36,10 +37,13 @@ from rlaif.data.readers.base import answer_id, better_scores, chosen_first
 from rlaif.data.rows import Source, source_rows
 from rlaif.data.sources import loaded_source
 from rlaif.data.texts import read_texts
+from rlaif.data.vote_rows import is_votes
+from rlaif.data.votes import read_items, read_settings, read_votes
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk, round_prompts
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.labels import given_label
+from rlaif.preferences.votes import votes_to_judgements
 
 VERSION = 2
 MAKES = "records"
@@ -140,6 +144,8 @@ def _read_source(
     """All records of a file, and how many rows gave none, by why."""
     if step.type == "text":
         return _read_texts(step, source)
+    if step.type == "judgements" and isinstance(source, Path) and is_votes(source):
+        return _read_votes(source, step.id), {}
     if step.type not in ("preferences", "demonstrations"):
         return _read_records(step.type, source, context.prompts), {}
     if step.type == "preferences":
@@ -167,6 +173,13 @@ def _read_demonstrations(step: LoadStep, source: Source) -> tuple[list[Preferenc
     found = [single_preference(one) for one in reading if isinstance(one, SingleAnswer)]
     counts = {f"without_{name}": count for name, count in reading.lost.items()}
     return found, counts | ({"skipped": len(reading.skipped)} if reading.skipped else {})
+
+
+def _read_votes(path: Path, judge: str, by_content: bool = False) -> list[Judgement]:
+    """The votes in a database as judgements. Raises RlaifError."""
+    items = {item.item_id: item for item in read_items(path)}
+    scale = read_settings(path).scale
+    return votes_to_judgements(read_votes(path), items, judge, scale, by_content)
 
 
 def _read_records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> list[Any]:
@@ -216,6 +229,7 @@ def _read_preferences(
     reading = read_answers(source, step.format, step.columns, step.on_error)
     _refuse_second_file(reading, source)
     counts = {"skipped": 0, "tied": 0, "unlabelled": 0}
+    voted = reading.name == "votes"
     found: list[Preference] = []
     for one in reading:
         if isinstance(one, SingleAnswer):
@@ -223,7 +237,7 @@ def _read_preferences(
         elif one.label is None or one.label == 0.5:
             counts["tied" if one.label == 0.5 else "unlabelled"] += 1
         else:
-            found.append(labelled_preference(one, round_number))
+            found.append(labelled_preference(one, round_number, voted))
     counts["skipped"] = len(reading.skipped)
     counts |= {f"without_{name}": count for name, count in reading.lost.items()}
     without = {name: count for name, count in counts.items() if count}
@@ -232,7 +246,13 @@ def _read_preferences(
         raise ConfigError(
             f"none of its {reading.rows} rows gives a pair with a winner ({why})", str(source)
         )
-    return found, without
+    return _scale_weights(found) if voted else found, without
+
+
+def _scale_weights(preferences: list[Preference]) -> list[Preference]:
+    """The preferences with weights of mean 1, so that a draw of items changes no step's size."""
+    mean = math.fsum(p.weight for p in preferences) / len(preferences)
+    return [structs.replace(p, weight=p.weight / mean) for p in preferences]
 
 
 def _of_others(
@@ -266,12 +286,15 @@ def _holds_records(source: Source) -> bool:
     return head is not None and head[1].keys() >= {"preference_id", "chosen_id", "rejected_id"}
 
 
-def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference:
+def labelled_preference(
+    pair: LabelledPair, round_number: int = 0, soft: bool = False
+) -> Preference:
     """What the annotator of a pair said, as a Preference whose `source` is the annotator's kind.
 
     The scores are the file's own. The margin is the file's, or their gap; without either it is what
     a share of votes says, P(chosen is better) - P(rejected is better), and a plain verdict has
-    none. Raises ValueError for a tie or a pair without a label.
+    none. `soft`: that share is the label's probability too. Raises ValueError for a tie or a pair
+    without a label.
     """
     chosen, rejected = chosen_first(pair)
     assert pair.label is not None
@@ -281,7 +304,7 @@ def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference
         margin = scores[0] - scores[1]
     if pair.margin is not None:
         margin = pair.margin
-    return _make_preference(
+    made = _make_preference(
         pair.source or pair.annotator_kind,
         pair.prompt.messages,
         chosen.messages,
@@ -290,6 +313,7 @@ def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference
         round_number,
         f"labelled by {pair.annotator}" if pair.annotator else "labelled in a file",
     )
+    return structs.replace(made, prob=above if soft else 1.0, weight=pair.weight)
 
 
 def single_preference(single: SingleAnswer, round_number: int = 0) -> Preference:
@@ -307,6 +331,7 @@ def _run_pairs(context: StepContext, reading: LabelledReading, source: Source) -
     judgements: dict[str, Judgement] = {}
     pairs: dict[str, GivenPair] = {}
     alike: Counter[tuple[str, str, float]] = Counter()
+    voted = isinstance(source, Path) and is_votes(source)
     for pair in reading:
         if pair.prompt.prompt_id not in wanted:
             continue
@@ -315,9 +340,13 @@ def _run_pairs(context: StepContext, reading: LabelledReading, source: Source) -
         for answer in (pair.first, pair.second):
             # The place in the file is no order of sampling: a judge must not learn from it.
             completions[answer.completion_id] = structs.replace(answer, sample_index=0)
-        if pair.label is not None:
+        if pair.label is not None and not voted:
             said = given_label(pair, given, context.planned.step.id, alike)
             judgements[said.judgement_id] = said
+    if voted:
+        # A judgement of each person in place of one label for all.
+        votes = _read_votes(Path(str(source)), context.planned.step.id, by_content=True)
+        judgements = {j.judgement_id: j for j in votes if completions.keys() >= set(j.shown)}
     if not pairs:
         raise ConfigError(
             f"none of its {reading.rows} rows is a pair of answers to one of the {len(wanted)} "
