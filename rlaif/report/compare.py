@@ -19,6 +19,8 @@ from rlaif.report.labels import Curves
 FIGURES = ("agreement", "agreement_half", "agreement_three_way", "kappa", "alpha")
 MOST_ROWS = 12
 """More rows than these are left to the page."""
+MOST_NAMED = 5
+"""Rows that were left out and are named on the page."""
 HEADINGS = {
     "labels": "Does AI feedback agree with people as people agree with one another?",
     "stand-in": "May it stand in for a person?",
@@ -81,7 +83,7 @@ def list_notes(result: Result) -> list[str]:
             f"{result['same_text']} pairs are left out: both of their answers are the same text."
         )
     if result["skipped"]:
-        notes.append(f"{len(result['skipped'])} rows could not be read and are left out.")
+        notes.append(f"Left out: {'; '.join(result['skipped'][:MOST_NAMED])}.")
     return notes
 
 

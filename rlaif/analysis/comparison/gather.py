@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
+from rlaif.analysis.comparison.vote_files import item_ids, read_vote_file
 from rlaif.config.arms import HUMAN
 from rlaif.config.columns import LabelColumns
 from rlaif.core.errors import ConfigError
@@ -32,6 +33,7 @@ from rlaif.data.readers import OnError, detect_format, read_labelled
 from rlaif.data.readers.alpaca_eval import baseline_beside
 from rlaif.data.readers.base import answer_id
 from rlaif.data.rows import file_rows
+from rlaif.data.vote_rows import is_votes
 from rlaif.metrics.battles import make_battle, read_battles
 from rlaif.metrics.winrate import Battle
 from rlaif.pipeline.constitutions import run_weights
@@ -131,6 +133,8 @@ def gather_inputs(inputs: Sequence[str], reading: Reading) -> Gathered:
         files = [path / f"{kind}.jsonl" for kind in KINDS if path.is_dir()]
         if (path / MANIFEST).is_file():
             _add_run(gathered, name, path)
+        elif is_votes(path):
+            _add_votes(gathered, name, path)
         elif any(file.is_file() for file in files):
             for file in filter(Path.is_file, files):
                 _add_records(gathered, name, file, file.stem)
@@ -227,6 +231,25 @@ def _add_answers(gathered: Gathered, name: str, path: Path) -> None:
     gathered.prompts |= {p.prompt_id: p for p in given.prompts}
     for answer in given.completions:
         gathered.texts[answer.completion_id] = Text(answer.prompt_id, answer.text, name)
+
+
+def _add_votes(gathered: Gathered, name: str, path: Path) -> None:
+    """People's votes and the verdicts of the judges that their items came with."""
+    items, judgements, left_out = read_vote_file(path, name)
+    for item in items:
+        prompt = make_prompt(item.prompt, tags=item.tags)
+        gathered.prompts.setdefault(prompt.prompt_id, prompt)
+        for own, side in zip(item_ids(item), (item.a, item.b or []), strict=True):
+            gathered.texts.setdefault(own, Text(prompt.prompt_id, message_text(side[-1])))
+    for judgement in judgements:
+        key = gathered.add_judgement(judgement, name)
+        if key.kind != HUMAN:
+            gathered.loaded.add(key)
+    if left_out:
+        gathered.skipped.append(
+            f"{path}: {left_out} votes, on questions with a known answer or given with a judge's "
+            "verdict in sight"
+        )
 
 
 def _add_records(gathered: Gathered, name: str, path: Path, kind: str) -> None:
