@@ -14,6 +14,7 @@ from rlaif.core.numbers import sigmoids
 from rlaif.metrics import agreement, calibration
 from rlaif.metrics import agreement as agree
 from rlaif.metrics.calibration import calibration_error
+from rlaif.metrics.disagreement import ceiling_figures, log_losses
 from rlaif.metrics.ends import Ends
 from rlaif.metrics.figure_rules import rule_of
 from rlaif.metrics.intervals import Interval
@@ -156,6 +157,17 @@ def _weight(pairs: Pairs) -> Interval | None:
     return Interval(row.coefficient, row.low, row.high, len(rows))
 
 
+def _ceiling(name: str) -> Callable[[Pairs], Figure]:
+    """The label and the second judge's side as two votes, which the first judge predicts."""
+
+    def of(pairs: Pairs) -> Figure:
+        votes = np.stack([pairs.label, pairs.other > 0.5]).astype(float)
+        alone = log_losses(pairs.prob, votes.mean(axis=0))
+        return ceiling_figures(alone, (votes[0] != votes[1]).astype(float))[name]
+
+    return of
+
+
 def _calibration_error(pairs: Pairs) -> Interval | None:
     return calibration_error(pairs.prob, pairs.label, pairs.prompt).error
 
@@ -179,6 +191,8 @@ FIGURES: dict[str, Drawn] = dict(
             "error_correlation": lambda p: _whole(agree.pearson(*_correctness(p)), p),
             "length_spearman": _rewards("length_spearman"),
             "reward_spread": _rewards("reward_spread"),
+            "votes/ceiling": _ceiling("ceiling"),
+            "votes/gap": _ceiling("gap"),
         }.items()
     },
     votes=("votes", _votes),

@@ -36,10 +36,11 @@ def read_battles(
         if alone and baseline_beside(path) is None:
             return _without_baseline(path, on_error)
     reading = read_labelled(path, from_, columns, on_error)
-    return [_make_battle(pair) for pair in reading], reading.skipped
+    return [make_battle(pair) for pair in reading], reading.skipped
 
 
-def _make_battle(pair: LabelledPair) -> Battle:
+def make_battle(pair: LabelledPair) -> Battle:
+    """A labelled pair as a battle of its authors. Raises ConfigError where it names none."""
     if pair.authors is None:
         raise ConfigError(
             f"{pair.place}: nobody is named as the author of the two answers; a win rate needs "

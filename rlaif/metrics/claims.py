@@ -79,6 +79,13 @@ def benjamini_hochberg(p: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
+def benjamini_yekutieli(p: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p by key, as `benjamini_hochberg`, valid however the tests depend on one another
+    (Benjamini and Yekutieli 2001)."""
+    harmonic = math.fsum(1 / place for place in range(1, len(p) + 1))
+    return {key: min(1.0, harmonic * value) for key, value in benjamini_hochberg(p).items()}
+
+
 Verdict = Literal["better", "worse", "same", "better within", "worse within", "unknown"]
 
 POWERED = 2.8

@@ -188,6 +188,13 @@ RULES: dict[str, FigureRule] = {
     "reward_spread": FigureRule("log", about="standard deviation of all answers' rewards", few=64),
     "best_of_n/proxy": FigureRule("mean"),
     "best_of_n/gold": FigureRule("mean"),
+    # A judge beside people (`disagreement`, `analysis/comparison`).
+    "votes/loss/": FigureRule("skewed", about="log-loss of people's votes, nats"),
+    "votes/ceiling": FigureRule("jackknife", about="entropy of people's votes, nats"),
+    "votes/gap": FigureRule(
+        "jackknife", about="log-loss of the judge alone less the ceiling, nats"
+    ),
+    "votes/part/": FigureRule("mean", null=0.0, about="what a group of features takes off, nats"),
     # People's votes (`people`, `active_choice`).
     "people_agreement": FigureRule("share", "same verdict", "of two people on one item"),
     "fleiss_kappa": _coefficient("Fleiss' kappa", "agreement beyond chance"),

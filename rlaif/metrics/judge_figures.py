@@ -48,8 +48,7 @@ def figures(t: VerdictTable) -> dict[str, Figure]:
     in `agreement_three_way` a tie is a verdict of its own (chance is one third).
     """
     return (
-        _agreement_figures(t)
-        | _association_figures(t)
+        agreement_figures(t.prob, t.label)
         | _slot_figures(t)
         | _length_figures(t)
         | _calibration_figures(t)
@@ -58,40 +57,31 @@ def figures(t: VerdictTable) -> dict[str, Figure]:
     )
 
 
-def _agreement_figures(t: VerdictTable) -> dict[str, Figure]:
-    judged, said = _sides_of(t.prob), _sides_of(t.label)
-    same = np.where(_both_known(t), judged == said, np.nan)
+def agreement_figures(prob: Floats, label: Floats) -> dict[str, Figure]:
+    """How far two annotators agree, and how often the first calls a tie: P(first is better) of
+    each, (n,), NaN where one is missing."""
+    judged, said = _sides_of(prob), _sides_of(label)
+    known: Mask = ~np.isnan(prob) & ~np.isnan(label)
+    clear = agreement.is_decided(prob) & agreement.is_decided(label)
+    same = np.where(known, judged == said, np.nan)
     tied = (judged == 0) | (said == 0)
     return {
         "agreement": mean_of(np.where(tied, np.nan, same)),
-        "agreement_half": mean_of(np.where(tied & _both_known(t), 0.5, same)),
+        "agreement_half": mean_of(np.where(tied & known, 0.5, same)),
         "agreement_three_way": mean_of(same),
         "tie_rate": mean_of(np.where(np.isnan(judged), np.nan, judged == 0)),
-    }
-
-
-def _sides_of(prob: Floats) -> Floats:
-    return np.sign(prob - 0.5)
-
-
-def _both_known(t: VerdictTable) -> Mask:
-    known: Mask = ~np.isnan(t.prob) & ~np.isnan(t.label)
-    return known
-
-
-def _association_figures(t: VerdictTable) -> dict[str, Figure]:
-    known, clear = _both_known(t), agreement.is_decided(t.prob) & agreement.is_decided(t.label)
-    prob, label = t.prob[known], t.label[known]
-    judged, said = _sides_of(t.prob), _sides_of(t.label)
-    return {
         "kappa": measure_among(clear, agreement.cohen_kappa(judged[clear], said[clear])),
         "kappa_three_way": measure_among(known, agreement.cohen_kappa(judged[known], said[known])),
         "alpha": measure_among(
             known, agreement.krippendorff_alpha(np.stack([judged[known], said[known]]))
         ),
-        "spearman": measure_among(known, agreement.spearman(prob, label)),
-        "kendall": measure_among(known, agreement.kendall(prob, label)),
+        "spearman": measure_among(known, agreement.spearman(prob[known], label[known])),
+        "kendall": measure_among(known, agreement.kendall(prob[known], label[known])),
     }
+
+
+def _sides_of(prob: Floats) -> Floats:
+    return np.sign(prob - 0.5)
 
 
 def _slot_figures(t: VerdictTable) -> dict[str, Figure]:

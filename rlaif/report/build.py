@@ -26,7 +26,7 @@ from rlaif.report.benches import make_bench_tables
 from rlaif.report.browser import embed_json
 from rlaif.report.flow_svg import draw_flow
 from rlaif.report.glossary import GLOSSARY
-from rlaif.report.labels import cost_table, find_curves
+from rlaif.report.labels import Curves, cost_table, find_curves
 from rlaif.report.merged import Page, claim_words, make_page
 from rlaif.report.rows import (
     Table,
@@ -269,8 +269,12 @@ def _arm_figures(page: Page) -> list[Figure]:
 def _label_figures(page: Page, labelling: Sequence[LabellingRow]) -> list[Figure]:
     """Per metric that compares or is judged, its curve against the number of labels."""
     curves = find_curves(page.latest, labelling)
+    return draw_label_curves(curves, list(dict.fromkeys(row["line"] for row in labelling)))
+
+
+def draw_label_curves(curves: Curves, order: Sequence[str], slug: str = "labels") -> list[Figure]:
+    """As above, with the lines in `order`. No two calls for one page may have the same `slug`."""
     names = [n for n in curves if n.startswith(HEADLINES) and n.count("/") < 2]
-    order = list(dict.fromkeys(row["line"] for row in labelling))
     figures = []
     for place, row in enumerate(named_rows(names)):
         lines = {line: curves[row.name].get(line, []) for line in order}
@@ -280,7 +284,7 @@ def _label_figures(page: Page, labelling: Sequence[LabellingRow]) -> list[Figure
             for count, value in points
         )
         label = f"{row.name} by labels: {', '.join(said)}"
-        svg = plots.draw_by_labels(f"labels{place}", label, lines, _find_par(row.name))
+        svg = plots.draw_by_labels(f"{slug}{place}", label, lines, _find_par(row.name))
         figures.append(Figure(row.name, row.kind.about, svg))
     return figures
 

@@ -40,9 +40,14 @@ def make_table(title: str, first: str, *headings: str) -> Table:
     return table
 
 
+def render_page(template: str, **values: Any) -> str:
+    """A page that loads nothing."""
+    style = Markup((HERE / "report.css").read_text(encoding="utf-8"))
+    page: str = make_environment().get_template(template).render(style=style, **values)
+    return page
+
+
 def write_page(template: str, path: Path, **values: Any) -> Path:
     """Write a page that loads nothing; text that is not UTF-8 is replaced. Returns the file."""
-    style = Markup((HERE / "report.css").read_text(encoding="utf-8"))
-    page = make_environment().get_template(template).render(style=style, **values)
-    path.write_bytes(page.encode("utf-8", "replace"))
+    path.write_bytes(render_page(template, **values).encode("utf-8", "replace"))
     return path

@@ -321,6 +321,17 @@ ROWS = [
     Row("reward-bench", "rlaif.data.readers.read_labelled", "rm pairs.jsonl --out x", READING),
     Row("winrate", "rlaif.metrics.battles.read_battles", "pairs.jsonl", READING),
     Row(
+        "compare",
+        "rlaif.analysis.comparison.compute.compare_inputs",
+        "pairs.jsonl",
+        {
+            **READING,
+            "--margin": "0.07",
+            "--epsilon": "0.25",
+            "--seed": "6",
+        },
+    ),
+    Row(
         "sample",
         "rlaif.pipeline.single_step.run_step",
         "p.jsonl --out x",
@@ -488,6 +499,8 @@ WRITTEN = {
     "data filter --filters": "tests/cli/test_cli_wiring.py",
     "data filter --refused": "tests/cli/test_cli_wiring.py",
     "rbr-weights --out": "tests/judges/test_rbr.py",
+    "compare --out": "tests/cli/test_compare.py",
+    "compare --between": "tests/cli/test_compare.py",
 }
 
 
