@@ -1,0 +1,207 @@
+"""Questions about answers that the run itself samples: which there are, what they say, who is
+right, and that nothing of it depends on when a run was killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Preference, Prompt, from_json
+from rlaif.core.store import Store
+from rlaif.judges.base import Judge
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.forecast import forecast
+from rlaif.pipeline.manifest import read_manifest
+from rlaif.pipeline.plan.unroll import make_plan
+from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.runs import Run
+from rlaif.preferences.aggregate import candidate_scores
+from rlaif.report.build import build_report
+
+TRAIN = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32", "max_length": 2000}
+SHORT = {"max_new_tokens": 4}
+JUDGES: list[dict[str, Any]] = [
+    {"id": "compare", "kind": "pairwise", "by": "policy", "verdict": "written", **SHORT},
+    {"id": "points", "kind": "additive", "by": "policy", **SHORT},
+    {"id": "verify", "kind": "yes_no", "by": "policy", "principles": ["helpful"]},
+    {"id": "right", "kind": "verdict", "of": "compare"},
+    {"id": "consistent", "kind": "verdict", "of": "compare", "both_orders": True},
+    {"id": "true", "kind": "verdict", "of": "verify"},
+]
+CONSTITUTION = {
+    "name": "own",
+    "principles": [
+        {"id": "helpful", "text": "Is the answer helpful?"},
+        {
+            "id": "plain",
+            "text": "There is no vowel after an e.",
+            "check": {"rule": "forbidden_pattern", "params": {"pattern": "e[aeiou]"}},
+        },
+    ],
+}
+ANSWERS = {"id": "answers", "n": 3, "prompts": 3, "max_new_tokens": 20}
+MARK = {"id": "marks", "kind": "rules"}
+GRPO = {**TRAIN, **SHORT, "method": "grpo", "prompts": "cases", "n": 2, "rollouts": 1}
+
+SEED = 3
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_model: Path) -> Write:
+    """`write(STEP, ..., KEY=VALUE)`: an experiment of the tiny model."""
+    rows = [{"prompt": f"Question number {n}?"} for n in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(
+            json.dumps({**row, "chosen": "A plum.", "rejected": "No."}) + "\n" for row in rows
+        )
+    )
+    (tmp_path / "constitution.yaml").write_text(yaml.safe_dump(CONSTITUTION))
+
+    def write_file(*steps: dict[str, Any], **keys: Any) -> Path:
+        whole = {
+            "name": "own-questions",
+            "seed": SEED,
+            "models": {"policy": {"path": str(tiny_model), "dtype": "float32"}},
+            "constitution": "constitution.yaml",
+            "prompts": {"path": "prompts.jsonl", "holdout": 2},
+            "judges": JUDGES,
+            "steps": list(steps),
+        }
+        path = tmp_path / "experiment.yaml"
+        path.write_text(yaml.safe_dump(whole | keys, sort_keys=False))
+        return path
+
+    return write_file
+
+
+def by_id(run: Path) -> dict[str, dict[str, Any]]:
+    return {step["id"]: step for step in read_manifest(run)["steps"]}
+
+
+def records(run: Path, step: str, kind: Any) -> list[Any]:
+    return list(Store(run).step(by_id(run)[step]["hash"]).records(kind))
+
+
+def questions_of(run: Path) -> list[Prompt]:
+    rows = Store(run).step(by_id(run)["cases"]["hash"]).rows("questions")
+    return [from_json(Prompt, row) for row in rows]
+
+
+def counts(run: Path, step: str) -> dict[str, int]:
+    return dict((Store(run).step(by_id(run)[step]["hash"]).done() or {})["counts"])
+
+
+def asked(judge: Judge, prompt: Prompt, answers: list[Completion]) -> list[Any]:
+    """What a judge's model is sent about answers, by call."""
+    made = judge.calls(prompt, answers, SEED)
+    return [(call, call.request.messages) for call in made if call.request is not None]
+
+
+def test_pairs_that_the_run_made_are_asked_about(write: Write, tmp_path: Path) -> None:
+    path = write(
+        {"sample": ANSWERS},
+        {"judge": MARK},
+        {"pair": {"id": "own", "strategy": "all"}},
+        {"questions": {"id": "cases", "judge": "compare"}},
+        {"sample": {"id": "tries", "n": 2, "prompts": "cases", **SHORT}},
+        {"judge": {"id": "right", "uses": ["tries"]}},
+        {"train": {**TRAIN, "id": "cold", "method": "sft", "uses": ["tries"]}},
+        {"train": {**GRPO, "id": "j1", "rewards": {"consistent": 1}}},
+    )
+    run = tmp_path / "run"
+    inputs = prepare(path)
+    planned = {row.id: row for row in forecast(inputs, Store(run))}
+    run_experiment(path, run)
+    pairs: list[Preference] = records(run, "own", Preference)
+    found = questions_of(run)
+    assert pairs and len(found) == 2 * len(pairs) == counts(run, "cases")["questions"]
+    # Three prompts, three answers to each, every two of them in both orders: some are ties.
+    assert planned["cases"].units == 3 * 3 * 2 and planned["tries"].calls == 3 * 3 * 2 * 2
+    assert len(found) <= planned["cases"].units
+    judge = inputs.judges["compare"]
+    prompts = {p.prompt_id: p for p in inputs.prompts.train}
+    answers = {c.completion_id: c for c in records(run, "answers", Completion)}
+    right = {}
+    for pair in pairs:
+        both = [answers[pair.chosen_id], answers[pair.rejected_id]]
+        for call, messages in asked(judge, prompts[pair.prompt_id], both):
+            right[json.dumps(messages)] = (call.shown[0] is both[0], pair.preference_id)
+    assert {json.dumps(q.messages) for q in found} == right.keys()
+    groups: dict[str, set[str]] = {}
+    for question in found:
+        first, pair_id = right[json.dumps(question.messages)]
+        assert question.reference == ("1" if first else "2")
+        groups.setdefault(question.group or "", set()).add(pair_id)
+    assert len(groups) == len(pairs) and all(len(own) == 1 for own in groups.values())
+    tries = records(run, "tries", Completion)
+    assert {t.prompt_id for t in tries} == {q.prompt_id for q in found}
+    assert len(tries) == 2 * len(found) == counts(run, "cold")["completions"]
+    marks = records(run, "right", Judgement)
+    assert len(marks) == len(tries) and {m.status for m in marks} == {"ok"}
+    drawn = {c.prompt_id for c in records(run, "j1", Completion)}
+    assert drawn and drawn <= {q.prompt_id for q in found}
+    # A run that is read knows them, and a page has them.
+    assert Run(run).prompt_records()[found[0].prompt_id].messages == found[0].messages
+    assert set(Run(run).prompts.prompt_id) >= {q.prompt_id for q in found}
+    assert build_report(Run(run).view(), tmp_path / "page.html").exists()
+    again = run_experiment(path, run)
+    assert again.ran == 0
+
+
+def test_a_rule_says_which_answers_a_verification_calls_right(write: Write, tmp_path: Path) -> None:
+    path = write(
+        {"sample": ANSWERS},
+        {"judge": {**MARK, "principles": ["plain"]}},
+        {"questions": {"id": "cases", "judge": "verify", "uses": ["marks"]}},
+        {"sample": {"id": "tries", "n": 1, "prompts": "cases", **SHORT}},
+        {"judge": {"id": "true", "uses": ["tries"]}},
+        {"train": {**TRAIN, "id": "direct", "method": "sft", "uses": ["cases"]}},
+    )
+    run = tmp_path / "run"
+    run_experiment(path, run)
+    inputs = prepare(path)
+    scores = candidate_scores(records(run, "marks", Judgement))
+    answers: list[Completion] = records(run, "answers", Completion)
+    prompts = {p.prompt_id: p for p in inputs.prompts.train}
+    wanted = {}
+    for answer in answers:
+        score = scores[answer.completion_id]
+        assert score is not None
+        ((_, messages),) = asked(inputs.judges["verify"], prompts[answer.prompt_id], [answer])
+        wanted[json.dumps(messages)] = "Yes" if score > 0.5 else "No"
+    assert set(wanted.values()) == {"Yes", "No"}
+    found = questions_of(run)
+    assert {json.dumps(q.messages): q.reference for q in found} == wanted
+    assert {q.group for q in found} == {None}
+    assert counts(run, "direct")["questions"] == len(found) == len(wanted)
+
+
+@pytest.mark.parametrize("judge", ["compare", "points"])
+def test_scores_order_the_answers_of_a_prompt(write: Write, tmp_path: Path, judge: str) -> None:
+    path = write(
+        {"sample": ANSWERS},
+        {"judge": {**MARK, "principles": ["plain"]}},
+        {"questions": {"id": "cases", "judge": judge, "uses": ["marks"]}},
+        {"sample": {"id": "tries", "n": 1, "prompts": "cases", **SHORT}},
+        {"train": {**TRAIN, "method": "sft", "uses": ["tries"]}},
+    )
+    run = tmp_path / "run"
+    run_experiment(path, run)
+    scores = candidate_scores(records(run, "marks", Judgement))
+    answers = {c.completion_id: c for c in records(run, "answers", Completion)}
+    found = questions_of(run)
+    assert found
+    for group in {q.group for q in found}:
+        own = [q for q in found if q.group == group]
+        assert len(own) == 2 and len({q.reference for q in own}) == 2
+        shown = [c for c in answers.values() if c.text in own[0].messages[-1]["content"]]
+        assert {scores[c.completion_id] for c in shown} == {0.0, 1.0} or judge == "points"
