@@ -12,7 +12,14 @@ import pytest
 import yaml
 
 from rlaif.core.errors import ConfigError
-from rlaif.core.records import Completion, Judgement, Preference, Prompt, from_json
+from rlaif.core.records import (
+    Completion,
+    Judgement,
+    Preference,
+    Prompt,
+    canonical_json,
+    from_json,
+)
 from rlaif.core.store import Store
 from rlaif.judges.base import Judge
 from rlaif.pipeline.experiment import run_experiment
@@ -23,6 +30,7 @@ from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
 from rlaif.preferences.aggregate import candidate_scores
 from rlaif.report.build import build_report
+from tests.pipeline.test_kills import killed_in, rows
 
 TRAIN = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32", "max_length": 2000}
 SHORT = {"max_new_tokens": 4}
@@ -60,9 +68,7 @@ def write(tmp_path: Path, tiny_model: Path) -> Write:
     rows = [{"prompt": f"Question number {n}?"} for n in range(6)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "pairs.jsonl").write_text(
-        "".join(
-            json.dumps({**row, "chosen": "A plum.", "rejected": "No."}) + "\n" for row in rows
-        )
+        "".join(json.dumps({**row, "chosen": "A plum.", "rejected": "No."}) + "\n" for row in rows)
     )
     (tmp_path / "constitution.yaml").write_text(yaml.safe_dump(CONSTITUTION))
 
@@ -134,11 +140,11 @@ def test_pairs_that_the_run_made_are_asked_about(write: Write, tmp_path: Path) -
     for pair in pairs:
         both = [answers[pair.chosen_id], answers[pair.rejected_id]]
         for call, messages in asked(judge, prompts[pair.prompt_id], both):
-            right[json.dumps(messages)] = (call.shown[0] is both[0], pair.preference_id)
-    assert {json.dumps(q.messages) for q in found} == right.keys()
+            right[canonical_json(messages)] = (call.shown[0] is both[0], pair.preference_id)
+    assert {canonical_json(q.messages) for q in found} == right.keys()
     groups: dict[str, set[str]] = {}
     for question in found:
-        first, pair_id = right[json.dumps(question.messages)]
+        first, pair_id = right[canonical_json(question.messages)]
         assert question.reference == ("1" if first else "2")
         groups.setdefault(question.group or "", set()).add(pair_id)
     assert len(groups) == len(pairs) and all(len(own) == 1 for own in groups.values())
@@ -177,10 +183,10 @@ def test_a_rule_says_which_answers_a_verification_calls_right(write: Write, tmp_
         score = scores[answer.completion_id]
         assert score is not None
         ((_, messages),) = asked(inputs.judges["verify"], prompts[answer.prompt_id], [answer])
-        wanted[json.dumps(messages)] = "Yes" if score > 0.5 else "No"
+        wanted[canonical_json(messages)] = "Yes" if score > 0.5 else "No"
     assert set(wanted.values()) == {"Yes", "No"}
     found = questions_of(run)
-    assert {json.dumps(q.messages): q.reference for q in found} == wanted
+    assert {canonical_json(q.messages): q.reference for q in found} == wanted
     assert {q.group for q in found} == {None}
     assert counts(run, "direct")["questions"] == len(found) == len(wanted)
 
@@ -205,3 +211,115 @@ def test_scores_order_the_answers_of_a_prompt(write: Write, tmp_path: Path, judg
         assert len(own) == 2 and len({q.reference for q in own}) == 2
         shown = [c for c in answers.values() if c.text in own[0].messages[-1]["content"]]
         assert {scores[c.completion_id] for c in shown} == {0.0, 1.0} or judge == "points"
+
+
+def test_a_run_killed_at_its_questions_ends_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
+    path = write(
+        {"sample": ANSWERS},
+        {"judge": {**MARK, "principles": ["plain"]}},
+        {"pair": {"id": "own", "strategy": "all"}},
+        {"questions": {"id": "cases", "judge": "compare"}},
+        {"sample": {"id": "tries", "n": 2, "prompts": "cases", **SHORT}},
+        {"judge": {"id": "consistent", "uses": ["tries"]}},
+    )
+    done = killed_in(tmp_path, path, "own", "cases", "tries", "consistent")
+    assert list(done.values()) == [2, 3, 4, 5]
+    found = rows(tmp_path / "1")
+    assert found == rows(tmp_path / "0") and any("questions.jsonl" in name for name in found)
+
+
+def plan_of(path: Path) -> dict[str, Any]:
+    return {planned.id: planned for planned in make_plan(prepare(path, fetch=False))}
+
+
+def test_what_is_asked_about_decides_the_hash_of_what_draws_from_it(write: Write) -> None:
+    def hashes(judge: str = "compare", strategy: str = "all", name: str = "own") -> tuple[str, str]:
+        plan = plan_of(
+            write(
+                {"sample": ANSWERS},
+                {"judge": MARK},
+                {"pair": {"id": name, "strategy": strategy}},
+                {"questions": {"id": "cases", "judge": judge}},
+                {"sample": {"id": "tries", "n": 2, "prompts": "cases", **SHORT}},
+            )
+        )
+        return plan["cases"].hash, plan["tries"].hash
+
+    known = hashes()
+    assert hashes(name="other") == known == hashes()
+    for changed in (hashes(judge="points"), hashes(strategy="margin")):
+        assert not set(changed) & set(known)
+    # Of best against worst there is one pair of each prompt.
+    best = plan_of(
+        write(
+            {"sample": ANSWERS},
+            {"judge": MARK},
+            {"pair": {"strategy": "best_vs_worst"}},
+            {"questions": {"id": "cases", "judge": "compare"}},
+            {"sample": {"id": "tries", "n": 2, "prompts": {"set": "cases", "count": 3}, **SHORT}},
+        )
+    )
+    assert len(best["cases"].prompts) == 3 * 2 and len(best["tries"].prompts) in (2, 4)
+
+
+def test_each_round_asks_about_its_own_answers(write: Write) -> None:
+    path = write(
+        {"sample": ANSWERS},
+        {"judge": MARK},
+        {"pair": {"id": "own", "strategy": "all"}},
+        {"questions": {"id": "cases", "judge": "compare"}},
+        {"train": {**GRPO, "id": "j1", "rewards": {"consistent": 1}}},
+        rounds=2,
+    )
+    plan = make_plan(prepare(path, fetch=False))
+    first, second = (set(p.prompts) for p in plan if p.id == "cases")
+    assert not first & second
+    assert [set(p.prompts) for p in plan if p.id == "j1"] == [first, second]
+
+
+ASK = {"questions": {"id": "cases", "judge": "compare"}}
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (
+            [{"sample": {"n": 1, "prompts": "cases"}}, ASK],
+            "the questions of 'cases' are not made yet",
+        ),
+        (
+            [{"sample": ANSWERS}, {"judge": {"id": "both", "kind": "pairwise", "by": "policy"}},
+             {"questions": {"judge": "compare", "uses": ["both"]}}],
+            "'both' compares answers: let a `pair` step make pairs",
+        ),
+        (
+            [{"load": {"id": "given", "type": "completions", "path": "given.jsonl"}},
+             {"judge": MARK}, {"questions": {"judge": "compare", "uses": ["marks"]}}],
+            "'marks' goes back to 'given', whose answers are counted when they are read",
+        ),
+        (
+            [{"load": {"id": "pairs", "type": "pairs", "path": "pairs.jsonl", "prompts": "own"}},
+             {"sample": {**ANSWERS, "prompts": "main"}}, {"judge": MARK},
+             {"questions": {"judge": "compare", "uses": ["pairs", "marks"]}}],
+            "'pairs' loads labelled pairs, and 'marks' does not",
+        ),
+        (
+            [{"sample": ANSWERS}, {"judge": MARK},
+             {"questions": {"id": "cases", "judge": "points", "uses": ["marks"]}},
+             {"train": {**TRAIN, "method": "sft", "uses": ["cases"]}}],
+            "which of two scores is higher is no answer",
+        ),
+        (
+            [{"sample": ANSWERS}, {"judge": MARK},
+             {"questions": {"judge": "verify", "uses": ["marks"], "orders": "fixed"}}],
+            "is asked about each answer alone, so that no order is shown",
+        ),
+    ],
+    ids=["too early", "comparative", "loaded", "mixed", "scores", "orders"],
+)  # fmt: skip
+def test_what_cannot_be_asked_about_is_refused(
+    write: Write, tmp_path: Path, steps: list[dict[str, Any]], said: str
+) -> None:
+    (tmp_path / "given.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=said):
+        plan_of(write(*steps))
