@@ -20,7 +20,6 @@ from rlaif.pipeline.forecast import forecast
 from rlaif.pipeline.manifest import read_manifest
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.steps.training_data import TrainingData, read_data
-from rlaif.preferences.aggregate import candidate_scores
 from rlaif.preferences.agreement import AGAINST, EQUAL, NO_VERDICT, UNMARKED, find_contradicting
 from tests.pipeline.written_judges import GENRM
 
@@ -86,7 +85,7 @@ def test_genrm_learns_verdicts_and_reasons_as_it_is_asked(
     folders = {name: store.step(step["hash"]) for name, step in steps.items()}
     trained = [(s["id"], s["models"]["start"][0]) for s in steps.values() if "start" in s["models"]]
     assert trained == [("genrm", "M0"), ("genrm_cot", "M0")]
-    marks = candidate_scores(folders["exact"].records(Judgement))
+    marks = {j.subject: j.score for j in folders["exact"].records(Judgement)}
     answers = {c.completion_id: c for c in folders["solutions"].records(Completion)}
     assert len(answers) == 3 * 4 == planned["solutions"].calls and set(marks.values()) == {0, 1}
     direct, reasoned = learned

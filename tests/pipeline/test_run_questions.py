@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from rlaif.pipeline.manifest import read_manifest
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
-from rlaif.preferences.aggregate import candidate_scores
 from rlaif.report.build import build_report
 from tests.pipeline.test_kills import killed_in, rows
 
@@ -97,9 +97,15 @@ def records(run: Path, step: str, kind: Any) -> list[Any]:
     return list(Store(run).step(by_id(run)[step]["hash"]).records(kind))
 
 
-def questions_of(run: Path) -> list[Prompt]:
-    rows = Store(run).step(by_id(run)["cases"]["hash"]).rows("questions")
+def questions_of(run: Path, step: str = "cases") -> list[Prompt]:
+    rows = Store(run).step(by_id(run)[step]["hash"]).rows("questions")
     return [from_json(Prompt, row) for row in rows]
+
+
+def scores_of(judgements: list[Judgement]) -> dict[str, float]:
+    """Each answer's score by a judge with one principle."""
+    assert all(j.score is not None for j in judgements)
+    return {j.subject: j.score or 0.0 for j in judgements}
 
 
 def counts(run: Path, step: str) -> dict[str, int]:
@@ -163,54 +169,60 @@ def test_pairs_that_the_run_made_are_asked_about(write: Write, tmp_path: Path) -
     assert again.ran == 0
 
 
-def test_a_rule_says_which_answers_a_verification_calls_right(write: Write, tmp_path: Path) -> None:
+def test_a_rule_says_which_answers_are_right_or_better(write: Write, tmp_path: Path) -> None:
     path = write(
         {"sample": ANSWERS},
         {"judge": {**MARK, "principles": ["plain"]}},
-        {"questions": {"id": "cases", "judge": "verify", "uses": ["marks"]}},
-        {"sample": {"id": "tries", "n": 1, "prompts": "cases", **SHORT}},
+        *({"questions": {"id": f"{judge}_cases", "judge": judge, "uses": ["marks"]}}
+          for judge in ("verify", "compare", "points")),
+        {"sample": {"id": "tries", "n": 1, "prompts": "verify_cases", **SHORT}},
         {"judge": {"id": "true", "uses": ["tries"]}},
-        {"train": {**TRAIN, "id": "direct", "method": "sft", "uses": ["cases"]}},
-    )
+        {"train": {**TRAIN, "id": "direct", "method": "sft", "uses": ["verify_cases"]}},
+    )  # fmt: skip
     run = tmp_path / "run"
     run_experiment(path, run)
     inputs = prepare(path)
-    scores = candidate_scores(records(run, "marks", Judgement))
-    answers: list[Completion] = records(run, "answers", Completion)
+    scores = scores_of(records(run, "marks", Judgement))
+    answers: dict[str, list[Completion]] = {}
+    for answer in records(run, "answers", Completion):
+        answers.setdefault(answer.prompt_id, []).append(answer)
     prompts = {p.prompt_id: p for p in inputs.prompts.train}
-    wanted = {}
-    for answer in answers:
-        score = scores[answer.completion_id]
-        assert score is not None
-        ((_, messages),) = asked(inputs.judges["verify"], prompts[answer.prompt_id], [answer])
-        wanted[canonical_json(messages)] = "Yes" if score > 0.5 else "No"
-    assert set(wanted.values()) == {"Yes", "No"}
-    found = questions_of(run)
-    assert {canonical_json(q.messages): q.reference for q in found} == wanted
-    assert {q.group for q in found} == {None}
-    assert counts(run, "direct")["questions"] == len(found) == len(wanted)
-
-
-@pytest.mark.parametrize("judge", ["compare", "points"])
-def test_scores_order_the_answers_of_a_prompt(write: Write, tmp_path: Path, judge: str) -> None:
-    path = write(
-        {"sample": ANSWERS},
-        {"judge": {**MARK, "principles": ["plain"]}},
-        {"questions": {"id": "cases", "judge": judge, "uses": ["marks"]}},
-        {"sample": {"id": "tries", "n": 1, "prompts": "cases", **SHORT}},
-        {"train": {**TRAIN, "method": "sft", "uses": ["tries"]}},
-    )
-    run = tmp_path / "run"
-    run_experiment(path, run)
-    scores = candidate_scores(records(run, "marks", Judgement))
-    answers = {c.completion_id: c for c in records(run, "answers", Completion)}
-    found = questions_of(run)
-    assert found
-    for group in {q.group for q in found}:
-        own = [q for q in found if q.group == group]
-        assert len(own) == 2 and len({q.reference for q in own}) == 2
-        shown = [c for c in answers.values() if c.text in own[0].messages[-1]["content"]]
-        assert {scores[c.completion_id] for c in shown} == {0.0, 1.0} or judge == "points"
+    wanted: dict[str, dict[str, str]] = {"verify": {}, "compare": {}}
+    for name, own in answers.items():
+        for answer in own:
+            ((_, messages),) = asked(inputs.judges["verify"], prompts[name], [answer])
+            right = "Yes" if scores[answer.completion_id] > 0.5 else "No"
+            wanted["verify"][canonical_json(messages)] = right
+        for pair in combinations(own, 2):
+            first, second = (scores[c.completion_id] for c in pair)
+            if first == second:
+                continue
+            for call, messages in asked(inputs.judges["compare"], prompts[name], list(pair)):
+                better = scores[call.shown[0].completion_id] == max(first, second)
+                wanted["compare"][canonical_json(messages)] = "1" if better else "2"
+    for judge, expected in wanted.items():
+        found = questions_of(run, f"{judge}_cases")
+        assert {canonical_json(q.messages): q.reference for q in found} == expected
+        assert len(set(expected.values())) == 2 and len(found) == len(expected)
+    assert {q.group for q in questions_of(run, "verify_cases")} == {None}
+    assert counts(run, "direct")["questions"] == len(wanted["verify"])
+    # Of a judge of single answers a score stands beside that of the other one.
+    points = questions_of(run, "points_cases")
+    groups: dict[str | None, list[Prompt]] = {q.group: [] for q in points}
+    for question in points:
+        groups[question.group].append(question)
+    asks = {
+        canonical_json(messages): scores[answer.completion_id]
+        for name, own in answers.items()
+        for answer in own
+        for _, messages in asked(inputs.judges["points"], prompts[name], [answer])
+    }
+    assert groups and None not in groups
+    for pair_of in groups.values():
+        values = {q.reference: asks[canonical_json(q.messages)] for q in pair_of}
+        assert values.keys() == {"higher", "lower"} and values["higher"] > values["lower"]
+    marks = records(run, "true", Judgement)
+    assert len(marks) == len(wanted["verify"]) and {m.status for m in marks} == {"ok"}
 
 
 def test_a_run_killed_at_its_questions_ends_in_the_same_bytes(write: Write, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ been asked about all of the answers before.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlaif.config.filters import AgreesFilter, BalanceFilter, BestFilter, FilterStep, ScoreFilter
@@ -186,11 +186,8 @@ def _read_scores(
     weights = weights_of(judge, context.planned.options["principle_weights"])
     names = {item.name for item in items}
     blank = {item.name for item in items if is_blank("".join(item.answers))}
-    by_prompt: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in _read_about(context, f"scores/{judge}", names):
-        by_prompt[judgement.prompt_id].append(judgement)
     found: dict[str, float] = {}
-    for rows in by_prompt.values():
+    for rows in _read_about(context, f"scores/{judge}", names).values():
         if among:
             given = compared_scores(rows, weights, blank=blank)
         else:
@@ -205,16 +202,21 @@ def _read_marks(
     """The judge's combined scores of the answers that these judgements show."""
     weights = weights_of(judge, context.planned.options["principle_weights"])
     names = {name for judgement in judgements for name in judgement.shown}
-    given = candidate_scores(_read_about(context, f"scores/{judge}", names), weights)
-    return {name: score for name, score in given.items() if score is not None}
+    found: dict[str, float] = {}
+    for rows in _read_about(context, f"scores/{judge}", names).values():
+        given = candidate_scores(rows, weights)
+        found |= {name: score for name, score in given.items() if score is not None}
+    return found
 
 
-def _read_about(context: StepContext, prefix: str, names: set[str]) -> Iterator[Judgement]:
-    """The judgements in the inputs under `prefix` of answers that are among `names`."""
+def _read_about(context: StepContext, prefix: str, names: set[str]) -> dict[str, list[Judgement]]:
+    """The judgements in the inputs under `prefix` of answers that are among `names`, by prompt."""
+    by_prompt: dict[str, list[Judgement]] = defaultdict(list)
     for digest in context.inputs_under(prefix):
         for judgement in context.store.step(digest).records(Judgement):
             if judgement.subject in names:
-                yield judgement
+                by_prompt[judgement.prompt_id].append(judgement)
+    return by_prompt
 
 
 def _value_of(row: Mapping[str, Any], prompt: Prompt, by: str) -> Any:

@@ -82,8 +82,8 @@ def run(context: StepContext) -> dict[str, Any]:
     own = bool(context.planned.options)
     made, left_out = make_own_questions(context) if own else (context.chosen_prompts(), {})
     rows = [to_json(prompt) for prompt in made]
+    groups = {prompt.group or prompt.prompt_id for prompt in made}
     done = context.folder.count("questions")
     for start in range(done, len(rows), BATCH):
         context.folder.append("questions", rows[start : start + BATCH])
-    groups = {row["group"] or row["prompt_id"] for row in rows}
     return {"counts": {"questions": len(rows), "groups": len(groups), **left_out}}

@@ -78,6 +78,11 @@ def refuse_unwritten(
             reasoned and gives_reasons(judge)
         ):
             continue
+        elif reasoned and verifies(judge):
+            fault = (
+                "it reads the probabilities of Yes and No: set `cot: true`, so that it writes its "
+                "reasons, or learn the right verdicts of a `questions` step"
+            )
         else:
             fault = advise_writing(step.step, judge)
         raise walk.inputs.fail(
