@@ -67,7 +67,7 @@ def experiment(
         **METHODS[method],
     }
     teacher = {"id": "teacher", "method": "sft", "uses": ["demos"], "policy": False}
-    teacher |= {"learning_rate": 2e-4, "epochs": 2, **fast}
+    teacher |= {"learning_rate": 1e-3, "epochs": 3, **fast}
     if tiny:
         teacher |= {"learning_rate": 3e-3, "lora": None, "epochs": 10}
         student |= {"learning_rate": 3e-3, "lora": None, "n": 4}
