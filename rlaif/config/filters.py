@@ -168,10 +168,13 @@ class ScoreFilter(Strict):
 
 
 class AgreesFilter(Strict):
-    """Keep the judgements that order answers as people do. Only of judgements of labelled pairs."""
+    """Keep the judgements that order answers as people do, or as another judge's scores of these
+    answers say: which of two is better, or on which side of the middle a single one is."""
 
     kind: Literal["agrees"]
-    with_: StepId = Field(alias="with", description="The load of labelled pairs, by its id.")
+    with_: StepId = Field(
+        alias="with", description="The load of labelled pairs, or the judge of single answers."
+    )
     strict: bool = Field(
         True, description="false: also keep equal scores of answers that people do not call equal."
     )

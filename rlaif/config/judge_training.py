@@ -10,9 +10,10 @@ from rlaif.config.base import StepId, Strict
 
 
 class QuestionsStep(Strict):
-    """The questions that a judge asks about labelled pairs, as a set of prompts by the step's id.
-    The `reference` of a question is the right verdict in the judge's words, and the questions about
-    one pair are a `group`. Only pairs whose prompts are for training are asked about."""
+    """The questions that a judge asks about labelled pairs, or about answers of the run of which
+    pairs or scores say which are good, as a set of prompts by the step's id. The `reference` of a
+    question is the right verdict in the judge's words, and the questions about one pair are a
+    `group`. Only answers to training prompts are asked about."""
 
     id: StepId = "questions"
     judge: StepId = Field(description="The judge that asks; it writes its verdict.")
@@ -22,12 +23,14 @@ class QuestionsStep(Strict):
         "the answer of smaller id first.",
     )
     uses: list[str] | None = Field(
-        None, description="Loads of labelled pairs; default: those of its stage before it."
+        None,
+        description="Loads of labelled pairs, or steps that make pairs, filter them or judge "
+        "answers; default: the loads of its stage before it, else this round's pairs.",
     )
 
     @property
     def pair_names(self) -> list[str] | None:
-        """The ids of the loads that `uses` names."""
+        """The ids of the steps that `uses` names."""
         if self.uses is None:
             return None
         return list(dict.fromkeys(text.removesuffix("?").partition("@")[0] for text in self.uses))

@@ -32,6 +32,7 @@ from rlaif.judges.posed import (
     said_label,
     scores_alone,
     unreadable,
+    verifies,
 )
 
 NO_PARTNER = "the other question of its group has no answer of the same index"
@@ -64,10 +65,11 @@ class VerdictMarkJudge(JudgeBase):
         fault = unreadable(judge)
         if fault is not None:
             raise ConfigError(f"judge {self.id}: of: judge {self.of!r} {fault}")
-        if self.both_orders and scores_alone(judge):
+        if self.both_orders and not judge.comparative:
+            together = "" if verifies(judge) else ", and the scores of a pair are judged together"
             raise ConfigError(
-                f"judge {self.id}: `both_orders` has no effect: judge {self.of!r} scores each "
-                "answer alone, and the scores of a pair are judged together anyway; leave it out"
+                f"judge {self.id}: `both_orders` has no effect: judge {self.of!r} is asked about "
+                f"each answer alone{together}; leave it out"
             )
         digest = content_hash("verdict", self.id, self.both_orders, judge.judge_hash)
         return VerdictCheck(self.id, digest, judge, self.both_orders)

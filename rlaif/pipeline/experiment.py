@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -38,6 +38,7 @@ from rlaif.pipeline.steps.average import MEMBER
 from rlaif.pipeline.steps.choose import ROUND, find_stopped
 from rlaif.pipeline.steps.context import CheckedProgress, LiveSamples, Progress, StepContext
 from rlaif.pipeline.steps.judge_judgements import has_judgements
+from rlaif.pipeline.steps.questions import read_questions
 
 
 class StepProgress(Progress, Protocol):
@@ -105,6 +106,9 @@ def run_experiment(
         try:
             every = inputs.every_prompt()
             runner = _Runner(inputs, store, {p.prompt_id: p for p in every})
+            for planned in plan:
+                if planned.kind == "questions":
+                    runner.prompts.update(read_questions(store, planned.hash))
             reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
             refuse_stale(plan, store)
             for steps in overlap_groups(plan):
@@ -194,11 +198,12 @@ def refuse_stale(plan: Sequence[Planned], store: Store) -> None:
 
 @dataclass(frozen=True)
 class _Runner:
-    """Runs planned steps; `prompts` are all of the experiment by id."""
+    """Runs planned steps; `prompts` are all of the experiment by id, to which steps add those that
+    they make."""
 
     inputs: PlanInputs
     store: Store
-    prompts: Mapping[str, Prompt]
+    prompts: dict[str, Prompt]
 
     def run(self, steps: Sequence[Planned], pool: EnginePool, progress: StepProgress) -> None:
         """Run steps in their order; what servers judge runs beside what this process computes."""
@@ -274,6 +279,8 @@ class _Runner:
             }
             model = self.store.model_path(planned.hash) if planned.makes_model else None
             folder.finish(summary, model)
+        if planned.kind == "questions":
+            self.prompts.update(read_questions(self.store, planned.hash))
         shown.finish()
 
     def _digest_sources(self, planned: Planned) -> dict[str, str]:

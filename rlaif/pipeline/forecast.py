@@ -76,6 +76,7 @@ def forecast(
     """Every step with its size, and whether its output is there already; `plan` is that of the
     inputs, where it is made already, and `speed` the FLOP/s of a device, where that is stated."""
     plan = make_plan(inputs) if plan is None else plan
+    inputs = inputs.with_slots(plan)
     missing = unfinished(plan, store)
     known = Known()
     rates = _measured_rates(store)

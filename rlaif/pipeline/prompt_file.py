@@ -1,9 +1,9 @@
-"""A run's file of prompts, of which only ids and places are held in memory."""
+"""A run's files of prompts, of which only ids and places are held in memory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,28 @@ from rlaif.pipeline.manifest import ADVICE
 
 
 class PromptFile(Mapping[str, Prompt]):
-    """The prompts of a file by id. Ids and places are held, and no texts; the file is opened for
+    """The prompts of some files by id. Ids and places are held, and no texts; a file is opened for
     each reading."""
 
-    def __init__(self, path: Path):
-        self._path = path
-        self._places: dict[str, int] = {}
+    def __init__(self, paths: Sequence[Path]):
+        self._places: dict[str, tuple[Path, int]] = {}
+        for path in paths:
+            if path.exists():
+                self._find_places(path)
+
+    def _find_places(self, path: Path) -> None:
         place = 0
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    if line.strip():
-                        self._places[_parse_prompt(path, line).prompt_id] = place
-                    place += len(line)
+        with path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    self._places[_parse_prompt(path, line).prompt_id] = (path, place)
+                place += len(line)
 
     def __getitem__(self, prompt_id: str) -> Prompt:
-        place = self._places[prompt_id]
-        with self._path.open("rb") as file:
+        path, place = self._places[prompt_id]
+        with path.open("rb") as file:
             file.seek(place)
-            return _parse_prompt(self._path, file.readline())
+            return _parse_prompt(path, file.readline())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

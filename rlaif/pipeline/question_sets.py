@@ -1,7 +1,8 @@
-"""The sets of prompts that `questions` steps make, which a plan needs before anything runs.
+"""The sets of prompts that `questions` steps make of files, which a plan needs before it is made.
 
 What a judge asks about pairs of a file needs no model, so it is known when the file is read, as the
-prompts of a file are. Answers that a run itself samples are not known then: no set is made of them.
+prompts of a file are. Of answers that a run itself samples the plan knows how many questions there
+may be, and what they say comes later (`rlaif.pipeline.steps.run_questions`).
 """
 
 from __future__ import annotations
@@ -18,33 +19,27 @@ from rlaif.core.yamlio import suggest
 from rlaif.data.readers import read_labelled
 from rlaif.data.sources import PromptSet, loaded_source
 from rlaif.judges.base import Judge
-from rlaif.judges.posed import pose_questions, scores_alone, unreadable
+from rlaif.judges.posed import pose_questions, unreadable
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.stages import Stage
 
 
 def find_loads(experiment: Experiment, step: QuestionsStep) -> list[LoadStep]:
     """The loads of labelled pairs that a `questions` step asks about: those that it names, or those
-    of its stage before it. Raises ConfigError for a name of something else."""
+    of its stage before it; none where it asks about what the run makes. Raises ConfigError where
+    it names both."""
     before = _loads_before(experiment, step)
     if step.pair_names is None:
         stage = _stage_of(experiment, step)
-        found = [load for place, load in before.values() if place == stage.id]
-        if not found:
-            raise ConfigError(
-                "no labelled pairs are loaded before it in its stage: add "
-                "`load: {type: pairs, path: FILE}`, or name some with `uses`"
-            )
-        return found
-    for name in step.pair_names:
-        if name not in before:
-            raise ConfigError(
-                f"uses: {name!r} is no load of labelled pairs before this step"
-                f"{suggest(name, sorted(before))}. Questions are prompts, which are known before "
-                "anything runs; answers that this run samples are not. Put them into a file of "
-                "labelled pairs, and load that"
-            )
-    return [before[name][1] for name in step.pair_names]
+        return [load for place, load in before.values() if place == stage.id]
+    loaded = [name for name in step.pair_names if name in before]
+    others = [name for name in step.pair_names if name not in before]
+    if loaded and others:
+        raise ConfigError(
+            f"uses: {loaded[0]!r} loads labelled pairs, and {others[0]!r} does not: ask about each "
+            "in a `questions` step of its own"
+        )
+    return [before[name][1] for name in loaded]
 
 
 def _loads_before(experiment: Experiment, step: QuestionsStep) -> dict[str, tuple[str, LoadStep]]:
@@ -68,15 +63,9 @@ def read_pairs(experiment: Experiment, load: LoadStep, beside: Path) -> list[Lab
     return list(read_labelled(source, load.format, load.columns, load.on_error))
 
 
-def make_question_set(
-    experiment: Experiment,
-    step: QuestionsStep,
-    judges: Mapping[str, Judge],
-    sets: Mapping[str, PromptSet],
-    beside: Path,
-) -> tuple[PromptSet, str | None]:
-    """The questions of a step, in order of their pairs, and a sentence on the pairs that gave none.
-    Raises ConfigError where there are none at all."""
+def find_judge(step: QuestionsStep, judges: Mapping[str, Judge]) -> Judge:
+    """The judge that a step asks with. Raises ConfigError where it is none or its answers cannot be
+    read, and for `orders` of a judge that shows none."""
     if step.judge not in judges:
         known = suggest(step.judge, sorted(judges))
         raise ConfigError(f"judge: {step.judge!r} is no judge of this file{known}")
@@ -84,21 +73,42 @@ def make_question_set(
     fault = unreadable(judge)
     if fault is not None:
         raise ConfigError(f"judge: judge {step.judge!r} {fault}")
-    if scores_alone(judge) and step.orders != "both":
+    if not judge.comparative and step.orders != "both":
         raise ConfigError(
-            f"orders: judge {step.judge!r} scores each answer alone, so that no order is shown: "
-            "leave it out"
+            f"orders: judge {step.judge!r} is asked about each answer alone, so that no order is "
+            "shown: leave it out"
         )
+    return judge
+
+
+def make_question_set(
+    experiment: Experiment,
+    step: QuestionsStep,
+    judges: Mapping[str, Judge],
+    sets: Mapping[str, PromptSet],
+    beside: Path,
+) -> tuple[PromptSet, str | None]:
+    """The questions of a step, in order of their pairs, and a sentence on the pairs that gave none;
+    an empty set where it asks about what the run makes. Raises ConfigError where there are none."""
+    judge = find_judge(step, judges)
+    loads = find_loads(experiment, step)
+    if not loads:
+        return PromptSet([], [], 0), None
     pairs: list[LabelledPair] = []
-    for load in find_loads(experiment, step):
+    for load in loads:
         train = {p.prompt_id for p in sets[load.id if load.makes_set else MAIN].train}
         read = read_pairs(experiment, load, beside)
         pairs += [pair for pair in read if pair.prompt.prompt_id in train]
     posed, left_out = pose_questions(judge, pairs, step.orders, experiment.all_seeds[0])
-    why = ", ".join(f"{count} {name}" for name, count in left_out.items())
+    why = count_left_out(left_out)
     if not posed:
         raise ConfigError(
             f"judge {step.judge!r} asks about none of the {len(pairs)} pairs of training prompts"
             + (f" ({why})" if why else "")
         )
     return PromptSet(posed, [], 0), f"questions {step.id}: no question about {why}" if why else None
+
+
+def count_left_out(left_out: Mapping[str, int]) -> str:
+    """How many pairs gave no question, by why."""
+    return ", ".join(f"{count} {name}" for name, count in left_out.items())

@@ -101,11 +101,22 @@ class Run:
 
     def prompt_rows(self) -> Iterator[dict[str, Any]]:
         """The prompts as JSON, one held at a time."""
-        return read_rows(self.root / "prompts.jsonl")
+        for path in self._prompt_files():
+            yield from read_rows(path)
 
     def prompt_records(self) -> PromptFile:
         """The prompts by id, as records that are read when they are asked for."""
-        return PromptFile(self.root / "prompts.jsonl")
+        return PromptFile(self._prompt_files())
+
+    def _prompt_files(self) -> list[Path]:
+        """The file of the experiment's prompts, and those of questions about the run's answers."""
+        made = [
+            self.store.step(step["hash"])
+            for step in self.manifest["steps"]
+            if step["kind"] == "questions" and not any("pairs/" in name for name in step["inputs"])
+        ]
+        own = [folder.path / "questions.jsonl" for folder in made if folder.done() is not None]
+        return [self.root / "prompts.jsonl", *own]
 
     @property
     def completions(self) -> pandas.DataFrame:

@@ -64,6 +64,37 @@ def find_disagreeing(
     return found
 
 
+UNMARKED = "the other judge does not say what is right"
+
+
+def find_contradicting(
+    judgements: Iterable[Judgement], marks: Mapping[str, float], strict: bool = True
+) -> dict[str, str]:
+    """The ids of the judgements that do not agree with another judge's `marks`, on [0, 1] by
+    answer, and why. Of two answers the one with the higher mark is the better; a single answer is
+    right above 1/2 and wrong below it. An equal verdict agrees with neither, unless not
+    `strict`."""
+    found: dict[str, str] = {}
+    for judgement in judgements:
+        if len(judgement.shown) == 2:
+            first, second = (marks.get(name) for name in judgement.shown)
+            right = None if first is None or second is None else first - second
+            value = judgement.prob_first
+        else:
+            mark = marks.get(judgement.subject)
+            right = None if mark is None else mark - 0.5
+            value = judgement.score
+        if not right:
+            found[judgement.judgement_id] = UNMARKED
+        elif judgement.status not in VALUED or value is None:
+            found[judgement.judgement_id] = NO_VERDICT
+        elif value == 0.5:
+            found |= {judgement.judgement_id: EQUAL} if strict else {}
+        elif (value > 0.5) != (right > 0):
+            found[judgement.judgement_id] = AGAINST
+    return found
+
+
 def _fault_of_verdict(judgement: Judgement, orders: Sequence[Order], strict: bool) -> str | None:
     order = next((o for o in orders if set(o) == set(judgement.shown)), None)
     if order is None:

@@ -24,15 +24,18 @@ ALIKE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class WrittenVerdict:
-    """A judgement with the `question` that its model was asked."""
+    """A judgement with the `question` that its model was asked. Of a verdict whose probability was
+    read, `word` is the one it stands for, and the last turns of the question are the model's own
+    reasons and what asks for the verdict after them."""
 
     judgement: Judgement
     question: list[Message]
+    word: str | None = None
 
     @property
     def text(self) -> str:
         """What the model wrote."""
-        return self.judgement.raw or ""
+        return self.word or self.judgement.raw or ""
 
     @property
     def value(self) -> float | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ from rlaif.pipeline.remarks import list_remarks
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps import choose
 from rlaif.pipeline.steps.average import Means
-from tests.pipeline.test_published import kept, kill_at
+from tests.pipeline.test_kills import killed_in
+from tests.pipeline.test_published import kept
 
 TRAIN = {"method": "sft", "learning_rate": 5e-3, "batch_size": 2, "precision": "fp32"}
 EVALUATE = {"evaluate": {"judges": ["gold"], "max_new_tokens": 5}}
@@ -400,16 +399,11 @@ def test_a_choice_without_any_value_says_so(
 
 def test_a_killed_average_ends_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
     path = write([*THREE, {"average": GREEDY}, EVALUATE])
-    command = [sys.executable, "-m", "rlaif", "run", str(path), "--no-report", "-q", "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    plan = {p.id: p for p in make_plan(prepare(path))}
-    killed = tmp_path / "killed"
-    partial = killed / "models" / f"{plan['soup'].hash}.partial"
-    kill_at([*command, str(killed)], partial)
-    assert not (killed / "models" / plan["soup"].hash).exists()
-    subprocess.run([*command, str(killed)], check=True)
-    assert kept(killed) == kept(tmp_path / "whole")
-    assert not list((killed / "models").glob("*.partial"))
+    done = killed_in(tmp_path, path, "soup")
+    steps = read_manifest(tmp_path / "0")["steps"]
+    assert done["soup"] < len(steps)
+    assert kept(tmp_path / "1") == kept(tmp_path / "0")
+    assert not list((tmp_path / "1" / "models").glob("*.partial"))
 
 
 def test_choose_and_average_measure_alike(write: Write) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +29,7 @@ from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.judge import Groups
 from rlaif.report.build import build_report
-from tests.pipeline.test_kills import rows, weights
-from tests.pipeline.test_published import kill_at
+from tests.pipeline.test_kills import killed_in, rows, weights
 
 TRAIN = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32"}
 COMPARE = {"id": "compare", "kind": "pairwise", "by": "policy", "verdict": "written",
@@ -177,23 +174,13 @@ def kept(out: Path) -> dict[str, Any]:
     return {"rows": found, "weights": weights(out)}
 
 
-@pytest.mark.slow
-def test_runs_killed_in_each_new_step_end_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rlaif", "run", str(write()), "--no-report", "-q", "--out"]
-    whole = tmp_path / "whole"
-    subprocess.run([*command, str(whole)], check=True)
-    steps = {step["id"]: step["hash"] for step in read_manifest(whole)["steps"]}
-    for name in ("cases", "j1", "bench.compare.1"):
-        out = tmp_path / name
-        kill_at([*command, str(out)], out / "steps" / steps[name])
-        done = [h for h in steps.values() if (out / "steps" / h / "done.json").exists()]
-        assert len(done) < len(steps)
-        subprocess.run([*command, str(out)], check=True)
-        assert kept(out) == kept(whole), name
-    # Killed between the figures and the marker: they are not written twice.
-    folder = whole / "steps" / steps["bench"]
-    (folder / "done.json").unlink()
-    subprocess.run([*command, str(whole)], check=True)
+def test_a_run_killed_in_each_new_step_ends_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
+    ids = ("cases", "tries", "right", "cold", "j1", "bench.compare.1", "bench")
+    done = killed_in(tmp_path, write(), *ids)
+    assert list(done.values()) == sorted(set(done.values())) and min(done.values()) > 0
+    assert kept(tmp_path / "1") == kept(tmp_path / "0")
+    steps = {step["id"]: step["hash"] for step in read_manifest(tmp_path / "0")["steps"]}
+    folder = tmp_path / "1" / "steps" / steps["bench"]
     assert len((folder / "bench.jsonl").read_text().splitlines()) == 1
 
 
@@ -218,7 +205,7 @@ def changed(name: str, **keys: Any) -> list[dict[str, Any]]:
         (changed("j1", batch_size=3, sync_every=1), "take a multiple of 2"),
         (changed("cases", orders="random"), "4 of 4 training prompts stand alone"),
         (changed("cases", judge="compere"), "'compere' is no judge of this file"),
-        (changed("cases", uses=["tries"]), "answers that this run samples are not"),
+        (changed("cases", uses=["tries"]), "'tries' names no earlier pair, filter or judge"),
         ([{"questions": {"judge": "compare"}}, *STEPS], "no labelled pairs are loaded before it"),
         (changed("bench", judges=["right"]), "measure the judge that it is of"),
         (changed("bench", judges=["who"]), "'who' is no judge"),

@@ -43,20 +43,24 @@ STEPS: list[dict[str, Any]] = [
 ]
 
 
-def killed(folder: Path, runs: int, seed: int, *arguments: str) -> int:
-    """How often a command was killed until each of its runs was done."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.kills",
-        str(folder),
-        str(runs),
-        str(seed),
-        *arguments,
-    ]
+def _run_killed(folder: Path, *arguments: str) -> Any:
+    command = [sys.executable, "-m", "tests.support.kills", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return int(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def killed(folder: Path, runs: int, seed: int, *arguments: str) -> int:
+    """How often a command was killed until each of its runs was done."""
+    return int(_run_killed(folder, str(runs), str(seed), *arguments))
+
+
+def killed_in(folder: Path, path: Path, *ids: str) -> dict[str, int]:
+    """How many steps were done when an experiment was killed in each of some steps; its run ends in
+    FOLDER/1, and that without a kill is FOLDER/0."""
+    run = ("run", str(path), "--no-report", "-q")
+    done: dict[str, int] = _run_killed(folder, "--in", ",".join(ids), *run)
+    return done
 
 
 def rows(out: Path) -> dict[str, list[dict[str, Any]]]:

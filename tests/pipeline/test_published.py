@@ -7,11 +7,6 @@ helps.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +20,11 @@ from rlaif.core.store import Store
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.forecast import forecast
 from rlaif.pipeline.manifest import read_manifest, read_rounds
+from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.run_rows import held_out_answers
 from rlaif.pipeline.runs import Run
-from tests.pipeline.test_kills import rows, weights
+from tests.pipeline.test_kills import killed_in, rows, weights
 from tests.servers.scripted import ScriptedServer, seeded_words
 
 SAMPLE = {"n": 2, "prompts": 2, "max_new_tokens": 5}
@@ -404,17 +400,9 @@ def test_a_run_killed_while_judgements_are_compared_ends_in_the_same_bytes(
     write: Write, tmp_path: Path, tiny_model: Path, writer: dict[str, Any]
 ) -> None:
     path = write(**meta_rewarding(writer, tiny_model) | {"rounds": 1})
-    command = [sys.executable, "-m", "rlaif", "run", str(path), "--no-report", "-q", "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    steps = read_manifest(tmp_path / "whole")["steps"]
-    (middle,) = [s for s in steps if s["id"] == "meta"]
-    out = tmp_path / "killed"
-    kill_at([*command, str(out)], out / "steps" / middle["hash"])
-    done = [s for s in steps if (out / "steps" / s["hash"] / "done.json").exists()]
-    assert 0 < len(done) < len(steps) and middle not in done
-    again = subprocess.run([*command, str(out), "--json"], check=True, capture_output=True)
-    assert json.loads(again.stdout)["ran"] == len(steps) - len(done)
-    assert kept(out) == kept(tmp_path / "whole")
+    done = killed_in(tmp_path, path, "self", "meta", "judging", "actor")
+    assert 0 < done["self"] < done["meta"] < done["judging"]
+    assert kept(tmp_path / "1") == kept(tmp_path / "0")
 
 
 def test_iterative_dpo_against_the_previous_policy(write: Write, tmp_path: Path) -> None:
@@ -517,26 +505,9 @@ def test_a_run_killed_in_the_second_stage_ends_in_the_same_bytes(
             },
         ],
     )
-    command = [sys.executable, "-m", "rlaif", "run", str(path), "--no-report", "-q", "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    steps = read_manifest(tmp_path / "whole")["steps"]
     # The second seed's second arm is in round 2 of its second stage.
-    last = [s for s in steps if (s["stage"], s["number"], s["seed"]) == ("iterate", 2, 2)]
-    middle = next(s for s in last if s["id"] == "sample" and s["arms"] == ["b"])
-    out = tmp_path / "killed"
-    kill_at([*command, str(out)], out / "steps" / middle["hash"])
-    done = [s for s in steps if (tmp_path / "killed/steps" / s["hash"] / "done.json").exists()]
-    assert 0 < len(done) < len(steps)
-    again = subprocess.run([*command, str(out), "--json"], check=True, capture_output=True)
-    assert json.loads(again.stdout)["ran"] == len(steps) - len(done)
-    assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
-
-
-def kill_at(command: list[str], folder: Path) -> None:
-    """Run a command until a step's folder has files, then kill it."""
-    process = subprocess.Popen(command, start_new_session=True)
-    while process.poll() is None and not (folder.exists() and any(folder.iterdir())):
-        time.sleep(0.005)
-    assert process.poll() is None, "it ended before it came to that step"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    last = [p for p in make_plan(prepare(path)) if (p.stage, p.number, p.seed) == ("iterate", 2, 2)]
+    middle = next(p for p in last if p.id == "sample" and p.arms == ("b",))
+    done = killed_in(tmp_path, path, middle.hash)
+    assert 0 < done[middle.hash] < len(read_manifest(tmp_path / "0")["steps"])
+    assert kept(tmp_path / "1") == kept(tmp_path / "0")

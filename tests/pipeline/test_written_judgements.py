@@ -222,7 +222,6 @@ JURY = {"kind": "jury", "of": [{"kind": "yes_no", "by": "policy"}]}
 @pytest.mark.parametrize(
     ("judge", "advice"),
     [
-        ({"kind": "yes_no", "by": "policy"}, "take a kind that writes its verdict"),
         ({"kind": "pairwise", "by": "policy"}, "set `verdict: written`"),
         ({"kind": "pairwise", "by": "policy", "cot": True}, "`verdict: written` and `cot: false`"),
         ({"kind": "direct", "by": "policy"}, "set `expected: false`"),
@@ -241,6 +240,15 @@ def test_judges_that_write_no_verdict_are_refused_with_what_to_set(
     assert advice in message and "experiment.yaml:" in message
     pair = {"pair": {"of": "j", "better": "labels"}}
     assert advice in said(tmp_path, [SAMPLE, own, pair, {"train": {}}])
+
+
+def test_yes_or_no_is_learned_after_reasons_alone(tmp_path: Path) -> None:
+    own = {"judge": {"id": "j", "kind": "yes_no", "by": "policy"}}
+    assert "set `cot: true`" in said(tmp_path, [SAMPLE, own, sft("j")])
+    for judge in (own["judge"], own["judge"] | {"cot": True}):
+        pair = {"pair": {"of": "j", "better": "labels"}}
+        message = said(tmp_path, [SAMPLE, {"judge": judge}, pair, {"train": {}}])
+        assert "take a kind that writes its verdict" in message
 
 
 def test_loaded_judgements_do_not_say_what_was_asked(tmp_path: Path) -> None:

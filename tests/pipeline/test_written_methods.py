@@ -21,7 +21,9 @@ from rlaif.pipeline.steps import step_module
 from rlaif.report.flow_text import render_text
 from tests.pipeline.written_judges import (
     CHARACTER,
+    GENRM,
     META_REWARDING,
+    OWN_QUESTIONS,
     SELF_REWARDING,
     SELF_TAUGHT,
     SPCT,
@@ -284,6 +286,15 @@ steps:
   - train: {id: j1, method: grpo, prompts: cases, n: 8, rewards: {consistent: 1}}
   - bench: {judges: [compare], pairs: labelled, by: [initial, cold, j1]}
 """
+CORRECT = """\
+name: correct
+principles:
+  - id: right_number
+    text: The answer gives the number that is right.
+    check: {rule: numeric_match}
+  - id: correct
+    text: The answer solves the problem, and its result is right.
+"""
 WAITING = {
     "safe RLHF": "`costs`",
 }
@@ -302,8 +313,12 @@ def folder(tmp_path: Path) -> Path:
             {"prompt": f"Which {n}?", "chosen": f"The {n}th.", "rejected": "No."} for n in range(9)
         ],
     }
+    files["problems.jsonl"] = [
+        {"prompt": f"What is {n} plus 2?", "reference": str(n + 2)} for n in range(9)
+    ]
     for name, lines in files.items():
         (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "correct.yaml").write_text(CORRECT)
     return tmp_path
 
 
@@ -328,6 +343,8 @@ def folder(tmp_path: Path) -> Path:
         (J1, {"cold": 1, "j1": 1}),
         (SELF_TAUGHT, {"evaluator": 2}),
         (SPCT, {"cold": 1, "critic_rl": 1}),
+        (GENRM, {"genrm": 1, "genrm_cot": 1}),
+        (OWN_QUESTIONS, {"evaluator": 2}),
     ],
 )
 def test_a_method_is_planned(folder: Path, text: str, models: dict[str, int]) -> None:
@@ -337,6 +354,16 @@ def test_a_method_is_planned(folder: Path, text: str, models: dict[str, int]) ->
     assert Counter(p.id for p in plan if p.makes_model) == models
     if "profiles" in text:
         assert make_plan(prepare(path, fetch=False, profile="full"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [GENRM, OWN_QUESTIONS, SELF_REWARDING, META_REWARDING],
+    ids=["genrm", "own questions", "self-rewarding", "meta-rewarding"],
+)
+def test_the_page_on_judges_that_learn_has_the_file(text: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "judge-training.md").read_text()
+    assert f"```yaml\n{text.replace('POLICY', POLICY)}```" in page
 
 
 def test_pairs_and_prompts_that_are_loaded_are_sets(folder: Path) -> None:

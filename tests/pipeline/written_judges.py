@@ -121,3 +121,66 @@ steps:
   - train: {id: critic_rl, method: grpo, prompts: cases, n: 4, rewards: {right: 1}, beta: 0.08}
   - bench: {judges: [critic], pairs: labelled, by: [initial, cold, critic_rl]}
 """
+GENRM = """\
+name: genrm                          # arXiv 2408.15240: a verifier by next-token prediction
+models: {policy: {path: POLICY}}
+constitution: correct.yaml           # a rule that knows the answer, and the question
+prompts: {path: problems.jsonl, holdout: 3}
+judges:
+  - {id: exact, kind: rules, principles: [right_number]}
+  - {id: direct, kind: yes_no, by: policy, principles: [correct]}
+  - id: reasoned
+    kind: yes_no
+    by: policy
+    principles: [correct]
+    cot: true
+    samples: 4
+    temperature: 0.7
+steps:
+  - sample: {id: solutions, n: 8, prompts: main}
+  - judge: {id: exact, uses: [solutions]}
+  - pair: {id: both, uses: [exact], candidates: [solutions], strategy: all}
+  - questions: {id: cases, judge: direct, uses: [both]}
+  - judge: {id: reasoned, uses: [solutions]}
+  - filter:
+      id: rationales
+      records: judgements
+      uses: [reasoned]
+      filters: [{kind: agrees, with: exact}, {kind: balance, by: verdict}]
+  - filter:
+      id: solved
+      records: completions
+      uses: [solutions]
+      filters: [{kind: score, by: exact, least: 1}]
+  - train: {id: genrm, method: sft, uses: [cases, solved]}
+  - train: {id: genrm_cot, method: sft, from: initial, uses: [rationales, solved]}
+  - load: {id: labelled, type: pairs, path: pairs.jsonl, prompts: own, holdout: 3}
+  - bench: {judges: [direct], pairs: labelled, by: [initial, genrm]}
+  - bench: {id: bench_cot, judges: [reasoned], pairs: labelled, by: [initial, genrm_cot]}
+"""
+OWN_QUESTIONS = """\
+name: self-taught-from-own-answers   # arXiv 2408.02666: no labels
+models: {policy: {path: POLICY}}
+prompts: {path: prompts.jsonl, holdout: 4}
+judges:
+  - {id: compare, kind: pairwise, by: policy, verdict: written}
+  - {id: right, kind: verdict, of: compare}
+stages:
+  - id: iterate
+    rounds: 2
+    steps:
+      - sample: {id: good, n: 1, prompts: main}
+      - sample:
+          id: changed
+          n: 1
+          prompts: main
+          system_prompt: Do not answer this question. Answer another one that looks like it.
+      - pair: {id: built, chosen: good, rejected: changed}
+      - questions: {id: cases, judge: compare, uses: [built]}
+      - sample: {id: tries, n: 8, prompts: cases, temperature: 0.7, top_p: 0.9}
+      - judge: {id: right, uses: [tries]}
+      - pair: {id: verdicts, uses: [right], min_margin: 0.5}
+      - train: {id: evaluator, uses: [verdicts], beta: 0.1, nll_weight: 1.5}
+      - load: {id: labelled, type: pairs, path: pairs.jsonl, prompts: own, holdout: 3}
+      - bench: {judges: [compare], pairs: labelled, by: [initial, evaluator]}
+"""

@@ -44,7 +44,9 @@ def _describe_set(
     name: str, spec: PromptsSpec, counts: tuple[int, int] | None, judge: str | None
 ) -> str:
     source = spec.path or spec.dataset or "those of the loaded pairs"
-    source = source if judge is None else f"questions of judge {judge} about loaded pairs"
+    if judge is not None:
+        about = "loaded pairs" if counts is not None else "answers of the run"
+        source = f"questions of judge {judge} about {about}"
     split = "" if counts is None else f": {counts[0]:,} to train on, {counts[1]:,} held out"
     return f"{'' if name == MAIN else f'{name}, '}{source}{split}"
 

@@ -49,7 +49,9 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
     if arm is not None:
         rows = [replace(row, arms=(arm,)) for row in rows]
     sets = {MAIN: inputs.prompts, **inputs.sets}
-    prompts = {name: (len(one.train), len(one.heldout)) for name, one in sets.items()}
+    prompts = {
+        name: (len(one.train), len(one.heldout)) for name, one in sets.items() if one.every()
+    }
     facts = list_facts(inputs.experiment, prompts, arm)
     total = sum(row.counts.get("calls", 0) for row in rows)
     facts["In all"] = (
@@ -85,6 +87,7 @@ def _name_units(size: Forecast) -> str:
 def _list_idle(inputs: PlanInputs, plan: Sequence[Planned]) -> list[str]:
     """What is given and that no step of the plan uses."""
     experiment = inputs.experiment
+    inputs = inputs.with_slots(plan)
     every = (inputs.prompts, *inputs.sets.values())
     train = {prompt.prompt_id for one in every for prompt in one.train}
     heldout = {prompt.prompt_id for one in every for prompt in one.heldout}

@@ -93,7 +93,10 @@ def _describe_questions(planned: Planned) -> list[str]:
     step = planned.step
     orders = {"both": "in both orders", "random": "in one order", "fixed": "in one order"}
     count = count_words(len(planned.prompts), "question")
-    return [f"{count} of judge {step.judge} about labelled pairs, {orders[step.orders]}"]
+    if "slots" not in planned.options:
+        return [f"{count} of judge {step.judge} about labelled pairs, {orders[step.orders]}"]
+    shown = f", {orders[step.orders]}" if planned.judges[step.judge].comparative else ""
+    return [f"at most {count} of judge {step.judge} about answers of the run{shown}"]
 
 
 def _describe_bench(planned: Planned) -> list[str]:

@@ -28,6 +28,9 @@ from rlaif.judges.base import Judge, most_calls, roles_of
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.stages import Stage, StepEntry, has_arm
 
+SLOT = "q_"
+"""How the id of a prompt begins that asks about answers which the run makes: a plan has one for
+each that there may be."""
 DRIFT_PROMPTS = 16
 """How many of M0's held-out answers a moving judge rescores each round."""
 
@@ -124,6 +127,12 @@ class PlanInputs:
         # An arm may ask questions of its own.
         every += [p for arm in self.arms.values() for p in arm.every_prompt()]
         return list({prompt.prompt_id: prompt for prompt in every}.values())
+
+    def with_slots(self, plan: Iterable[Planned]) -> PlanInputs:
+        """The inputs with the questions that a plan has slots for, as sets by the steps' hashes."""
+        asked = [p for p in plan if "slots" in p.options]
+        sets = {p.hash: PromptSet(list(p.options["slots"]), [], 0) for p in asked}
+        return dataclasses.replace(self, sets={**self.sets, **sets}) if sets else self
 
     def principle_weights(self) -> dict[str, float]:
         """The constitution's weights by principle, and by JUDGE/PRINCIPLE those of judges that have

@@ -23,7 +23,7 @@ from rlaif.core.store import FILES, StepFolder, Store
 from rlaif.engines.base import Engine, Losing, Model
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.base import Judge
-from rlaif.pipeline.plan.base import PlanInputs, Planned
+from rlaif.pipeline.plan.base import SLOT, PlanInputs, Planned
 
 LOOK_SECONDS = 0.05
 """How often a step looks for samples that another one is writing."""
@@ -133,8 +133,9 @@ class StepContext:
         return self.planned.judges[self.planned.step.id]
 
     def chosen_prompts(self) -> list[Prompt]:
-        """The prompts of this step, in the plan's order."""
-        return [self.prompts[p] for p in self.planned.prompts]
+        """The prompts of this step, in the plan's order; a slot that no question fills is none."""
+        names = self.planned.prompts
+        return [self.prompts[p] for p in names if p in self.prompts or not p.startswith(SLOT)]
 
     def refuse_strangers(self, prompt_ids: Iterable[str]) -> None:
         """Raise ConfigError where completions are of a prompt that the experiment does not have."""

@@ -16,6 +16,7 @@ RECORDS = {
     "demonstrations": "demonstrations",
     "answers": "completions",
     "judgements": "judgements",
+    "references": "questions",
 }
 """The file of records by what a training calls its input; raw texts have no prompts."""
 

@@ -7,7 +7,7 @@ been asked about all of the answers before.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlaif.config.filters import AgreesFilter, BalanceFilter, BestFilter, FilterStep, ScoreFilter
@@ -19,7 +19,7 @@ from rlaif.data.hygiene import Item, Judged
 from rlaif.pipeline.plan.base import Planned, Walk
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.aggregate import candidate_scores, compared_scores, weights_of
-from rlaif.preferences.agreement import find_disagreeing
+from rlaif.preferences.agreement import find_contradicting, find_disagreeing
 from rlaif.preferences.labels import annotator_verdicts
 
 
@@ -32,9 +32,15 @@ def plan_judged(
     decides: list[Any] = []
     for wanted in step.filters:
         if isinstance(wanted, BestFilter | ScoreFilter):
-            judging = _find_judging(walk, index, wanted, sources)
+            judging = _find_judging(walk, index, wanted.kind, wanted.by, sources)
             inputs |= {f"scores/{wanted.by}/{i}": p.hash for i, p in enumerate(judging)}
             decides += [wanted.by, [p.hash for p in judging], walk.principle_weights()]
+        elif isinstance(wanted, AgreesFilter) and wanted.with_ in walk.inputs.judges:
+            known = {planned.hash: planned for planned in walk.done}
+            answers = [known[h] for source in sources for h in list_judged(source) if h in known]
+            judging = _find_judging(walk, index, wanted.kind, wanted.with_, answers)
+            inputs |= {f"scores/{wanted.with_}/{i}": p.hash for i, p in enumerate(judging)}
+            decides += [wanted.with_, [p.hash for p in judging], walk.principle_weights()]
         elif isinstance(wanted, AgreesFilter):
             load = _find_labels(walk, index, wanted, sources)
             inputs[f"labels/{wanted.with_}"] = load.hash
@@ -48,23 +54,22 @@ def plan_judged(
 
 
 def _find_judging(
-    walk: Walk, index: int, wanted: BestFilter | ScoreFilter, sources: Sequence[Planned]
+    walk: Walk, index: int, kind: str, by: str, sources: Sequence[Planned]
 ) -> list[Planned]:
-    """The steps in which a judge was asked about the sources."""
-    judge = walk.inputs.judges.get(wanted.by)
+    """The steps in which judge `by` was asked about the sources; `kind` is the filter's."""
+    judge = walk.inputs.judges.get(by)
     if judge is None:
-        known = sorted(walk.inputs.judges)
-        message = f"{wanted.kind}: {wanted.by!r} is no judge{suggest(wanted.by, known)}"
+        message = f"{kind}: {by!r} is no judge{suggest(by, sorted(walk.inputs.judges))}"
         raise walk.inputs.fail(index, message, "filters")
     if judge.comparative:
         raise walk.inputs.fail(
             index,
-            f"{wanted.kind}: judge {wanted.by!r} compares two answers, and a filter needs the "
+            f"{kind}: judge {by!r} compares two answers, and a filter needs the "
             "scores of a judge of single answers",
             "filters",
         )
     steps = {planned.hash: planned for planned in walk.done}
-    asked = [p for p in walk.done if p.kind == "judge" and p.id == wanted.by]
+    asked = [p for p in walk.done if p.kind == "judge" and p.id == by]
     found: dict[str, Planned] = {}
     left = list(sources)
     while left:
@@ -78,8 +83,8 @@ def _find_judging(
         else:
             raise walk.inputs.fail(
                 index,
-                f"{wanted.kind}: judge {wanted.by!r} has not been asked about the answers of "
-                f"{source.id!r}: put `- judge: {{id: {wanted.by}, uses: [{source.id}]}}` before "
+                f"{kind}: judge {by!r} has not been asked about the answers of {source.id!r}: put "
+                f"`- judge: {{id: {by}, uses: [{source.id}]}}` before "
                 "this step",
                 "filters",
             )
@@ -123,7 +128,8 @@ def _find_labels(
         hint = suggest(wanted.with_, sorted(loads))
         raise walk.inputs.fail(
             index,
-            f"agrees: {wanted.with_!r} is no load of labelled pairs before this step{hint}",
+            f"agrees: {wanted.with_!r} is no load of labelled pairs before this step, and no "
+            f"judge{hint}",
             "filters",
         )
     for source in sources:
@@ -153,10 +159,15 @@ def read_judged(
                 context, wanted.by, items, among
             )
         elif isinstance(wanted, AgreesFilter):
+            judgements = [from_json(Judgement, row) for row in rows]
+            if wanted.with_ in context.inputs.judges:
+                marks = _read_marks(context, wanted.with_, judgements)
+                found = find_contradicting(judgements, marks, wanted.strict)
+                disagreeing[wanted.with_, wanted.strict] = found
+                continue
             name = f"labels/{wanted.with_}"
             given = [GivenPair(**row) for row in context.read_all(name, "pairs")]
             labels = annotator_verdicts(given, {wanted.with_: context.judgements(name)}, {})
-            judgements = (from_json(Judgement, row) for row in rows)
             found = find_disagreeing(judgements, given, labels, wanted.strict)
             disagreeing[wanted.with_, wanted.strict] = found
         elif isinstance(wanted, BalanceFilter):
@@ -175,11 +186,8 @@ def _read_scores(
     weights = weights_of(judge, context.planned.options["principle_weights"])
     names = {item.name for item in items}
     blank = {item.name for item in items if is_blank("".join(item.answers))}
-    by_prompt: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in _read_about(context, f"scores/{judge}", names):
-        by_prompt[judgement.prompt_id].append(judgement)
     found: dict[str, float] = {}
-    for rows in by_prompt.values():
+    for rows in _read_about(context, f"scores/{judge}", names).values():
         if among:
             given = compared_scores(rows, weights, blank=blank)
         else:
@@ -188,12 +196,27 @@ def _read_scores(
     return found
 
 
-def _read_about(context: StepContext, prefix: str, names: set[str]) -> Iterator[Judgement]:
-    """The judgements in the inputs under `prefix` of answers that are among `names`."""
+def _read_marks(
+    context: StepContext, judge: str, judgements: Sequence[Judgement]
+) -> dict[str, float]:
+    """The judge's combined scores of the answers that these judgements show."""
+    weights = weights_of(judge, context.planned.options["principle_weights"])
+    names = {name for judgement in judgements for name in judgement.shown}
+    found: dict[str, float] = {}
+    for rows in _read_about(context, f"scores/{judge}", names).values():
+        given = candidate_scores(rows, weights)
+        found |= {name: score for name, score in given.items() if score is not None}
+    return found
+
+
+def _read_about(context: StepContext, prefix: str, names: set[str]) -> dict[str, list[Judgement]]:
+    """The judgements in the inputs under `prefix` of answers that are among `names`, by prompt."""
+    by_prompt: dict[str, list[Judgement]] = defaultdict(list)
     for digest in context.inputs_under(prefix):
         for judgement in context.store.step(digest).records(Judgement):
             if judgement.subject in names:
-                yield judgement
+                by_prompt[judgement.prompt_id].append(judgement)
+    return by_prompt
 
 
 def _value_of(row: Mapping[str, Any], prompt: Prompt, by: str) -> Any:
@@ -201,7 +224,8 @@ def _value_of(row: Mapping[str, Any], prompt: Prompt, by: str) -> Any:
     if by == "reference":
         return prompt.reference
     if by == "verdict":
-        prob = row["prob_first"] if row["status"] in VALUED else None
+        value = row["score"] if row["prob_first"] is None else row["prob_first"]
+        prob = value if row["status"] in VALUED else None
         return None if prob is None else "tie" if prob == 0.5 else _PLACES[prob < 0.5]
     if by == "source" and "source" not in row:
         return prompt.source or None

@@ -63,7 +63,7 @@ class Rollouts:
         self.weights = context.folder.path / "work" / "rollout"
         self.refused = 0
         self.prompts = self._fitting_prompts()
-        self.overlong = len(context.planned.prompts) - len(self.prompts) - self.refused
+        self.overlong = len(context.chosen_prompts()) - len(self.prompts) - self.refused
         self.terms = self.step.terms
         self.valuation = Valuation(
             self.terms,

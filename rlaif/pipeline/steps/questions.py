@@ -1,20 +1,24 @@
-"""questions: what a judge asks about labelled pairs, as prompts.
+"""questions: what a judge asks about labelled pairs or the run's own answers, as prompts.
 
-The set itself is made before the plan (`rlaif.pipeline.question_sets`), since its ids are in the
-hashes of the steps that draw from it. This step keeps the questions among the records of the run,
-where they can be followed to the pairs.
+A set of questions about loaded pairs is made before the plan (`rlaif.pipeline.question_sets`),
+since its ids are in the hashes of the steps that draw from it. This step keeps the questions among
+the records of the run, where they can be followed to the pairs. Those about answers of the run are
+planned and made in `rlaif.pipeline.steps.run_questions`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from rlaif.config.judge_training import QuestionsStep
-from rlaif.core.records import to_json
+from rlaif.core.records import Prompt, from_json, to_json
+from rlaif.core.store import Store
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
+from rlaif.pipeline.question_sets import find_loads
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
+from rlaif.pipeline.steps.run_questions import make_own_questions, plan_own_questions
 
 VERSION = 1
 MAKES = "questions"
@@ -24,7 +28,10 @@ BATCH = 1000
 
 
 def plan(walk: Walk, index: int, step: QuestionsStep) -> None:
-    """The questions of a set, from the pairs that were loaded before."""
+    """The questions of a set: from the pairs that were loaded before, or from the run's answers."""
+    if not find_loads(walk.experiment, step):
+        walk.by_id[step.id, walk.round] = plan_own_questions(walk, index, step)
+        return
     sources = walk.used(index, step.uses, walk.pairs, ("load",))
     ids = tuple(sorted(p.prompt_id for p in walk.inputs.set_named(step.id).train))
     planned = walk.add(
@@ -48,16 +55,35 @@ def questions_of(walk: Walk, *sets: str) -> dict[str, str]:
     return {f"questions/{name}": made[name] for name in sets if name in made}
 
 
+def refuse_unasked_set(walk: Walk, index: int, *sets: str) -> None:
+    """Raise ConfigError for a set of questions that no step has made yet."""
+    asks = {e.step.id for e in walk.experiment.entries if e.kind == "questions"}
+    for name in sets:
+        if name in asks and not walk.inputs.set_named(name).train:
+            message = f"prompts: the questions of {name!r} are not made yet: put that step before"
+            raise walk.inputs.fail(index, message, "prompts")
+
+
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
-    """The questions, which are known."""
+    """The questions, which are known, or as many as there may be about answers of the run."""
     return Size(len(planned.prompts))
+
+
+def read_questions(store: Store, digest: str) -> Mapping[str, Prompt]:
+    """The questions of a finished step, by id; none where it is not finished."""
+    folder = store.step(digest)
+    if folder.done() is None:
+        return {}
+    return {row["prompt_id"]: from_json(Prompt, row) for row in folder.rows("questions")}
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Commit the questions; those that are stored already are not written again."""
-    rows = [to_json(prompt) for prompt in context.chosen_prompts()]
+    own = bool(context.planned.options)
+    made, left_out = make_own_questions(context) if own else (context.chosen_prompts(), {})
+    rows = [to_json(prompt) for prompt in made]
+    groups = {prompt.group or prompt.prompt_id for prompt in made}
     done = context.folder.count("questions")
     for start in range(done, len(rows), BATCH):
         context.folder.append("questions", rows[start : start + BATCH])
-    groups = Counter(row["group"] for row in rows)
-    return {"counts": {"questions": len(rows), "groups": len(groups)}}
+    return {"counts": {"questions": len(rows), "groups": len(groups), **left_out}}

@@ -18,7 +18,7 @@ from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, S
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, keep_commonest, lost_by, lost_notes
-from rlaif.pipeline.steps.questions import questions_of
+from rlaif.pipeline.steps.questions import questions_of, refuse_unasked_set
 
 VERSION = 4
 MAKES = "completions"
@@ -33,6 +33,7 @@ def plan(walk: Walk, index: int, step: SampleStep) -> None:
     """Samples of this round's window of training prompts; earlier ones are no longer current."""
     step = step.with_texts(walk.inputs.system_prompts)
     drawn_from = step.prompt_set or walk.stage.prompts
+    refuse_unasked_set(walk, index, drawn_from)
     ids = walk.prompt_window(drawn_from, step.prompt_count)
     seed = f"{walk.seed}/{walk.round}"
     # What was made of the answers before belongs to answers that are current no longer.
@@ -132,7 +133,7 @@ def run(context: StepContext) -> dict[str, Any]:
     Raises EngineError where no answer at all could be made.
     """
     planned, step = context.planned, context.planned.step
-    total = len(planned.prompts) * step.n
+    total = len(context.chosen_prompts()) * step.n
     done: set[str] = set()
     tokens = 0
     failed: Counter[str] = Counter()

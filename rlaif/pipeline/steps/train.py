@@ -39,7 +39,7 @@ from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, lost_notes
 from rlaif.pipeline.steps.model_card import CARD, model_card
 from rlaif.pipeline.steps.pair import why_no_pairs
-from rlaif.pipeline.steps.questions import questions_of
+from rlaif.pipeline.steps.questions import questions_of, refuse_unasked_set
 from rlaif.pipeline.steps.reward_judges import reward_models, terms_fault, turned_costs
 from rlaif.pipeline.steps.training_data import (
     TrainingData,
@@ -78,6 +78,7 @@ def plan_on_policy(walk: Walk, index: int, step: RolloutTrain) -> None:
     asked = reward_models(walk, index, step)
     used = choose_data(walk, index, step) if step.mixes_data else []
     names = step.prompts or [walk.stage.prompts]
+    refuse_unasked_set(walk, index, *names)
     train = [p for name in names for p in walk.inputs.set_named(name).train]
     ids = tuple(round_prompts(train, None, walk.seed, walk.round))
     needed = step.batch_size * step.sync_every

@@ -2,7 +2,8 @@
 
 A method takes preferences, of which SFT and PPO's `ptx_weight` learn the chosen answers;
 demonstrations, which are good answers to prompts of their own; completions, which are answers to
-the experiment's prompts; judgements, which are answers to a judge's questions; or raw texts.
+the experiment's prompts; judgements, which are answers to a judge's questions; such questions with
+the right verdicts; or raw texts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from rlaif.config.steps import LoadStep, SampleStep
 from rlaif.config.training import TextStep
 from rlaif.core.records import VALUED, Completion, Message, Preference, Prompt, from_json
 from rlaif.data.sources import with_system
+from rlaif.judges.posed import scores_alone
 from rlaif.pipeline.plan.base import Planned, Walk, list_choices
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.context import StepContext
@@ -33,13 +35,16 @@ GIVERS = {
     "demonstrations": ("load",),
     "completions": ("sample", "revise", "filter", "load"),
     "judgements": JUDGING,
+    "questions": ("questions",),
     "text": ("load",),
 }
 """Kinds of steps that give each kind of data."""
 TAKES: Mapping[str, tuple[str, ...]] = {
     "pairs": ("preferences",),
     "answers": ("preferences", "demonstrations"),
-    "good answers": ("preferences", "demonstrations", "completions", "judgements", "text"),
+    "good answers": (
+        *("preferences", "demonstrations", "completions", "judgements", "questions", "text"),
+    ),
 }
 """The kinds of data that a method takes, by what it learns from."""
 ROLES = {
@@ -47,6 +52,7 @@ ROLES = {
     "demonstrations": "demonstrations",
     "completions": "answers",
     "judgements": "judgements",
+    "questions": "references",
     "text": "texts",
 }
 """What a training calls its inputs of each kind."""
@@ -55,6 +61,8 @@ SAMPLED = "sampled"
 """The reason of an answer that is learned from as it was sampled."""
 JUDGED = "judged"
 """The reason of a judge's answer that is learned from as it was written."""
+RIGHT = "right verdict"
+"""The reason of a question's reference that is learned from as its answer."""
 
 
 def data_kind(planned: Planned) -> str:
@@ -99,7 +107,15 @@ def _refuse_untexted(walk: Walk, index: int, used: Sequence[Planned]) -> None:
             "step judge the answers here, and name it",
             "uses",
         )
-    refuse_unwritten(walk, index, find_judge_steps(walk, judgements), "uses")
+    refuse_unwritten(walk, index, find_judge_steps(walk, judgements), "uses", reasoned=True)
+    for asked in (planned for planned in used if planned.kind == "questions"):
+        if scores_alone(walk.inputs.judges[asked.step.judge]):
+            raise walk.inputs.fail(
+                index,
+                f"uses: which of two scores is higher is no answer to the questions of "
+                f"{asked.id!r}: sample answers to them, and learn from those that are right",
+                "uses",
+            )
 
 
 def find_told(walk: Walk, index: int, step: TextStep, used: Sequence[Planned]) -> list[str]:
@@ -187,6 +203,7 @@ _ADVICE = {
     "demonstrations": ". Method sft learns from these",
     "text": ". Method sft, the `ptx_weight` of ppo and the `given` of on_policy_distillation learn "
     "from these",
+    "questions": ". Method sft learns from the right verdicts",
     "pairs": ". `label` makes preferences of loaded pairs",
     "judgements": ". `pair` makes preferences of these; method sft learns from written ones",
 }
@@ -248,6 +265,7 @@ def read_data(context: StepContext) -> TrainingData:
     kept = [c for c in answers if c.finish_reason != "failed" and c.messages]
     texts = [row["text"] for row in context.read_all("texts", "texts")]
     verdicts, unread = _read_verdicts(context)
+    asked = [from_json(Prompt, row) for row in context.read_all("references", "questions")]
     told = _read_told(context)
     cut = frozenset(c.completion_id for c in kept if c.finish_reason == "length")
     counts = Counter(
@@ -257,6 +275,7 @@ def read_data(context: StepContext) -> TrainingData:
         cut=len(cut),
         texts=len(texts),
         judgements=len(verdicts),
+        questions=len(asked),
         without_verdict=unread,
     )
     number = context.planned.round
@@ -264,7 +283,9 @@ def read_data(context: StepContext) -> TrainingData:
         lone_answer(c, context.prompts[c.prompt_id], number, told=c.completion_id in told)
         for c in kept
     ]
-    given = [*preferences, *shown, *alone, *(lone_verdict(w, number) for w in verdicts)]
+    judged = [lone for written in verdicts for lone in lone_verdicts(written, number)]
+    right = [lone_reference(question, number) for question in asked]
+    given = [*preferences, *shown, *alone, *judged, *right]
     return TrainingData(given, texts, cut, {name: n for name, n in counts.items() if n})
 
 
@@ -312,17 +333,38 @@ def lone_answer(
     )
 
 
-def lone_verdict(written: WrittenVerdict, round_number: int) -> Preference:
-    """A judge's answer to its question as one to imitate. It belongs to the prompt whose answer was
-    judged."""
-    judgement = written.judgement
+def lone_verdicts(written: WrittenVerdict, round_number: int) -> list[Preference]:
+    """A judge's answer to its question as one to imitate, after reasons these as well. It belongs
+    to the prompt whose answer was judged."""
+    judgement, question = written.judgement, written.question
+    turns = [(question, written.text)]
+    if written.word is not None:
+        # The reasons answer what stands before them; the last turn asks for the verdict.
+        turns.insert(0, (question[:-2], question[-2]["content"]))
+    names = [judgement.judgement_id, f"{judgement.judgement_id}/verdict"]
+    return [
+        _make_lone(
+            name,
+            judgement.prompt_id,
+            round_number,
+            (asked, [{"role": "assistant", "content": text}]),
+            JUDGED,
+            judgement.annotator_id,
+        )
+        for name, (asked, text) in zip(names, turns, strict=False)
+    ]
+
+
+def lone_reference(question: Prompt, round_number: int) -> Preference:
+    """The right verdict on a judge's question as the answer to imitate."""
+    assert question.reference is not None
     return _make_lone(
-        judgement.judgement_id,
-        judgement.prompt_id,
+        "r_" + question.prompt_id,
+        question.prompt_id,
         round_number,
-        (written.question, [{"role": "assistant", "content": written.text}]),
-        JUDGED,
-        judgement.annotator_id,
+        (question.messages, [{"role": "assistant", "content": question.reference}]),
+        RIGHT,
+        question.source,
     )
 
 

@@ -6,15 +6,17 @@ answers and seed, are those that were asked, byte for byte; a call's id says whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif.core.errors import StoreError
-from rlaif.core.records import Completion, Judgement, Message, Prompt
-from rlaif.engines.base import GenerateRequest
-from rlaif.judges.base import Judge, compares_judgements
+from rlaif.core.records import VALUED, Completion, Judgement, Message, Prompt
+from rlaif.engines.base import GenerateRequest, GenerateResult
+from rlaif.judges.base import Answered, Call, Judge, compares_judgements, ending_request
 from rlaif.judges.judgements import advise_writing, writes_verdicts
+from rlaif.judges.posed import verified_word, verifies
 from rlaif.pipeline.plan.base import COUNTED_PROMPTS, Planned, Walk, make_example_answer
+from rlaif.pipeline.steps.asking import Kept
 from rlaif.pipeline.steps.context import ByPrompt, StepContext
 from rlaif.preferences.verdict_pairs import WrittenVerdict
 
@@ -60,9 +62,11 @@ def list_asked(steps: Iterable[Planned]) -> list[Asked]:
     ]
 
 
-def refuse_unwritten(walk: Walk, index: int, steps: Sequence[Planned], key: str) -> None:
+def refuse_unwritten(
+    walk: Walk, index: int, steps: Sequence[Planned], key: str, reasoned: bool = False
+) -> None:
     """Raise ConfigError for a judge step whose judge writes no verdicts, and one that judges
-    judgements. `key` names the steps."""
+    judgements. `key` names the steps; `reasoned`: yes or no after written reasons is a text too."""
     prompts = walk.inputs.every_prompt()
     for step in steps:
         judge = step.judges[step.step.id]
@@ -70,8 +74,15 @@ def refuse_unwritten(walk: Walk, index: int, steps: Sequence[Planned], key: str)
         some = [p for p in prompts if p.prompt_id in wanted or not wanted][:COUNTED_PROMPTS]
         if compares_judgements(judge):
             fault = "it compares judgements, and `of` it or training takes those of answers"
-        elif writes_verdicts(judge, some, [make_example_answer(n) for n in range(2)]):
+        elif writes_verdicts(judge, some, [make_example_answer(n) for n in range(2)]) or (
+            reasoned and gives_reasons(judge)
+        ):
             continue
+        elif reasoned and verifies(judge):
+            fault = (
+                "it reads the probabilities of Yes and No: set `cot: true`, so that it writes its "
+                "reasons, or learn the right verdicts of a `questions` step"
+            )
         else:
             fault = advise_writing(step.step, judge)
         raise walk.inputs.fail(
@@ -79,6 +90,11 @@ def refuse_unwritten(walk: Walk, index: int, steps: Sequence[Planned], key: str)
             f"{key}: the judgements of {step.id!r} are no texts that can be learned: {fault}",
             key,
         )
+
+
+def gives_reasons(judge: Judge) -> bool:
+    """Whether a judge says yes or no after reasons that it writes."""
+    return verifies(judge) and "generate" in judge.needs
 
 
 def read_written(
@@ -94,30 +110,60 @@ def read_written(
         one.digest: ByPrompt([context.store.step(h) for h in one.completions], Completion)
         for one in asked
     }
+    reasons = {
+        one.digest: Kept(context.store.step(one.digest)).reasons
+        for one in asked
+        if gives_reasons(one.judge)
+    }
     prompts = given.prompts()
     context.refuse_strangers(prompts)
     for name in prompts:
-        questions: dict[str, list[Message]] = {}
+        calls: dict[str, tuple[Asked, Call]] = {}
         for one in asked:
-            questions |= make_questions(one, context.prompts[name], answers[one.digest].of(name))
-        rows = {j.judgement_id: j for j in given.of(name) if (j.raw or "").strip()}
-        strange = next((j for j in rows.values() if j.call_id not in questions), None)
-        if strange is not None:
-            raise StoreError(
-                f"judgement {strange.judgement_id} of judge {strange.judge}: its question cannot "
-                "be made again from the answers that are there. A step before it was made anew: "
-                f"{context.folder.advice}"
-            )
-        yield [WrittenVerdict(rows[i], questions[rows[i].call_id]) for i in sorted(rows)]
+            made = list_calls(one, context.prompts[name], answers[one.digest].of(name))
+            calls |= {call.call_id: (one, call) for call in made}
+        rows = {j.judgement_id: j for j in given.of(name)}
+        found = []
+        for row in (rows[i] for i in sorted(rows)):
+            source = calls.get(row.call_id)
+            if source is not None and source[1].then is not None:
+                verdict = _reasoned(source[0].judge, source[1], row, reasons[source[0].digest])
+                found += [] if verdict is None else [verdict]
+            elif (row.raw or "").strip():
+                found.append(WrittenVerdict(row, _find_question(context, row, source)))
+        yield found
 
 
-def make_questions(
-    asked: Asked, prompt: Prompt, completions: Sequence[Completion]
-) -> dict[str, list[Message]]:
-    """The turns that the judge's model was sent, by call id, of the calls that it wrote a verdict
-    to."""
-    return {
-        call.call_id: call.request.messages
+def _find_question(
+    context: StepContext, row: Judgement, source: tuple[Asked, Call] | None
+) -> list[Message]:
+    if source is None or not isinstance(source[1].request, GenerateRequest):
+        raise StoreError(
+            f"judgement {row.judgement_id} of judge {row.judge}: its question cannot "
+            "be made again from the answers that are there. A step before it was made anew: "
+            f"{context.folder.advice}"
+        )
+    return source[1].request.messages
+
+
+def _reasoned(
+    judge: Judge, call: Call, row: Judgement, reasons: Mapping[str, Answered]
+) -> WrittenVerdict | None:
+    """A verdict after reasons, as the word that it stands for; None where it stands for neither."""
+    wrote = reasons[call.call_id].answer if call.call_id in reasons else None
+    word = verified_word(judge, row.score) if row.status in VALUED else None
+    ending = ending_request(call, wrote) if isinstance(wrote, GenerateResult) else None
+    if word is None or ending is None:
+        return None
+    return WrittenVerdict(row, ending.messages, word)
+
+
+def list_calls(asked: Asked, prompt: Prompt, completions: Sequence[Completion]) -> list[Call]:
+    """The calls that the judge's model wrote a verdict to, or reasons before one that is yes or
+    no."""
+    return [
+        call
         for call in asked.judge.calls(prompt, completions, asked.seed)
-        if isinstance(call.request, GenerateRequest) and call.then is None
-    }
+        if isinstance(call.request, GenerateRequest)
+        and (call.then is None or gives_reasons(asked.judge))
+    ]
