@@ -320,10 +320,17 @@ def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 S = TypeVar("S", bound=TextStep, covariant=True)
-Collect = Callable[[int, TrainModel], Sequence[Group]]
-"""The rollout's number and the policy -> fresh answers with the values of the reward's terms. Below
-0 it is a draw from the start policy that `normalise: reference` is fitted on: only the values of
-such terms are needed."""
+
+
+class Collect(Protocol):
+    """Fresh answers with the values of the reward's terms."""
+
+    def __call__(self, number: int, model: TrainModel, rollbacks: int = 0, /) -> Sequence[Group]:
+        """From the policy `model`, for rollout `number` (from 0), after so many rollbacks, each
+        with answers of its own. Below 0 it is a draw from the start policy that
+        `normalise: reference` is fitted on: only the values of such terms are needed."""
+
+
 OUTCOME = "outcome.json"
 """The file in a training's work folder that says it ended, and how."""
 
