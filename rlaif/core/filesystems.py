@@ -9,8 +9,11 @@ from pathlib import Path, PurePosixPath
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK = frozenset(
-    "9p afs beegfs ceph cifs coda glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs pvfs2 smb2 "
-    "smb3 smbfs virtiofs vboxsf".split()
+    {
+        *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "glusterfs", "gpfs", "lustre", "ncpfs"),
+        *("nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs"),
+        *("virtiofs", "vboxsf"),
+    }
 )
 """Types of file systems whose files lie on another machine, or on the host of a virtual one."""
 NETWORK_FUSE = ("ceph", "gcsfuse", "glusterfs", "goofys", "juicefs", "rclone", "s3fs", "sshfs")

@@ -100,7 +100,8 @@ def _round_tracks(run: HasRounds) -> Iterator[ProxyRow]:
                     for row, own in zip(rows, values, strict=True)
                 ]
                 kept = [point for point in points if point.proxy and point.gold]
-                if len(kept) > 1:
+                # What is the same at every point says nothing.
+                if len(kept) > 1 and any(point.gold != kept[0].gold for point in kept):
                     yield _make_row("rounds", "", [arm], seed, (proxy, gold), kept)
 
 

@@ -110,6 +110,7 @@ def test_a_torch_that_does_not_load_and_a_model_that_is_not_there_are_findings(
     assert not (tmp_path / "cache").exists(), "a look makes nothing"
 
 
+@pytest.mark.slow
 def test_a_model_that_is_damaged_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "models" / "builtin--smollm2-135m-instruct"
     folder.mkdir(parents=True)
@@ -143,8 +144,7 @@ def test_a_network_file_system_is_a_note(tmp_path: Path, monkeypatch: pytest.Mon
     found = {f.name: f for f in module._examine_folder("run folder", tmp_path / "runs")}
     note = found["run folder, file system"]
     assert note.state == "note" and not note.fatal and "is on nfs4" in note.detail
-    monkeypatch.setattr(
-        module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1e9)
-    )
+    left = shutil.disk_usage(tmp_path)._replace(free=10**9)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: left)
     (full, _) = module._examine_folder("run folder", tmp_path / "runs")
     assert full.fatal and "1.0 GB free, the quickstart needs" in full.detail
