@@ -32,7 +32,7 @@ from rlaif.engines.model_folders import BUILTIN, cache_folder, locate
 
 State = Literal["ok", "note", "missing"]
 MODEL = "builtin/smollm2-135m-instruct"
-DEVELOPMENT = ("test", "dev", "docs")
+DEVELOPMENT = ("test", "dev")
 """Extras for work on rlaif itself."""
 KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
 """Variables that are named even where they are not set."""

@@ -117,8 +117,8 @@ def test_where_a_training_stands_is_said_in_a_line():
         "latest": {"reward": 0.5, "kl": 4.0},
     }
     assert describe_training(training) == (
-        "training: rl (seed 7 round 1): rollout 5 of 12, mean reward 0.500 (first 0.250), KL to the "
-        "reference 4.000 nats (√KL 2.000)"
+        "training: rl (seed 7 round 1): rollout 5 of 12, mean reward 0.500 (first 0.250), KL to "
+        "the reference 4.000 nats (√KL 2.000)"
     )
     bare = {**training, "first": {}, "latest": {}}
     assert describe_training(bare) == "training: rl (seed 7 round 1): rollout 5 of 12"

@@ -38,6 +38,8 @@ class _Loads(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
+        if "mermaid" in (given.get("class") or "").split():
+            self.found.append("https://unpkg.com/mermaid (the theme fetches it for diagrams)")
         names = LOADED.get(tag, ())
         if tag == "link" and LINKS & set((given.get("rel") or "").split()):
             names = ("href",)

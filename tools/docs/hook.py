@@ -121,8 +121,9 @@ def make_reference() -> Iterator[tuple[str, str]]:
     names = read_public_names()
     head = "# rlaif\n\nThe public names, each imported on first use: `rlaif.NAME`.\n"
     parts = [f"\n## {name}\n\n::: {place.replace(':', '.')}\n" for name, place in names.items()]
+    # Fields of records are part of the interface, and their names say what they are.
     options = "    options:\n      heading_level: 3\n      show_root_heading: false\n"
-    options += "      show_root_toc_entry: false\n"
+    options += "      show_root_toc_entry: false\n      show_if_no_docstring: true\n"
     yield "api/index.md", head + "".join(part + options for part in parts)
     for room in list_rooms():
         folder = ROOT / "rlaif" / room
