@@ -1,5 +1,5 @@
-"""What `make docs` adds to mkdocs: links that lead to where files have gone, an order that has every
-page, a reference that has every module, and the look at what pages load."""
+"""What `make docs` adds to mkdocs: links that lead to where files have gone, an order that has
+every page, a reference that has every module, and the look at what pages load."""
 
 from __future__ import annotations
 
