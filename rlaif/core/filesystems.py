@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK = frozenset(
@@ -44,7 +44,7 @@ def find_file_system(path: Path) -> FileSystem | None:
     return find_mount(path.resolve(), mounts)
 
 
-def find_mount(path: PurePosixPath, mounts: str) -> FileSystem | None:
+def find_mount(path: PurePath, mounts: str) -> FileSystem | None:
     """The file system of an absolute path by the lines of Linux's mountinfo (proc(5)): that of the
     longest mount point above it, and of several at one place the last. None without any."""
     found: FileSystem | None = None

@@ -262,28 +262,49 @@ class Killed(BaseException):
     """What ends a training at once, as a kill does."""
 
 
+DIES = {
+    # Before a rollback is known, while checkpoints go, before it is done, and thereafter.
+    "rlaif.train.on_policy.write_rollbacks": (1, 2, 3, 4),
+    "rlaif.train.checkpoint.drop_after": (1, 2),
+    "rlaif.train.checkpoint.restore": (2, 3),
+    "rlaif.train.checkpoint.save": (1, 2, 3, 4),
+}
+"""The functions in which a training ends at once, and at which of their calls."""
+QUICK = {("write_rollbacks", 2), ("drop_after", 1), ("save", 3)}
+
+
+@pytest.fixture(scope="module")
+def whole(make_model, tmp_path_factory):
+    """The folder of a training that rolled back twice and was not killed."""
+    out = tmp_path_factory.mktemp("whole")
+    _, gated, collect, _ = rolled_back(make_model, checkpoint_every=2)
+    learn(make_model(0), out, gated, collect=collect)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        pytest.param(
+            name,
+            count,
+            marks=[] if (name.rpartition(".")[2], count) in QUICK else pytest.mark.slow,
+        )
+        for name, counts in DIES.items()
+        for count in counts
+    ],
+)
 def test_killed_in_and_after_a_rollback_a_training_ends_in_the_same_bits(
-    tmp_path, make_model, monkeypatch
+    tmp_path, make_model, monkeypatch, whole, name, count
 ):
     _, gated, collect, _ = rolled_back(make_model, checkpoint_every=2)
-    learn(make_model(0), tmp_path / "a", gated, collect=collect)
-    places = {
-        # Before a rollback is known, while checkpoints go, before it is done, and thereafter.
-        "rlaif.train.on_policy.write_rollbacks": (1, 2, 3, 4),
-        "rlaif.train.checkpoint.drop_after": (1, 2),
-        "rlaif.train.checkpoint.restore": (2, 3),
-        "rlaif.train.checkpoint.save": (1, 2, 3, 4),
-    }
-    for name, counts in places.items():
-        for count in counts:
-            out = tmp_path / f"{name}{count}"
-            with monkeypatch.context() as patch:
-                kill_at(patch, name, count)
-                with pytest.raises(Killed):
-                    learn(make_model(0), out, gated, collect=collect)
-            learn(make_model(0), out, gated, collect=collect)
-            assert same_weights(tmp_path / "a", out), (name, count)
-            assert plain_rows(out) == plain_rows(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        kill_at(patch, name, count)
+        with pytest.raises(Killed):
+            learn(make_model(0), tmp_path, gated, collect=collect)
+    learn(make_model(0), tmp_path, gated, collect=collect)
+    assert same_weights(whole, tmp_path)
+    assert plain_rows(tmp_path) == plain_rows(whole)
 
 
 def kill_at(patch, name, count):
