@@ -3,12 +3,13 @@ VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 PEERS_VENV ?= .venv-peers
 REWARDBENCH_VENV ?= .venv-rewardbench
+DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 WORKERS ?= 2
 ENV := TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart install test test-vllm test-peers lint types gpu-wheels clean
+.PHONY: quickstart install test test-vllm test-peers lint types docs gpu-wheels clean
 
 quickstart: $(VENV)/.installed
 	$(ENV) $(BIN)/rlaif run experiments/quickstart.yaml --out $(OUT)
@@ -74,9 +75,21 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
+# The documentation as a site, in build/docs. It reads our sources and needs none of our packages.
+$(DOCS_VENV)/.installed:
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet mkdocs==1.6.1 mkdocs-material==9.8.2 \
+	  mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 ruff==0.17.5
+	touch $@
+
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --clean \
+	  --config-file tools/docs/mkdocs.yml
+	$(DOCS_VENV)/bin/python tools/docs/check_site.py build/docs
+
 # What a GPU machine without a network lacks: see docs/gpu.md.
 gpu-wheels: $(VENV)/.installed
 	tools/gpu_wheels.sh $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(PEERS_VENV) $(REWARDBENCH_VENV) .whl .gpu build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(PEERS_VENV) $(REWARDBENCH_VENV) $(DOCS_VENV) .whl .gpu build dist .mypy_cache .ruff_cache .pytest_cache

@@ -24,6 +24,7 @@ from rlaif.cli import (
     constitution,
     data,
     dataset,
+    doctor,
     explain,
     new,
     principles,
@@ -39,7 +40,7 @@ from rlaif.core.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
     *(runs.run, explain.explain, runs.status, ui.ui, runs.report, runs.export),
-    *(texts.init, new.new, texts.schema, texts.prompt, constitution.constitution),
+    *(texts.init, new.new, texts.schema, texts.prompt, doctor.doctor, constitution.constitution),
     *(dataset.build, dataset.prompts, dataset.data, data.convert),
     *(bench.judge_bench, bench.reward_bench, winrate.winrate, compare.compare),
     *(steps.sample, steps.judge, steps.score, steps.pair, steps.rbr_weights),

@@ -97,10 +97,12 @@ def run(
         status = loaded.status() | {"ran": result.ran, "reused": result.reused, "out": str(out)}
         click.echo(json.dumps(status, ensure_ascii=False))
         return
+    state = loaded.status()
     _print_rounds(loaded)
+    _print_proxies(state)
     _print_remote(loaded)
     _print_notes(loaded)
-    _print_failures(loaded.status()["steps"])
+    _print_failures(state["steps"])
     if result.ran:
         click.echo(f"Ran {result.ran} steps, reused {result.reused}. Run folder: {out}")
     else:
@@ -133,6 +135,21 @@ def _print_rounds(run: Run) -> None:
             words += [arm + word for word in said]
     for word in words:
         console.print(word, markup=False, highlight=False)
+
+
+def _print_proxies(state: Mapping[str, Any]) -> None:
+    from rlaif.report.over_optimisation import proxy_sentences
+
+    for sentence in proxy_sentences(state["over_optimisation"]):
+        click.echo(sentence)
+
+
+def _print_trainings(state: Mapping[str, Any]) -> None:
+    """Where on-policy trainings stand that have not ended."""
+    from rlaif.report.over_optimisation import describe_training
+
+    for training in state["training"]:
+        click.echo(f"  {describe_training(training)}")
 
 
 def _print_notes(run: Run) -> None:
@@ -185,7 +202,9 @@ def status(directory: Path, verify: bool, as_json: bool) -> None:
             arms = f"{', '.join(step['arms'])}, " if run.manifest["arms"] else ""
             where = f"{arms}seed {step['seed']} round {step['round']}"
             click.echo(f"  missing: {step['id']} ({where})")
+    _print_trainings(state)
     _print_rounds(run)
+    _print_proxies(state)
     _print_remote(run)
     _print_notes(run)
     _print_failures(state["steps"])

@@ -4,27 +4,32 @@ from."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 
-from rlaif.config.base import Strict
+from rlaif.config.base import Strict, told
 
-Level = Literal["warn", "stop"]
+Level = Literal["warn", "rollback", "stop"]
+LEVELS: tuple[Level, ...] = ("warn", "rollback", "stop")
 Bound = FiniteFloat | None
 
 
 class Gate(Strict):
-    """Where to warn and where to stop: a number, or [low, high] with null for no limit."""
+    """Where to warn, where to go back to an earlier policy and where to stop: a number, or
+    [low, high] with null for no limit."""
 
     warn: FiniteFloat | tuple[Bound, Bound] | None = None
+    rollback: FiniteFloat | tuple[Bound, Bound] | None = Field(
+        None, description="Go back to the last good checkpoint, and sample anew from there."
+    )
     stop: FiniteFloat | tuple[Bound, Bound] | None = None
 
     @model_validator(mode="after")
     def _require_limit(self) -> Gate:
-        if self.warn is None and self.stop is None:
-            raise ValueError("give `warn`, `stop` or both")
-        for name in ("warn", "stop"):
+        if all(getattr(self, level) is None for level in LEVELS):
+            raise ValueError("give one or more of `warn`, `rollback` and `stop`")
+        for name in LEVELS:
             limit = getattr(self, name)
             if not isinstance(limit, tuple):
                 continue
@@ -51,11 +56,27 @@ class Gates(Strict):
     reward_spread: Gate | None = Field(
         None, description="Standard deviation of all answers' rewards."
     )
+    max_rollbacks: PositiveInt = Field(
+        3, description="Rollbacks of one training; where one more is needed, it stops."
+    )
+
+    @model_validator(mode="after")
+    def _require_rollback(self) -> Gates:
+        if told(self, "max_rollbacks") and not self.rollbacks:
+            raise ValueError("max_rollbacks has no effect: no gate has a `rollback` limit")
+        return self
 
     def given(self) -> dict[str, Gate]:
         """The gates that are set, by figure."""
         named = ((name, getattr(self, name)) for name in type(self).model_fields)
-        return {name: gate for name, gate in named if gate is not None}
+        return {name: gate for name, gate in named if isinstance(gate, Gate)}
+
+    @property
+    def rollbacks(self) -> dict[str, Any]:
+        """The `rollback` limits by figure, JSON-ready. They change what is trained, unlike those of
+        the other levels."""
+        limits = ((name, gate.rollback) for name, gate in self.given().items())
+        return {name: limit for name, limit in limits if limit is not None}
 
 
 LOWEST = frozenset({"entropy", "reward_spread"})
@@ -64,7 +85,7 @@ LOWEST = frozenset({"entropy", "reward_spread"})
 
 def bounds(figure: str, gate: Gate, level: Level) -> tuple[float | None, float | None]:
     """(low, high) of a figure's gate; None for no limit."""
-    limit = gate.warn if level == "warn" else gate.stop
+    limit: float | tuple[Bound, Bound] | None = getattr(gate, level)
     if isinstance(limit, tuple):
         return limit
     return (limit, None) if figure in LOWEST else (None, limit)

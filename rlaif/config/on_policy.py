@@ -4,7 +4,7 @@ in `rlaif.train.methods.on_policy`."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -67,7 +67,7 @@ class RolloutTrain(TrainStep):
     gates: Gates = Field(
         Gates(),
         exclude_if=lambda value: value == Gates(),
-        description="Limits that warn or stop before a rollout is learned from.",
+        description="Limits that warn, roll back or stop before a rollout is learned from.",
     )
     rollouts: PositiveInt = Field(50, description="How often fresh answers are sampled.")
     n: Count = Field(8, description="Answers per prompt.")
@@ -138,6 +138,12 @@ class RolloutTrain(TrainStep):
     def is_given(self, rollout: int) -> bool:
         """Whether rollout `rollout` (from 0) learns from given answers in place of sampled ones."""
         return False
+
+    @property
+    def rollback_keys(self) -> dict[str, Any]:
+        """What decides where the policy goes back to; nothing where no gate rolls back."""
+        limits = self.gates.rollbacks
+        return {"rollback": limits, "checkpoint_every": self.checkpoint_every} if limits else {}
 
     @property
     def needs_old_logprobs(self) -> bool:

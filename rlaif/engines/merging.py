@@ -91,8 +91,8 @@ def write_on_base(folder: Path, start: Path, lora: LoraOptions) -> None:
 
 def stack(first: Path, second: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The sum of two LoRA adapters as one, whose rank is the sum of theirs: with A (r, in) and
-    B (out, r), s1 B1 A1 + s2 B2 A2 = [s1 B1, s2 B2] [A1; A2]. Where only one has a matrix, the
-    other's part is zero. Its weights and config."""
+    B (out, r), `s1 B1 A1 + s2 B2 A2 = [s1 B1, s2 B2] [A1; A2]`. Where only one has a matrix,
+    the other's part is zero. Its weights and config."""
     files = [load_file(folder / ADAPTER_WEIGHTS) for folder in (first, second)]
     configs = [adapter_config(folder) for folder in (first, second)]
     ranks = [config["r"] for config in configs]

@@ -165,23 +165,26 @@ def best_of_n(
     return found
 
 
+def best_of_n_sizes(most: int) -> list[int]:
+    """The powers of two up to `most`, and `most`."""
+    powers = [2**k for k in range(most.bit_length())]
+    return sorted({*powers, most} - {0})
+
+
 def best_of_n_curve(
     proxy: Mapping[str, Floats], gold: Mapping[str, Floats]
 ) -> list[dict[str, Any]]:
-    """What best-of-n by the proxy earns of either reward, for n = 1, 2, 4 ... as far as every
-    prompt has answers: rows of n, its KL and two intervals over prompts. Where the proxy goes on
-    rising and gold falls, the proxy is exploited (2210.10760)."""
+    """What best-of-n by the proxy earns of either reward, for n = 1, 2, 4 ... and for as many as
+    every prompt has answers: rows of n, its KL and two intervals over prompts. Where the proxy goes
+    on rising and gold falls, the proxy is exploited (2210.10760)."""
     rows: list[dict[str, Any]] = []
-    most = min((v.size for v in proxy.values()), default=0)
-    n = 1
-    while n <= most:
+    for n in best_of_n_sizes(min((v.size for v in proxy.values()), default=0)):
         found = best_of_n(proxy, gold, n)
         parts = {side: value_interval(f"best_of_n/{side}", found[side]) for side in found}
         rows.append(
             {"n": n, "kl": best_of_n_kl(n)}
             | {side: value.to_json() for side, value in parts.items() if value is not None}
         )
-        n *= 2
     return rows
 
 

@@ -8,28 +8,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.gates import Gates, bounds, reached
+from rlaif.config.gates import LEVELS, Gates, bounds, reached
 from rlaif.config.rewards import CostTerm, names_of
 from rlaif.core.integrity import read_sealed
 from rlaif.core.store import Store
 from rlaif.report.view import RolloutRow
-from rlaif.train.gates import STOPPED_FILE, figures
+from rlaif.train.gates import STOPPED_FILE, describe_rollbacks, figures, read_rollbacks
 
 OF_TERMS = ("value/", "missing/", "contribution/", "cost/", "missing_cost/", "multiplier/")
 """How the metrics of a reward's terms and of costs begin: the rest is the term's name."""
 
 
-def stopped_notes(folder: Path) -> list[str]:
-    """Why a gate stopped the training in a step's folder, if one did."""
+def unfinished_notes(folder: Path) -> list[str]:
+    """What gates did to the unfinished training in a step's folder: the rollbacks so far, and why
+    it stopped, if it did."""
     row = read_sealed(folder / "work" / STOPPED_FILE, f"Delete the folder {folder}.")
-    return [] if row is None else [str(row["message"])]
+    stopped = [] if row is None else [str(row["message"])]
+    return describe_rollbacks(read_rollbacks(folder / "work")) + stopped
+
+
+def latest_rollout(folder: Path) -> dict[str, Any] | None:
+    """The number (from 1) and the figures of the last rollout that the training in a step's folder
+    has learned from, and those of its first one; None before that."""
+    rows = sorted(_by_rollout(folder / "work" / "metrics.jsonl").items())
+    if not rows:
+        return None
+    (_, first), (number, last) = rows[0], rows[-1]
+    return {"rollout": number, "first": _select_figures(first), "latest": _select_figures(last)}
 
 
 def marks(folder: Path) -> list[Any]:
     """What tells whether the figures of an unfinished training have changed."""
     path = folder / "work" / "metrics.jsonl"
     size = path.stat().st_size if path.exists() else 0
-    return [size, stopped_notes(folder)]
+    return [size, unfinished_notes(folder)]
 
 
 def rollout_rows(
@@ -57,7 +69,10 @@ def rollout_rows(
                 "id": step["id"],
                 "points": [(number, _select_figures(row)) for number, row in rows],
                 "limits": _collect_limits(own),
-                "reached": list(_describe_reached(own, rows)),
+                "reached": [
+                    *describe_rollbacks(read_rollbacks(folder.path / "work")),
+                    *_describe_reached(own, rows),
+                ],
                 "cost_limits": costs.get(step["id"], {}),
             }
         )
@@ -123,7 +138,7 @@ def _collect_limits(gates: Gates) -> dict[str, dict[str, list[float]]]:
     return {
         name: {
             level: [limit for limit in bounds(name, gate, level) if limit is not None]
-            for level in ("warn", "stop")
+            for level in LEVELS
         }
         for name, gate in gates.given().items()
     }
@@ -131,7 +146,7 @@ def _collect_limits(gates: Gates) -> dict[str, dict[str, list[float]]]:
 
 def _describe_reached(gates: Gates, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:
     """A sentence for each limit that was reached."""
-    for level in ("warn", "stop"):
+    for level in LEVELS:
         hits: dict[tuple[str, str, float], list[int]] = {}
         for number, row in rows:
             for name, side, limit in reached(gates, figures(row), level):

@@ -12,6 +12,7 @@ import msgspec
 import yaml
 
 from rlaif.config.arms import MAIN
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.core.records import content_hash
 from rlaif.core.store import Store
 from rlaif.engines.remote.meter import Meter, meters_of
@@ -20,10 +21,11 @@ from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.explain.run import explain_run
 from rlaif.pipeline.labelling import arm_rows, labelling_rows
 from rlaif.pipeline.manifest import read_manifest, read_rounds
+from rlaif.pipeline.over_optimisation import proxy_rows
 from rlaif.pipeline.prompt_file import PromptFile, read_rows
 from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.revised import read_revisions
-from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
+from rlaif.pipeline.rollouts import latest_rollout, marks, rollout_rows, unfinished_notes
 from rlaif.pipeline.run_rows import (
     bench_rows,
     held_out_answers,
@@ -292,10 +294,25 @@ class Run:
             ],
             "arms": self.comparisons(),
             "labels": labelling,
+            "over_optimisation": proxy_rows(self),
+            "training": self._latest_rollouts(),
             "curves": curves_json(find_curves(page.latest, labelling)),
             "remote": self.remote(),
             "steps": steps,
         }
+
+    def _latest_rollouts(self) -> list[dict[str, Any]]:
+        """Where each on-policy training that has begun and not ended stands."""
+        found = []
+        for step in self.manifest["steps"]:
+            folder = self.store.step(step["hash"])
+            if step["kind"] == "train" and folder.done() is None:
+                spec = self.spec_of(step)
+                latest = latest_rollout(folder.path)
+                if isinstance(spec, RolloutTrain) and latest is not None:
+                    place = {key: step[key] for key in ("seed", "arms", "round", "id")}
+                    found.append({**place, "rollouts": spec.rollouts, **latest})
+        return found
 
     def remote(self) -> dict[str, dict[str, Any]]:
         """`Meter.summary` of each model on a server, over all steps; empty if no server was
@@ -316,7 +333,7 @@ class Run:
             found["state"] = "stopped"
         found["seconds"] = marker["seconds"] if marker else None
         found["counts"] = marker["counts"] if marker else {}
-        found["notes"] = marker.get("notes", []) if marker else stopped_notes(folder.path)
+        found["notes"] = marker.get("notes", []) if marker else unfinished_notes(folder.path)
         asked = list(meters_of(folder.path, marker).values())
         found["cost"] = sum(meter.cost for meter in asked) or None
         found["estimated_cost"] = sum(meter.estimated for meter in asked) or None
@@ -391,6 +408,7 @@ class Run:
             rounds=rounds,
             steps=[report_step(step) for step in status["steps"]],
             rollouts=rollout_rows(self.store, self.manifest["steps"], loaded),
+            proxies=status["over_optimisation"],
             benches=bench_rows(self.manifest, self.store),
             shown=gather_shown(sources, by_arm=len(arms_of(rounds)) > 1),
             constitutions=constitution_texts(self),

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from rlaif.core.store import write_atomic
 from rlaif.metrics.figure_rules import without_set
 from rlaif.metrics.intervals import show_ends, show_interval, show_number, show_value
+from rlaif.metrics.over_optimisation import root_kl
 from rlaif.report import plots
 from rlaif.report.arms import answer_sentences, difference_tables, label_rows, mark_judges, mark_of
 from rlaif.report.benches import make_bench_tables
@@ -28,6 +29,7 @@ from rlaif.report.flow_svg import draw_flow
 from rlaif.report.glossary import GLOSSARY
 from rlaif.report.labels import Curves, cost_table, find_curves
 from rlaif.report.merged import Page, claim_words, make_page
+from rlaif.report.over_optimisation import make_proxy_sections
 from rlaif.report.rows import (
     Table,
     alarm_items,
@@ -168,6 +170,7 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
         "lines": list(_split_rounds(run.rounds)),
         "curves": _draw_curves(run.rounds),
         "trained": _draw_trainings(run.rollouts, len(names) > 1),
+        "proxies": make_proxy_sections(run.proxies),
         "benches": make_bench_tables(run.benches, len(names) > 1),
         "distributions": _draw_distributions(run),
         "flow": draw_flow(run.flow) if run.flow is not None else None,
@@ -342,8 +345,28 @@ def _draw_trainings(
                 label = f"{caption} over {len(points)} rollouts of {title}: {ends}"
                 svg = plots.draw_rollouts(f"rollout{place}-{figure}", label, points, limits)
                 figures.append(Figure(caption, about, svg))
+        figures += _draw_reward_by_kl(f"rollout{place}bykl", title, row)
         found.append((title, _said_of(row), figures))
     return found
+
+
+def _draw_reward_by_kl(slug: str, title: str, row: RolloutRow) -> list[Figure]:
+    """The reward over the distance from the reference, where both were measured."""
+    points = [
+        (root_kl(known["kl"]), known["reward"])
+        for _, known in row["points"]
+        if "kl" in known and "reward" in known
+    ]
+    if len(points) < 2:
+        return []
+    first, last = points[0], points[-1]
+    ends = f"{show_number(first[1])} at {show_number(first[0])} to "
+    ends += f"{show_number(last[1])} at {show_number(last[0])}"
+    svg = plots.draw_rollouts(
+        slug, f"Reward over the root of KL of {title}: {ends}", points, whole=False
+    )
+    about = "mean reward of a rollout over √KL to the reference, the proxy alone"
+    return [Figure("Reward by √KL", about, svg)]
 
 
 def _said_of(row: RolloutRow) -> list[str]:

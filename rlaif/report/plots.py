@@ -104,9 +104,14 @@ def draw_by_labels(
 
 
 def draw_rollouts(
-    slug: str, label: str, points: Sequence[tuple[int, float]], limits: Sequence[float] = ()
+    slug: str,
+    label: str,
+    points: Sequence[tuple[float, float]],
+    limits: Sequence[float] = (),
+    whole: bool = True,
 ) -> Markup:
-    """One figure of a training over its rollouts, with its limits. Returns an `<svg>`."""
+    """One figure of a training over its rollouts, with its limits, or over another axis, which is
+    then not `whole`. Returns an `<svg>`."""
     with _open_figure(slug, (3.4, 2.0)) as figure:
         axes = figure.add_subplot()
         x, y = zip(*points, strict=True)
@@ -116,7 +121,33 @@ def draw_rollouts(
             axes.axhline(limit, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         _draw_grid(axes, "y")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole))
+        return _render_svg(figure, slug, label)
+
+
+def draw_proxy(
+    slug: str,
+    label: str,
+    proxy: Sequence[tuple[float, IntervalJson]],
+    gold: Sequence[tuple[float, IntervalJson]],
+    axis: str,
+    peak: tuple[float, float] | None,
+) -> Markup:
+    """The proxy above gold, each of its own scale, over the same axis with interval bars; `peak`
+    shades where gold peaks. Returns an `<svg>`."""
+    with _open_figure(slug, (3.4, 3.2)) as figure:
+        above, below = figure.subplots(2, 1, sharex=True)
+        sides = ((above, "proxy", proxy, _LINES[1]), (below, "gold", gold, _LINES[0]))
+        for axes, name, points, colour in sides:
+            # What is drawn by KL goes from left to right, whatever the order of the rounds.
+            _draw_curve(axes, sorted(points, key=lambda point: point[0]), colour, 0.0)
+            _draw_grid(axes, "y")
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+            axes.set_ylabel(name)
+        if peak is not None:
+            least = (proxy[-1][0] - proxy[0][0]) * 0.01
+            below.axvspan(peak[0] - least, peak[1] + least, color=_FAINT, alpha=0.6, zorder=0)
+        below.set_xlabel(axis)
         return _render_svg(figure, slug, label)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
 from rlaif.metrics.diagnostics import RoundMetrics
+from rlaif.metrics.intervals import IntervalJson
+from rlaif.metrics.over_optimisation import Peak
 from rlaif.report.flow import Flow
 
 Values = Mapping[str, Mapping[str, float]]
@@ -101,7 +103,8 @@ class LabellingRow(TypedDict):
 
 class RolloutRow(TypedDict):
     """One on-policy training: by rollout (from 1) its reward and what gates look at, the limits by
-    figure and level, a sentence for each limit that was reached, and the limits of its costs."""
+    figure and level, a sentence for each rollback and each limit that was reached, and the limits of
+    its costs."""
 
     seed: int
     arms: list[str]
@@ -111,6 +114,30 @@ class RolloutRow(TypedDict):
     limits: dict[str, dict[str, list[float]]]
     reached: list[str]
     cost_limits: dict[str, float]
+
+
+class ProxyPoint(TypedDict):
+    """A policy, or the best of n: its KL from the initial policy in nats (None: not measured), and
+    what the proxy and gold make of its answers."""
+
+    name: str
+    kl: float | None
+    proxy: IntervalJson
+    gold: IntervalJson
+
+
+class ProxyRow(TypedDict):
+    """What is optimised against what is wanted: `kind` is "rounds" or "best of n", of a sample that
+    `about` names. `proxy` and `gold` are metrics, or of best of n judges."""
+
+    kind: str
+    about: str
+    arms: list[str]
+    seed: int
+    proxy: str
+    gold: str
+    points: list[ProxyPoint]
+    peak: Peak | None
 
 
 class BenchRow(TypedDict):
@@ -189,6 +216,7 @@ class RunView:
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
     rollouts: list[RolloutRow] = field(default_factory=list)
+    proxies: list[ProxyRow] = field(default_factory=list)
     benches: list[BenchRow] = field(default_factory=list)
     remote: dict[str, dict[str, Any]] = field(default_factory=dict)
     shown: Shown = Shown()

@@ -58,15 +58,17 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     sharded: bool = False,
+    older: int | None = None,
 ) -> None:
-    """Write masters, optimiser state, random states and `state`, then drop older checkpoints.
+    """Write masters, optimiser state, random states and `state`, then drop older checkpoints but
+    that of step `older`.
 
     With `sharded` every rank writes its part; else the ranks differ in their random states alone,
     and the first writes.
     """
     # Dropout draws as much as a rank's own micro-batches ask for.
     random = parallel.gather(_random_state())
-    final = work / f"{PREFIX}{step:08d}"
+    final = _checkpoint_folder(work, step)
     temporary = work / f"partial-{step:08d}"
     first = parallel.rank() == 0
     if first:
@@ -85,9 +87,13 @@ def save(
         log = describe_rows(work)
         kept = {**state, "step": step, "parts": _count_parts(sharded), "metrics": log}
         (temporary / "state.json").write_text(json.dumps(kept))
-        _publish_checkpoint(temporary, final)
+        _publish_checkpoint(temporary, final, older)
     # No rank goes on, and perhaps ends, before the checkpoint counts.
     parallel.wait()
+
+
+def _checkpoint_folder(work: Path, step: int) -> Path:
+    return work / f"{PREFIX}{step:08d}"
 
 
 def _count_parts(sharded: bool) -> int:
@@ -132,12 +138,22 @@ def _state_from_tensor(value: Tensor, device: torch.device) -> Tensor | int:
     return int(value) if value.dtype == torch.int64 else value.to(device)
 
 
-def _publish_checkpoint(temporary: Path, final: Path) -> None:
-    """Make the checkpoint last, then visible, and drop the older ones."""
+def _publish_checkpoint(temporary: Path, final: Path, older: int | None) -> None:
+    """Make the checkpoint last, then visible, and drop the older ones but that of step `older`."""
     publish_folder(temporary, final)
+    kept = {final} if older is None else {final, _checkpoint_folder(final.parent, older)}
     for old in final.parent.glob(PREFIX + "*"):
-        if old != final:
+        if old not in kept:
             shutil.rmtree(old)
+
+
+def drop_after(work: Path, step: int) -> None:
+    """Remove the checkpoints of more than the first `step` steps, the latest first, so that after a
+    kill at any time the latest of those that are left is restored."""
+    last = _checkpoint_folder(work, step)
+    for folder in sorted(work.glob(PREFIX + "*"), reverse=True):
+        if folder.name > last.name:
+            shutil.rmtree(folder)
 
 
 def restore(

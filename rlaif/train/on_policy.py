@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,18 @@ from rlaif.train.costs import (
     without_unknown_costs,
 )
 from rlaif.train.distillation import DistillTask
-from rlaif.train.gates import STOPPED_FILE, look, raise_stopped, warnings_of
+from rlaif.train.gates import (
+    STOPPED_FILE,
+    Hit,
+    describe_rollbacks,
+    is_applied,
+    last_good,
+    look,
+    raise_stopped,
+    read_rollbacks,
+    warnings_of,
+    write_rollbacks,
+)
 from rlaif.train.loop import (
     Task,
     TrainJob,
@@ -126,10 +138,29 @@ def run_on_policy(
     Raises RlaifError on a non-finite loss or a rollout without any reward, GateStopped where a gate
     stops.
     """
+    # A rollback goes on as a training does that was killed and has an earlier checkpoint.
+    while (outcome := _run_from_checkpoint(job, model, reference, critic, ptx)) is None:
+        release_freed_memory()
+    return outcome
+
+
+def _run_from_checkpoint(
+    job: TrainJob[RolloutTrain],
+    model: TrainModel,
+    reference: TrainModel | None,
+    critic: Critic | None,
+    ptx: Sequence[Example],
+) -> TrainOutcome | None:
+    """As `run_on_policy`; None where a gate rolled back."""
     options, work, collect = job.options, job.work, job.collect
     assert collect is not None, "on-policy training samples its answers"
     work.mkdir(parents=True, exist_ok=True)
     (work / STOPPED_FILE).unlink(missing_ok=True)
+    per_rollout, every = options.epochs * options.sync_every, options.checkpoint_every
+    past = read_rollbacks(work)
+    if not is_applied(work):
+        checkpoint.drop_after(work, past[-1]["to"] * per_rollout)
+        write_rollbacks(work, past, applied=True)
     optimizer = make_optimizer(model, options)
     torch.manual_seed(job.seed)
     state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint) or {}
@@ -140,7 +171,6 @@ def run_on_policy(
         multipliers = multipliers_from_json(costs, state["multipliers"])
     if state:
         model.sync()
-    per_rollout = options.epochs * options.sync_every
     rows = checkpoint.keep_rows(work, first * per_rollout, state or None)
     terms = options.terms
     fitted = fit_reference(lambda draw: collect(draw, model), terms, work, first > 0)
@@ -152,8 +182,11 @@ def run_on_policy(
         kept["running"] = moments_to_json(running)
         if costs:
             kept["multipliers"] = multipliers_to_json(costs, multipliers)
-        checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept)
+        older = last_good(done, every) * per_rollout if options.rollback_keys else None
+        checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept, older=older)
 
+    if options.rollback_keys and not state:
+        save_checkpoint(0)
     for number in range(first, options.rollouts):
         figures: dict[str, float] = {}
         answers, after, stepped = 0, running, multipliers
@@ -164,7 +197,7 @@ def run_on_policy(
             task = _given_task(options, ptx, reference, number)
         else:
             with memory_advice(options):
-                drawn = _draw_groups(job, model, number, running, fitted)
+                drawn = _draw_groups(job, model, number, len(past), running, fitted)
                 groups = drawn.groups
                 # Taken over once the rollout is learned from: a stop before that saves those
                 # before it.
@@ -178,46 +211,66 @@ def run_on_policy(
             if options.redraws:
                 sampled = {"prompts_drawn": float(len(drawn.every)), "flat_groups": drawn.flat}
                 rollout.metrics |= sampled
-            stopped = look(options.gates, rollout.metrics, number + 1)
-            if stopped is not None:
+            hit = look(options.gates, rollout.metrics, number + 1)
+            if hit is not None and _is_rolled_back(options, hit, past, work):
+                return None
+            if hit is not None:
                 # Nothing new is to be saved where no rollout was learned from since the last
                 # checkpoint.
                 if number > first:
                     save_checkpoint(number)
-                raise_stopped(work, stopped, number)
+                raise_stopped(work, hit, number)
             task = _make_task(rollout, options, beta, reference, critic, ptx, number)
             figures = rollout.metrics
             answers = sum(len(group.answers) for group in groups)
             together = {group.prompt_id: group.together for group in groups}
         for row in _learn_rollout(job, task, model, optimizer, number, together):
             row |= {"rollout": number + 1, "beta": beta, **figures}
+            row |= {"rollbacks": len(past)} if past else {}
             rows.append(row)
             checkpoint.write_row(work, row)
             if job.progress is not None:
                 job.progress(progress_of(row, options.rollouts * per_rollout))
         beta = options.next_beta(beta, figures.get("kl_reference"), answers)
         running, multipliers = after, stepped
-        if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
+        if (number + 1) % every == 0 and number + 1 < options.rollouts:
             save_checkpoint(number + 1)
-    return _make_outcome(model, options, rows)
+    return _make_outcome(model, options, rows, past)
+
+
+def _is_rolled_back(options: RolloutTrain, hit: Hit, past: Sequence[Hit], work: Path) -> bool:
+    """Whether a limit that a rollout reached is answered by a rollback, which is then kept. Not
+    where the start policy itself reaches it, nor beyond `max_rollbacks`."""
+    first = hit["rollout"] == 1 and not past
+    if hit["level"] != "rollback" or first or len(past) >= options.gates.max_rollbacks:
+        return False
+    hit = {**hit, "to": last_good(hit["rollout"] - 1, options.checkpoint_every, past)}
+    rollbacks = [*past, hit]
+    log.warning("%s", describe_rollbacks(rollbacks)[-1])
+    write_rollbacks(work, rollbacks, applied=False)
+    return True
 
 
 def _draw_groups(
     job: TrainJob[RolloutTrain],
     model: TrainModel,
     number: int,
+    rollbacks: int,
     running: Mapping[str, Moments],
     fitted: Mapping[str, Moments],
 ) -> Drawn:
-    """The answers of a rollout; with dynamic sampling, of prompts whose answers differ in
-    reward."""
+    """The answers of a rollout, after each rollback with seeds of their own; with dynamic sampling,
+    of prompts whose answers differ in reward."""
     collect, terms, most = job.collect, job.options.terms, job.options.redraws
     assert collect is not None
+    draw = partial(collect, number, model)
+    if rollbacks:
+        draw = partial(draw, rollbacks=rollbacks)
     if not most:
-        groups = list(collect(number, model))
+        groups = list(draw())
         return Drawn(groups, groups, math.nan)
     return draw_groups(
-        lambda redraw: collect(number, model, redraw),
+        lambda redraw: draw(redraw=redraw),
         lambda groups: summed(groups, terms, {**fitted, **updated(running, groups, terms)}),
         most,
     )
@@ -288,7 +341,10 @@ def _require_reward(rollout: Rollout, number: int, work: Path) -> None:
 
 
 def _make_outcome(
-    model: TrainModel, options: RolloutTrain, rows: Sequence[dict[str, Any]]
+    model: TrainModel,
+    options: RolloutTrain,
+    rows: Sequence[dict[str, Any]],
+    rollbacks: Sequence[Hit],
 ) -> TrainOutcome:
     return TrainOutcome(
         steps=sum("loss" in row for row in rows),
@@ -297,7 +353,7 @@ def _make_outcome(
         seconds=sum(row["timing"]["seconds"] for row in rows),
         compute_dtype=str(model.dtype).removeprefix("torch."),
         kernels=kernels_in_use(model),
-        notes=warnings_of(options.gates, rows),
+        notes=[*describe_rollbacks(rollbacks), *warnings_of(options.gates, rows)],
     )
 
 

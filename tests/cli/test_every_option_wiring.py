@@ -76,6 +76,7 @@ ROWS = [
     Row("status", "rlaif.pipeline.runs.load_run", "run"),
     Row("status", "rlaif.pipeline.verify.verify_run", "run --verify"),
     Row("report", "rlaif.report.build.build_report", "run", {"--out": "there.html"}),
+    Row("doctor", "rlaif.analysis.doctor.examine", "", {"--out": "there"}),
     Row("export", "rlaif.pipeline.exports.trl_rows", "run out.jsonl"),
     Row("export", "rlaif.pipeline.exports.judgement_rows", "run out.jsonl --records judgements"),
     Row(

@@ -60,9 +60,9 @@ def test_curves_limits_and_what_was_reached_are_shown(tmp_path: Path) -> None:
     assert "The mean reward went from 0.000 to 0.300 in 5 rollouts." in page
     assert f"{row['reached'][1]}." in page
     drawn = page.split('id="rollouts"')[1].split("</section>")[0]
-    captions = ("Reward", "Flat groups", "KL to the reference", "Length")
-    assert [f"<figcaption>{name}<" in drawn for name in captions] == [True] * 4
-    assert drawn.count("<figure>") == 4
+    captions = ("Reward", "Flat groups", "KL to the reference", "Length", "Reward by √KL")
+    assert [f"<figcaption>{name}<" in drawn for name in captions] == [True] * 5
+    assert drawn.count("<figure>") == 5
 
 
 def test_without_gates_or_on_policy_training_nothing_is_claimed(tmp_path: Path) -> None:

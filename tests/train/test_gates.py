@@ -4,6 +4,7 @@ training goes on to the same bits."""
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.cli import cli
-from rlaif.config.gates import Gates, reached
+from rlaif.config.gates import LEVELS, Gates, reached
 from rlaif.config.methods import METHODS
 from rlaif.core.errors import EXIT_GATE, GateStopped
 from rlaif.pipeline.runs import load_run
 from rlaif.report.build import build_report
+from rlaif.train.gates import last_good
 from tests.support.on_policy import collector, learn, low_tokens, options_of
 
 PPO = pytest.param("ppo", marks=pytest.mark.slow)
@@ -35,13 +37,14 @@ CALM = {"flat_groups": 0.5, "kl": 3.0, "entropy": 2.0, "length": 20.0, "reward_s
         ("reward_spread", 0.0, 0.0),
     ],
 )
-@pytest.mark.parametrize("level", ["warn", "stop"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_limit_is_reached_on_its_own_side(gate, limit, moved, level):
     gates = Gates.model_validate({gate: {level: limit}})
     assert not list(reached(gates, CALM, level))
     found = list(reached(gates, CALM | {gate: moved}, level))
     assert [name for name, _, _ in found] == [gate]
-    assert not list(reached(gates, CALM | {gate: moved}, "stop" if level == "warn" else "warn"))
+    others = [other for other in LEVELS if other != level]
+    assert not any(list(reached(gates, CALM | {gate: moved}, other)) for other in others)
     # What was not measured reaches nothing.
     assert not list(reached(gates, {}, level))
 
@@ -49,9 +52,12 @@ def test_a_limit_is_reached_on_its_own_side(gate, limit, moved, level):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"gates": {"kl": {}}}, "give `warn`, `stop` or both"),
+        ({"gates": {"kl": {}}}, "give one or more of `warn`, `rollback`"),
         ({"gates": {"length": {"stop": [9, 3]}}}, "low < high"),
         ({"gates": {"length": {"stop": [None, None]}}}, "one of the two"),
+        ({"gates": {"length": {"rollback": [9, 3]}}}, "low < high"),
+        ({"gates": {"length": {"stop": 9}, "max_rollbacks": 2}}, "max_rollbacks has no effect"),
+        ({"gates": {"length": {"rollback": 9}, "max_rollbacks": 0}}, "greater than 0"),
         ({"gates": {"kll": {"stop": 1}}}, "Extra inputs"),
         ({"method": "ppo", "gates": {"flat_groups": {"stop": 1}}}, "no effect"),
     ],
@@ -181,3 +187,173 @@ def test_a_gate_stops_a_run_with_its_own_exit_code_and_is_in_status_and_report(
     assert "The mean reward went from" in page and "KL to the reference" not in page
     (row,) = load_run(out).view().steps
     assert any("gates.length.warn" in note for note in row["notes"])
+
+
+def test_the_checkpoint_that_is_gone_back_to_is_one_whose_own_rollout_passed():
+    assert [last_good(done, 3) for done in range(8)] == [0, 0, 0, 0, 3, 3, 3, 6]
+    # Never before that of an earlier rollback, whose policy has passed once.
+    assert [last_good(done, 3, [{"to": 3}]) for done in (3, 4, 7)] == [3, 3, 6]
+
+
+BAD = {(2, 0), (4, 1)}
+"""The rollouts (from 0), each with the number of rollbacks before it, whose rewards are flat."""
+
+
+def rolled_back(make_model, name="grpo", **keys):
+    """Options with a rollback, and what draws a training that they roll back twice: `drawn` are
+    the rollouts that it was asked for, each with the rollbacks before it."""
+    options = options_of(name, rollouts=6, **keys, rewards=[{"judge": "r", "normalise": "running"}])
+    gates = Gates.model_validate({"flat_groups": {"rollback": 1.0}})
+    real = collector(make_model(0), options, low_tokens)
+    flat = collector(make_model(0), options, lambda ids: 0.5)
+    drawn = []
+
+    def collect(number, model, rollbacks=0):
+        drawn.append((number, rollbacks))
+        here = flat if (number, rollbacks) in BAD else real
+        return here(number + 100 * rollbacks, model)
+
+    return options, options.model_copy(update={"gates": gates}), collect, drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "every", "kept", "drawn"),
+    [
+        # Checkpoints after rollouts 1, 2, ...: that of the bad rollout's own policy is not good.
+        ("grpo", 1, [0, 1, 1, 2, 2, 2], "00 10 20 11 21 31 41 32 42 52"),
+        pytest.param("grpo", 2, [1, 1, 2, 2, 2, 2], None, marks=pytest.mark.slow),
+        pytest.param("ppo", 3, [1, 1, 1, 2, 2, 2], None, marks=pytest.mark.slow),
+    ],
+)
+def test_a_rollback_gives_the_model_of_a_training_that_drew_those_rollouts_at_once(
+    tmp_path, make_model, caplog, name, every, kept, drawn
+):
+    plain, gated, collect, asked = rolled_back(make_model, name, checkpoint_every=every)
+    outcome = learn(make_model(0), tmp_path / "b", gated, collect=collect)
+    if drawn:
+        assert [f"{number}{rollbacks}" for number, rollbacks in asked] == drawn.split()
+    used = {number: rollbacks for number, rollbacks in asked if (number, rollbacks) not in BAD}
+    assert [used[number] for number in range(6)] == kept
+    expected = learn(
+        make_model(0), tmp_path / "a", plain, collect=lambda n, model: collect(n, model, used[n])
+    )
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    rows = rows_of(tmp_path / "b")
+    assert [row["rollout"] for row in rows if row["step"] % len(rows) == 0] == [6]
+    assert [{r["rollout"]: r.get("rollbacks", 0) for r in rows}[n + 1] for n in range(6)] == [
+        n if i else 0 for i, n in enumerate(kept)
+    ]
+    assert outcome.metrics["last_reward"] == expected.metrics["last_reward"]
+    assert [note.split(":")[0] for note in outcome.notes] == ["rollout 3", "rollout 5"]
+    assert "drew new answers from there (rollback 2)" in outcome.notes[1]
+    assert caplog.text.count("gates.flat_groups.rollback") == 2
+
+
+def same_weights(one, other):
+    a, b = (load_file(folder / "out/masters/model.safetensors") for folder in (one, other))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def plain_rows(out):
+    return [{k: v for k, v in row.items() if k != "timing"} for row in rows_of(out)]
+
+
+class Killed(BaseException):
+    """What ends a training at once, as a kill does."""
+
+
+DIES = {
+    # Before a rollback is known, while checkpoints go, before it is done, and thereafter.
+    "rlaif.train.on_policy.write_rollbacks": (1, 2, 3, 4),
+    "rlaif.train.checkpoint.drop_after": (1, 2),
+    "rlaif.train.checkpoint.restore": (2, 3),
+    "rlaif.train.checkpoint.save": (1, 2, 3, 4),
+}
+"""The functions in which a training ends at once, and at which of their calls."""
+QUICK = {("write_rollbacks", 2), ("drop_after", 1), ("save", 3)}
+
+
+@pytest.fixture(scope="module")
+def whole(make_model, tmp_path_factory):
+    """The folder of a training that rolled back twice and was not killed."""
+    out = tmp_path_factory.mktemp("whole")
+    _, gated, collect, _ = rolled_back(make_model, checkpoint_every=2)
+    learn(make_model(0), out, gated, collect=collect)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        pytest.param(
+            name,
+            count,
+            marks=[] if (name.rpartition(".")[2], count) in QUICK else pytest.mark.slow,
+        )
+        for name, counts in DIES.items()
+        for count in counts
+    ],
+)
+def test_killed_in_and_after_a_rollback_a_training_ends_in_the_same_bits(
+    tmp_path, make_model, monkeypatch, whole, name, count
+):
+    _, gated, collect, _ = rolled_back(make_model, checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        kill_at(patch, name, count)
+        with pytest.raises(Killed):
+            learn(make_model(0), tmp_path, gated, collect=collect)
+    learn(make_model(0), tmp_path, gated, collect=collect)
+    assert same_weights(whole, tmp_path)
+    assert plain_rows(tmp_path) == plain_rows(whole)
+
+
+def kill_at(patch, name, count):
+    """The function of this name ends everything when it is called for the `count`th time."""
+    module, _, function = name.rpartition(".")
+    real = getattr(import_module(module), function)
+    calls = []
+
+    def kill(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            raise Killed
+        return real(*args, **kwargs)
+
+    patch.setattr(name, kill)
+
+
+def test_rollbacks_are_bounded_and_a_start_that_reaches_the_limit_stops(tmp_path, make_model):
+    _, gated, collect, _ = rolled_back(make_model, checkpoint_every=2)
+    limit = {"flat_groups": {"rollback": 1.0}, "max_rollbacks": 1}
+    bounded = gated.model_copy(update={"gates": Gates.model_validate(limit)})
+    for _ in range(2):
+        with pytest.raises(GateStopped, match=r"after 1 rollbacks \(gates.max_rollbacks\)") as one:
+            learn(make_model(0), tmp_path / "b", bounded, collect=collect)
+        assert "at rollout 5" in str(one.value) and "`max_rollbacks` the same" in str(one.value)
+    # With a higher bound it goes on to what the higher bound would have given.
+    learn(make_model(0), tmp_path / "a", gated, collect=collect)
+    learn(make_model(0), tmp_path / "b", gated, collect=collect)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    flat = collector(make_model(0), gated, lambda ids: 0.5)
+    with pytest.raises(GateStopped, match=r"at the start policy, at rollout 1.*starts anew"):
+        learn(make_model(0), tmp_path / "c", gated, collect=flat)
+
+
+def test_a_stop_in_between_does_not_change_where_a_rollback_goes(tmp_path, make_model):
+    """A stop leaves a checkpoint of its own, which no rollback may go back to."""
+    _, gated, collect, _ = rolled_back(make_model, checkpoint_every=4)
+    learn(make_model(0), tmp_path / "a", gated, collect=collect)
+    both = {"flat_groups": {"rollback": 1.0}, "length": {"stop": 0.1}}
+    stopping = gated.model_copy(update={"gates": Gates.model_validate(both)})
+
+    def stop_late(progress):
+        if progress.metrics["rollout"] == 2 and "rollbacks" not in progress.metrics:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(make_model(0), tmp_path / "b", gated, collect=collect, progress=stop_late)
+    with pytest.raises(GateStopped, match=r"gates\.length\.stop"):
+        learn(make_model(0), tmp_path / "b", stopping, collect=collect)
+    learn(make_model(0), tmp_path / "b", gated, collect=collect)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert plain_rows(tmp_path / "a") == plain_rows(tmp_path / "b")

@@ -484,6 +484,14 @@ def test_what_hashes_cover(tmp_path, make_model, reward_models, write_experiment
 
     old = digest({"reward": 1.0})
     assert digest({"reward": 1.0}, gates={"kl": {"stop": 9}}) == old
+    # Rollbacks change what is trained, and so does where there are checkpoints to go back to; how
+    # often it may be done only ends a training.
+    back = digest({"reward": 1.0}, gates={"kl": {"rollback": 9}})
+    assert len({old, back, digest({"reward": 1.0}, gates={"kl": {"rollback": 8}})}) == 3
+    assert digest({"reward": 1.0}, gates={"kl": {"rollback": 9, "warn": 3}}) == back
+    assert digest({"reward": 1.0}, gates={"kl": {"rollback": 9}, "max_rollbacks": 1}) == back
+    assert digest({"reward": 1.0}, gates={"kl": {"rollback": 9}}, checkpoint_every=2) != back
+    assert digest({"reward": 1.0}, checkpoint_every=2) == old
     assert len({old, digest([{"judge": "reward"}]), digest([{"judge": "reward", "clip": 5}])}) == 3
     # Without gates the keys of a step are those that it always had.
     step = METHODS["grpo"].model_validate({"method": "grpo", "rewards": {"r": 1}})

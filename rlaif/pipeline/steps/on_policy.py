@@ -38,6 +38,10 @@ from rlaif.train.redraws import Redraw
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.run import find_trainer
 
+Draw = tuple[int, ...]
+"""A rollout's number (from 0; below 0 answers of the start policy), and after rollbacks how many
+there have been: what tells its answers from all others."""
+
 
 def train_on_rollouts(context: StepContext, job: TrainJob[RolloutTrain]) -> TrainOutcome:
     """Do a job whose answers are sampled from its policy, and judged, in this step's folder."""
@@ -80,17 +84,19 @@ class Rollouts:
         self.kept = Kept(context.folder)
 
     def collect(
-        self, number: int, model: TrainModel, redraw: Redraw | None = None, /
+        self, number: int, model: TrainModel, /, *, redraw: Redraw | None = None, rollbacks: int = 0
     ) -> list[Group]:
         """Rollout `number` (from 0) with the values of the reward's terms, or a redraw of it. Below
-        0: answers that `normalise: reference` is fitted on, with the values of such terms alone."""
+        0: answers that `normalise: reference` is fitted on, with the values of such terms alone.
+        After so many rollbacks the same prompts are answered with other seeds."""
+        draw = (number, rollbacks) if rollbacks else (number,)
         places = range(len(self.terms)) if number >= 0 else self.fitted
         if redraw is None:
             prompts = self._choose_prompts(number, places)
         else:
             prompts = self._choose_others(number, redraw)
         wanted = self.valuation.prompts_by_judge(prompts, places, costs=number >= 0)
-        made = self._sample_and_judge(number, prompts, model, wanted)
+        made = self._sample_and_judge(draw, prompts, model, wanted)
         judged = {
             name: self._judge_answers(self.context.planned.judges[name], asked, made)
             for name, asked in wanted.items()
@@ -106,7 +112,7 @@ class Rollouts:
                 groups.append(Group(prompt.prompt_id, ids_of_prompt, kept, prompt.group))
         if not groups and redraw is None:
             raise RlaifError(
-                f"{_name_rollout(number)}: no prompt could be answered; see the errors in "
+                f"{_name_rollout(draw)}: no prompt could be answered; see the errors in "
                 f"{self.context.folder.path / 'completions.jsonl'}"
             )
         return groups
@@ -190,11 +196,12 @@ class Rollouts:
             return None
 
     @contextmanager
-    def _open_policy(self, number: int, model: TrainModel) -> Iterator[Sampler]:
+    def _open_policy(self, draw: Draw, model: TrainModel) -> Iterator[Sampler]:
         """The policy of this moment: the trained module itself, or an engine of its kind that has
         been given its weights."""
         # A hash would mean reading all weights: the step and the rollout name them as well.
-        planned, digest = self.context.planned, f"{self.context.planned.hash}@{number}"
+        planned = self.context.planned
+        digest = f"{planned.hash}@{'.'.join(map(str, draw))}"
         start = planned.models["start"]
         if start.spec.engine == "hf":
             with torch.no_grad(), model.generating() as module:
@@ -205,7 +212,7 @@ class Rollouts:
 
     def _sample_and_judge(
         self,
-        number: int,
+        draw: Draw,
         prompts: Sequence[Prompt],
         model: TrainModel,
         wanted: Mapping[str, Sequence[Prompt]],
@@ -219,7 +226,7 @@ class Rollouts:
         # One at a time: what they say goes into one log.
         beside, asked = ThreadPoolExecutor(max_workers=1), []
         try:
-            for ready in self._sample_answers(number, prompts, model):
+            for ready in self._sample_answers(draw, prompts, model):
                 made |= ready
                 for judge in remote:
                     known = [p for p in wanted[judge.id] if p.prompt_id in ready]
@@ -239,7 +246,7 @@ class Rollouts:
         return bool(models) and all(model.spec.engine in REMOTE for model in models)
 
     def _sample_answers(
-        self, number: int, prompts: Sequence[Prompt], model: TrainModel
+        self, draw: Draw, prompts: Sequence[Prompt], model: TrainModel
     ) -> Iterator[dict[str, list[Completion]]]:
         """The answers by prompt, as soon as a prompt has all of its own."""
         requests: list[GenerateRequest] = []
@@ -248,19 +255,18 @@ class Rollouts:
         for prompt in prompts:
             for index in range(self.step.n):
                 name = "k_" + content_hash(
-                    self.context.planned.hash, number, prompt.prompt_id, index
+                    self.context.planned.hash, *draw, prompt.prompt_id, index
                 )
                 asked[name] = (prompt, index)
                 waiting[prompt.prompt_id].append(name)
-                sampling = self._make_sampling(number, prompt, index)
+                sampling = self._make_sampling(draw, prompt, index)
                 requests.append(GenerateRequest(name, prompt.messages, sampling))
         # Where all answers are stored no policy is opened.
         if not asked.keys() <= self.completions.keys():
-            with self._open_policy(number, model) as engine:
+            with self._open_policy(draw, model) as engine:
                 for batch in engine.generate(requests, self.completions.keys()):
                     new = [
-                        self._make_completion(r, *asked[r.request_id], number, engine)
-                        for r in batch
+                        self._make_completion(r, *asked[r.request_id], draw, engine) for r in batch
                     ]
                     self.context.folder.append("completions", new)
                     self.completions |= {c.completion_id: c for c in new}
@@ -272,11 +278,11 @@ class Rollouts:
         ready = [p for p, names in waiting.items() if self.completions.keys() >= set(names)]
         return {p: [self.completions[name] for name in waiting.pop(p)] for p in ready}
 
-    def _make_sampling(self, number: int, prompt: Prompt, index: int) -> Sampling:
+    def _make_sampling(self, draw: Draw, prompt: Prompt, index: int) -> Sampling:
         """How an answer is sampled. The seed does not know the rewards, so that trainings which
         differ in these alone begin with the same answers."""
         planned = self.context.planned
-        place = (planned.seed, planned.round, number, prompt.prompt_id, index)
+        place = (planned.seed, planned.round, *draw, prompt.prompt_id, index)
         seed = int(content_hash("rollout", *place, length=8), 16)
         return Sampling(
             self.step.max_new_tokens,
@@ -286,7 +292,7 @@ class Rollouts:
         )
 
     def _make_completion(
-        self, result: GenerateResult, prompt: Prompt, index: int, number: int, engine: Sampler
+        self, result: GenerateResult, prompt: Prompt, index: int, draw: Draw, engine: Sampler
     ) -> Completion:
         failed = result.finish_reason == "failed" or result.cut
         return Completion(
@@ -294,9 +300,9 @@ class Rollouts:
             prompt_id=prompt.prompt_id,
             sample_index=index,
             messages=[] if failed else [{"role": "assistant", "content": result.text}],
-            model=f"{self.context.planned.models['made'].label}, {_name_rollout(number)}",
+            model=f"{self.context.planned.models['made'].label}, {_name_rollout(draw)}",
             weights_hash=engine.weights_hash,
-            sampling=asdict(self._make_sampling(number, prompt, index)),
+            sampling=asdict(self._make_sampling(draw, prompt, index)),
             finish_reason="failed" if failed else result.finish_reason,
             token_ids=result.token_ids,
             logprobs=result.logprobs or None,
@@ -352,9 +358,12 @@ class Rollouts:
         )
 
 
-def _name_rollout(number: int) -> str:
+def _name_rollout(draw: Draw) -> str:
     """A rollout as people count them."""
-    return f"rollout {number + 1}" if number >= 0 else f"start, draw {-number}"
+    number, *rollbacks = draw
+    if number < 0:
+        return f"start, draw {-number}"
+    return f"rollout {number + 1}" + "".join(f", after rollback {n}" for n in rollbacks)
 
 
 def _watch_distances(judged: Judged) -> dict[str, dict[str, float]]:

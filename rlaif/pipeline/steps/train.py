@@ -163,6 +163,8 @@ def plan_training(
         models["reference"] = walk.model(index, step.reference, "reference")
     _refuse_untrainable(walk, index, step, models)
     keys = hashed_keys(step, exclude=UNHASHED)
+    if isinstance(step, RolloutTrain):
+        keys |= step.rollback_keys
     digest = step_hash(
         kind,
         keys,

@@ -902,8 +902,14 @@ VALUES |= {
         "entropy": {"warn": 90.0},
         "length": {"warn": 0.5},
         "reward_spread": {"warn": 90.0},
+        "max_rollbacks": Case(2, {"length": {"rollback": 900.0}}),
     },
-    "Gate": {"warn": 0.5, "stop": Case(0.5, ends=True)},
+    # The start policy itself reaches the limit, so there is nothing to go back to.
+    "Gate": {
+        "warn": 0.5,
+        "rollback": Case(0.5, ends=True),
+        "stop": Case(0.5, ends=True),
+    },
     "Refresh": {"drop": 0.9, "held_out": 0.3},
 }
 UNHASHED: dict[str, str] = {
@@ -919,7 +925,12 @@ UNHASHED: dict[str, str] = {
         "what is counted, and how hard a server is asked",
     ),
     **dict.fromkeys(
-        (f"{owner.__name__}.{key}" for owner in (Gate, Gates) for key in owner.model_fields),
+        (
+            f"{owner.__name__}.{key}"
+            for owner in (Gate, Gates)
+            for key in owner.model_fields
+            if key != "rollback"
+        ),
         "a gate ends a training or leaves it alone",
     ),
     "ModelSpec.role": "what a model is for: tests/pipeline/test_experiment.py",
@@ -985,6 +996,8 @@ ELSEWHERE: dict[str, str] = {
     "::test_a_label_costs_what_its_judge_was_asked_for_it",
     "LabelColumns.subset": "tests/pipeline/plan/test_without_a_run.py"
     "::test_a_column_of_subsets_is_read",
+    "Gates.max_rollbacks": "tests/train/test_gates.py"
+    "::test_rollbacks_are_bounded_and_a_start_that_reaches_the_limit_stops",
     "Refresh.drop": "tests/train/test_refresh.py"
     "::test_a_model_that_did_not_fall_by_so_much_is_kept",
     "TextStep.micro_batch_tokens": f"{LOOP}::test_accumulation_equals_the_whole_batch",

@@ -1,0 +1,124 @@
+"""What is said and drawn of the proxy and gold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlaif.pipeline.over_optimisation import _make_row, best_of_n_points
+from rlaif.report.build import build_report
+from rlaif.report.over_optimisation import (
+    describe_peak,
+    describe_training,
+    make_proxy_sections,
+    proxy_sentences,
+)
+from rlaif.report.view import RunView
+from tests.metrics.test_over_optimisation import NOISE, PEAKED, RISING, points
+
+
+def row_of(proxy, gold, **changes):
+    names = ("score/brief", "score/gold")
+    squeezed = [1 / (1 + np.exp(-side)) for side in (proxy, gold)]
+    return {**_make_row("rounds", "", ["main"], 3, names, points(*squeezed)), **changes}
+
+
+@pytest.mark.parametrize(
+    ("proxy", "gold", "parts"),
+    [
+        (
+            RISING,
+            PEAKED,
+            [
+                "Over-optimised: gold (score/gold) peaks between √KL 1.000 and 1.414 (95%)",
+                "highest at M2 (√KL 1.414), and from there to the last point, M4 (√KL 2.000), it "
+                "changes by -0.",
+                "while the proxy (score/brief) changes by +0.",
+            ],
+        ),
+        (-RISING, PEAKED, ["Gold fell: ", "that the proxy rises is not decided."]),
+        (RISING, RISING, ["No fall: ", "at the last point, M4 (√KL 2.000)."]),
+        (RISING, NOISE, ["Not decided: ", "to the last point, M4"]),
+    ],
+)
+def test_a_sentence_has_the_figures_that_it_is_made_of(proxy, gold, parts):
+    said = describe_peak(row_of(proxy, gold))
+    for part in parts:
+        assert part in said
+
+
+def test_a_kl_that_is_not_known_is_not_made_up():
+    row = row_of(RISING, PEAKED)
+    for point in row["points"]:
+        point["kl"] = None
+    said = describe_peak(row)
+    assert "between M1 and M2 (95%)" in said and "√KL" not in said
+    (section,) = make_proxy_sections([row])
+    assert ">round<" in section.svg and "√KL" not in section.svg
+    few = row_of(RISING[:, :5], PEAKED[:, :5])
+    assert describe_peak(few).startswith("Not decided: fewer than 6 prompts")
+
+
+def test_the_page_has_a_figure_a_table_and_a_sentence_and_escapes(tmp_path: Path) -> None:
+    row = {**row_of(RISING, PEAKED), "gold": "score/<b>gold</b>"}
+    page = build_report(RunView("n", "", "done", "", {}, proxies=[row]), tmp_path / "a.html")
+    text = page.read_text()
+    section = text.split('<section id="proxies"')[1].split("</section>")[0]
+    assert '<a href="#proxies">' in text and "<b>gold" not in section
+    assert section.count("<figure>") == section.count("<table") == 1
+    assert section.count('<th scope="row">M') == 5 and "Over-optimised: " in section
+    # The shaded part is there only where a peak is decided.
+    plain = make_proxy_sections([row_of(RISING, NOISE)])[0].svg
+    drawn = make_proxy_sections([row_of(RISING, PEAKED)])[0].svg
+    assert drawn.count("<path") == plain.count("<path") + 1
+    page = build_report(RunView("n", "", "done", "", {}), tmp_path / "b.html")
+    assert "Over-optimisation" not in page.read_text()
+
+
+def test_the_terminal_has_the_latest_sample_and_arms_and_seeds_where_there_are_several():
+    first, last = (
+        row_of(RISING, PEAKED, kind="best of n", about=f"sample, round {n}") for n in (1, 2)
+    )
+    (said,) = proxy_sentences([first, last])
+    assert said.startswith("Best of n: score/brief against score/gold, sample, round 2. ")
+    both = proxy_sentences([row_of(RISING, PEAKED), row_of(RISING, PEAKED, arms=["b"], seed=4)])
+    assert [", arm main, seed 3. " in both[0], ", arm b, seed 4. " in both[1]] == [True, True]
+
+
+def test_the_best_of_n_is_over_prompts_with_all_answers():
+    """By hand: of the answers with proxy 1, 2, 3, the best of two is 3 in two of three draws and 2
+    in one: (2 x 30 + 20) / 3 of gold."""
+    names = ("a", "b", "c")
+    proxy = {"p": dict(zip(names, (1.0, 2.0, 3.0), strict=True)), "q": {"d": 1.0, "e": 2.0}}
+    gold = {"p": dict(zip(names, (10.0, 20.0, 30.0), strict=True)), "q": {"d": 1.0, "e": 2.0}}
+    found = best_of_n_points(proxy, gold)
+    assert [point.name for point in found] == ["best of 1", "best of 2", "best of 3"]
+    assert [dict(point.gold) for point in found] == [
+        {"p": pytest.approx(20.0)},
+        {"p": pytest.approx(80 / 3)},
+        {"p": pytest.approx(30.0)},
+    ]
+    # An answer that one of the two has not scored leaves its prompt out, and nothing is 0.
+    gold["p"].pop("c")
+    assert {name for point in best_of_n_points(proxy, gold) for name in point.gold} == {"p", "q"}
+    assert best_of_n_points({}, {}) == []
+
+
+def test_where_a_training_stands_is_said_in_a_line():
+    training = {
+        "id": "rl",
+        "seed": 7,
+        "round": 1,
+        "rollout": 5,
+        "rollouts": 12,
+        "first": {"reward": 0.25, "kl": 0.0},
+        "latest": {"reward": 0.5, "kl": 4.0},
+    }
+    assert describe_training(training) == (
+        "training: rl (seed 7 round 1): rollout 5 of 12, mean reward 0.500 (first 0.250), KL to "
+        "the reference 4.000 nats (√KL 2.000)"
+    )
+    bare = {**training, "first": {}, "latest": {}}
+    assert describe_training(bare) == "training: rl (seed 7 round 1): rollout 5 of 12"
