@@ -26,20 +26,7 @@ RIGHT = {"ada": 0.9, "ben": 0.85, "cleo": 0.7, "dina": 0.55}
 """How often each person follows the judge; else any verdict."""
 PRINCIPLES = ("brief", "kind", "honest")
 VERDICTS: tuple[Verdict, ...] = ("a", "b", "tie", "both_bad")
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "while",
-    "it",
-    "rains",
-]
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "it")
 
 
 def main(given: Sequence[str] | None = None) -> None:
