@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from msgspec import structs
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -67,7 +69,8 @@ def measure_kills(people: int, votes: int, kills: int, folder: Path) -> dict[str
 def measure_pages(pairs: int, votes: int, folder: Path) -> dict[str, Any]:
     """Milliseconds of each page on a database of `pairs`, `votes` of them voted on by others."""
     turn = [{"role": "assistant", "content": TEXT}]
-    path = make_database(folder / "pages.db", make_items(pairs, a=turn, b=turn), gold_share=0.1)
+    items = [structs.replace(item, a=turn, b=turn) for item in make_items(pairs)]
+    path = make_database(folder / "pages.db", items)
     _vote_on(path, votes)
     server = Process(path, ["ada"])
     began = time.perf_counter()
@@ -81,7 +84,9 @@ def measure_pages(pairs: int, votes: int, folder: Path) -> dict[str, Any]:
         _time(took, "a person's page", lambda: ada.ask("GET", "/"))
         item = _time(took, "the next item", ada.next)
         vote = sent_vote(item["item_id"], number)
+        again = {"vote_id": vote["vote_id"]}
         _time(took, "a vote", lambda vote=vote: ada.insist("/api/vote", vote))
+        _time(took, "undo", lambda again=again: ada.insist("/api/undo", again))
         _time(took, "the owner's page", lambda: owner.ask("GET", "/owner"))
     server.stop(signal.SIGINT)
     return {

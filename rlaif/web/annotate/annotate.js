@@ -101,6 +101,7 @@
 
   // Says what is wrong, and tries again later unless only a new link could help.
   function failed(status, answer) {
+    tell("");
     warn(answer.error || `The server answered ${status}.`);
     if ([401, 403].includes(status)) return;
     timer = setTimeout(proceed, wait);
@@ -110,8 +111,8 @@
   function warn(reason) {
     const count = readUnsent().length;
     const votes = count === 1 ? "1 vote is" : `${count} votes are`;
-    const where = stored ? "this browser keeps it and sends it again" : "keep this page open";
-    const said = count ? `${reason} ${votes} not sent yet; ${where}.` : reason;
+    const where = stored ? "kept in this browser and sent again" : "keep this page open";
+    const said = count ? `${reason} ${votes} not sent yet: ${where}.` : reason;
     const box = at("unsent");
     // Said again only if it has changed: an alert is read out each time.
     if (box.firstElementChild.textContent !== said) box.firstElementChild.textContent = said;

@@ -184,13 +184,12 @@ def draw_items(items: Sequence[VoteItem], budget: int | None, seed: int) -> list
     1). Raises ConfigError where the draw is empty."""
     gold = [item for item in items if item.gold is not None]
     others = [item for item in items if item.gold is None]
-    if budget is None:
+    if budget is None or not others:
         return [*gold, *others]
     doubts = [1.0 if item.uncertainty is None else item.uncertainty for item in others]
-    chances = inclusion_probabilities(doubts, budget) if others else []
     drawn = [
         structs.replace(item, probability=float(chance))
-        for item, chance in zip(others, chances, strict=True)
+        for item, chance in zip(others, inclusion_probabilities(doubts, budget), strict=True)
         if is_drawn(item.item_id, float(chance), seed)
     ]
     if not drawn:

@@ -126,7 +126,7 @@ def _is_run(source: str) -> bool:
 
 
 def _settings_of(study: Study, population: int) -> VoteSettings:
-    given = {
+    given: dict[str, Any] = {
         "budget": study.budget,
         "overlap": study.overlap,
         "prelabels": study.prelabels,

@@ -226,7 +226,8 @@ def test_votes_wait_for_a_server_that_is_down(browser: Any, tmp_path: Path) -> N
     page.keyboard.press("2")
     page.wait_for_selector("#unsent:not([hidden])")
     server.start()
-    page.click("#retry")
+    # It may have tried by itself a moment ago, which hides the button.
+    page.evaluate("document.getElementById('retry').click()")
     seen.wait(2)
     assert not page.is_visible("#unsent")
     assert len(read_votes(path)) == 2
@@ -271,7 +272,8 @@ def test_texts_run_nothing(browser: Any, tmp_path: Path) -> None:
         page.goto(server.owner_link)
         assert "<script>" in page.inner_text("body")
         assert page.title().startswith("Votes: <script>")
-        assert page.evaluate("document.querySelectorAll('script, iframe, img, svg').length") == 0
+        assert page.evaluate("document.querySelectorAll('script, iframe, img').length") == 0
+        assert page.evaluate("document.querySelectorAll('[onload], [onerror]').length") == 0
     assert read_votes(path)[0].comment == HOSTILE
 
 

@@ -76,6 +76,12 @@ def test_hostile_texts_are_texts(text: str) -> None:
     check(render_markdown(f"> - {text}"))
 
 
+def test_html_is_shown_as_text() -> None:
+    for text in ("<b>bold</b>", "<script>alert(1)</script>", "a <i>b</i> &amp; c"):
+        assert "<" in Elements(render_markdown(text)).text
+        assert not {"b", "i", "script"} & {tag for tag, _ in Elements(render_markdown(text)).seen}
+
+
 def check(html: str) -> None:
     for tag, attributes in Elements(html).seen:
         assert tag in TAGS
