@@ -87,7 +87,7 @@ def test_by_mouse_from_the_list_to_a_judgement(server: UiServer, runs: Path) -> 
         watch.settle()
         page.get_by_role("link", name="Judgements", exact=True).click()
         watch.settle()
-        page.get_by_label("Judge", exact=True).select_option("written")
+        page.locator("select[name=judge]").select_option("written")
         page.get_by_role("button", name="Apply").click()
         watch.settle()
         # What was not chosen is not in the address.
