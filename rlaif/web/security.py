@@ -9,7 +9,6 @@ server was started with.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -68,7 +67,7 @@ class LocalGuard:
         refusal = self._refuse(scope)
         await (refusal or self.app)(scope, receive, send_guarded)
 
-    def _refuse(self, scope: Mapping[str, Any]) -> ASGIApp | None:
+    def _refuse(self, scope: Scope) -> ASGIApp | None:
         given = Headers(scope=scope).getlist("host")
         if len(given) != 1 or given[0].lower() not in self.hosts:
             names = ", ".join(sorted(self.hosts))

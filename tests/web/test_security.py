@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -65,8 +66,6 @@ def test_a_websocket_is_closed() -> None:
 
         guard = LocalGuard(PlainTextResponse("the page"), local_hosts(4000))
         await guard({"type": "websocket", "headers": []}, receive, send)
-
-    import asyncio
 
     asyncio.run(run())
     assert sent == [{"type": "websocket.close", "code": 1008}]

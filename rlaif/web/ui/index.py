@@ -275,10 +275,8 @@ class _Builder:
         return self._log[2][first - self._log[1] :]
 
     def _add_rows(self, place: int, kind: str, block: bytes, start: int) -> None:
-        if kind == PROMPTS:
-            add, record = self._add_prompts, extract.Question
-        else:
-            add, record = getattr(self, f"_add_{kind}"), KINDS[kind]
+        add = getattr(self, f"_add_{kind}")
+        record = extract.Question if kind == PROMPTS else KINDS[kind]
         lines = extract.decode_lines(record, block, start)
         add([(address_of(place, line.offset), line.record) for line in lines])
 

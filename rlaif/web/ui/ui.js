@@ -35,12 +35,17 @@
     const open = Array.from(old.querySelectorAll("details"), (one) => one.open);
     const fresh = document.importNode(part, true);
     fresh.querySelectorAll("details").forEach((one, n) => { if (open[n]) one.open = true; });
+    const chosen = Array.from(old.querySelectorAll("select"), (one) => [one.name, one.value]);
     const scroll = Array.from(old.querySelectorAll(".scroll"), (one) => one.scrollLeft);
     old.replaceWith(fresh);
     fresh.querySelectorAll(".scroll").forEach((one, n) => { one.scrollLeft = scroll[n] || 0; });
     for (const id of marked) {
       const box = document.getElementById(id);
       if (box) box.checked = true;
+    }
+    for (const [name, value] of chosen) {
+      const select = fresh.querySelector(`select[name="${name}"]`);
+      if (Array.from(select.options).some((one) => one.value === value)) select.value = value;
     }
     if (focus) {
       const same = focus.id ? document.getElementById(focus.id)

@@ -12,7 +12,6 @@ import yaml
 from rlaif.core.store import Store
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.manifest import read_manifest
-from rlaif.pipeline.prompt_file import read_rows
 from rlaif.web.ui.app import UiServer
 from rlaif.web.ui.library import open_library
 from tests.support.browsed import judgement
@@ -42,6 +41,8 @@ def make_run(
         name=f"run {seed} <script>window.hacked = 4</script>",
         seed=seed,
         rounds=rounds,
+        # The script's labels have a mass of 0.8.
+        alarms={"label_mass": 0.9},
         models={"policy": {"path": "none", "engine": "fake", "script": "script.yaml"}},
     )
     (path.parent / "script.yaml").write_text(yaml.safe_dump(script, allow_unicode=True), "utf-8")
@@ -97,7 +98,3 @@ def server(
     yield made
     made.shutdown()
     thread.join()
-
-
-def count_prompts(run: Path) -> int:
-    return sum(1 for _ in read_rows(run / "prompts.jsonl"))

@@ -45,7 +45,7 @@ class Watch:
     def settle(self) -> None:
         """Wait until the index behind the page is complete."""
         self.page.wait_for_load_state("load")
-        self.page.wait_for_function("!document.querySelector('.building')")
+        self.page.locator(".building").wait_for(state="detached")
 
     def check(self) -> None:
         """Nothing happened that should not, nothing sticks out, and axe finds no serious fault."""
@@ -87,7 +87,7 @@ def test_by_mouse_from_the_list_to_a_judgement(server: UiServer, runs: Path) -> 
         watch.settle()
         page.get_by_role("link", name="Judgements", exact=True).click()
         watch.settle()
-        page.get_by_label("Judge", exact=True).select_option("written")
+        page.locator("select[name=judge]").select_option("written")
         page.get_by_role("button", name="Apply").click()
         watch.settle()
         # What was not chosen is not in the address.
@@ -190,9 +190,7 @@ def test_it_is_live_while_a_run_writes(server: UiServer, runs: Path, tmp_path: P
             page.evaluate("window.same = true")
             before = int(step.inner_text().split(" judgements")[0].split()[-1])
             add_judgements(folder, 4, "two")
-            page.wait_for_function(
-                f"document.querySelector('#steps').innerText.includes('{before + 4} judgements')"
-            )
+            page.locator("#steps tr", has_text=f"{before + 4} judgements").wait_for()
             # Without the page being loaded again, and with what had the focus.
             assert page.evaluate("window.same") is True
             page.goto(f"{own.url}run/{run_id(folder.resolve())}/browse?show=judgements&q=three")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -81,8 +83,6 @@ def scan(source: Source, show: str) -> Iterator[tuple[int, Row]]:
     for place in [0] if show == "prompts" else range(1, len(source.steps) + 1):
         path = source.file(place, kind)
         if show == "prompts":
-            import json
-
             yield from ((0, json.loads(line)) for line in path.read_text().splitlines())
         else:
             yield from ((place, row) for row in read_rows(path))
@@ -135,8 +135,6 @@ def in_range(value: float | None, low: float | None, high: float | None) -> bool
 def matches(query: Query, row: Row, judged: list[Row]) -> bool:
     """Whether a record is one that a query asks for."""
     show = query.show
-    import re
-
     words = re.findall(r"\w+", body_of(show, row).lower())
     if not all(word in words for word in query.q.split()):
         return False
