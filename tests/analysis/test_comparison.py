@@ -11,8 +11,10 @@ import pytest
 from rlaif.analysis.comparison.agree import length_bin
 from rlaif.analysis.comparison.compute import Choices, compare_inputs
 from rlaif.analysis.comparison.people import text_features
+from rlaif.analysis.comparison.policies import judge_roles
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.records import make_prompt
+from rlaif.data.given import read_given
 from rlaif.data.readers.base import answer_id, assistant_turns, user
 from tests.support.planted_feedback import Planted, completion, verdict, write_planted
 
@@ -143,8 +145,6 @@ def test_models_head_to_head_by_scores_comparisons_and_a_third(tmp_path: Path) -
         )
         for name in ("one", "two")
     }
-    from rlaif.data.given import read_given
-
     rows = []
     for name, path in answers.items():
         for n, answer in enumerate(read_given(Path(path)).completions):
@@ -199,6 +199,29 @@ def test_a_run_brings_its_judges_arms_and_labels() -> None:
     # What an arm was trained on is no judge.
     assert [row["judge"] for row in result["beside"]] == ["checks"]
     assert "cannot be told" in result["answers"][0]["sentence"]
+
+
+def test_a_reward_model_of_peoples_labels_is_told_from_a_neutral_one() -> None:
+    def step(kind: str, name: str, inputs: list[str], **models: Any) -> dict[str, Any]:
+        numbered = {f"preferences/{n}": digest for n, digest in enumerate(inputs)}
+        found = {"kind": kind, "id": name, "hash": name, "arms": ["one"], "inputs": numbered}
+        return {**found, "models": models}
+
+    steps = [
+        step("load", "people", []),
+        step("pair", "made", []),
+        step("distill", "taught", ["people"], made=["taught1", "train:taught"]),
+        step("distill", "own", ["made"], made=["own1", "train:own"]),
+        step("judge", "evaluate.rm", [], by=["taught1", "train:taught"]),
+        step("judge", "evaluate.other", [], by=["own1", "train:own"]),
+        step("judge", "evaluate.rules", []),
+    ]
+    roles = judge_roles(steps, {})
+    assert roles == {
+        "rm": "reward model trained on people's labels (neutral)",
+        "other": "neutral",
+        "rules": "neutral",
+    }
 
 
 def test_two_runs_are_compared_by_what_both_measured_alike(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_yekutieli_is_statsmodels(p: list[float]) -> None:
     found = benjamini_yekutieli({str(place): value for place, value in enumerate(p)})
     expected = multipletests(p, method="fdr_by")[1]
     # It caps each adjusted p at 1, and so do we.
-    assert list(found[str(place)] for place in range(len(p))) == pytest.approx(list(expected))
+    assert [found[str(place)] for place in range(len(p))] == pytest.approx(list(expected))
 
 
 def test_a_copy_of_one_person_ties_with_them_and_a_majority_outdoes_all() -> None:

@@ -27,6 +27,7 @@ from rlaif.pipeline.runs import Run
 from rlaif.preferences.aggregate import candidate_scores, pair_probability, weights_of
 from rlaif.report.arms import difference_tables, mark_judges
 from rlaif.report.labels import curves_json, find_curves
+from rlaif.report.view import ArmRow
 
 FEW_MODELS = 4
 """Of no more models than these, length is controlled in every head to head."""
@@ -255,7 +256,7 @@ def run_row(name: str, run: Run) -> dict[str, Any]:
     return {
         "name": name,
         "arms": run.arms(),
-        "roles": judge_roles(run),
+        "roles": judge_roles(run.manifest["steps"], run.arms()),
         "answers": run.answers(page),
         "tables": tables,
         "labels": labelling,
@@ -346,36 +347,35 @@ def _difference_of_seeds(both: Sequence[tuple[Values, Values]]) -> IntervalJson 
     return None if found is None else found.to_json()
 
 
-def judge_roles(run: Run) -> dict[str, str]:
-    """By judge of the evaluations, in words: whether it labelled an arm, is a reward model that was
-    trained on people's labels, or is neutral."""
-    steps = run.manifest["steps"]
-    labelled = mark_judges(run.arms())
+def judge_roles(steps: Sequence[Mapping[str, Any]], arms: Mapping[str, ArmRow]) -> dict[str, str]:
+    """By judge of a run's evaluations, in words: whether it labelled an arm, is a reward model that
+    was trained on people's labels, or is neutral. `steps` are the manifest's."""
+    labelled = mark_judges(arms)
     roles = {}
     for step in steps:
         if step["kind"] == "judge" and step["id"].startswith("evaluate."):
             judge = step["id"].rpartition(".")[2]
-            model = step["models"].get("by", (None, None))[1]
             role = labelled.get(judge, "neutral")
-            if _learned_from_people(run, model):
+            if _learned_from_people(steps, arms, step["models"].get("by", (None, None))[1]):
                 role = f"reward model trained on people's labels ({role})"
             roles[judge] = role
     return roles
 
 
-def _learned_from_people(run: Run, model: str | None) -> bool:
+def _learned_from_people(
+    steps: Sequence[Mapping[str, Any]], arms: Mapping[str, ArmRow], model: str | None
+) -> bool:
     """Whether a model was trained by the run on loaded labels or on those of an arm of people."""
-    steps = {step["hash"]: step for step in run.manifest["steps"]}
-    made = next((s for s in steps.values() if model and s["hash"] in model), None)
-    if made is None or made["kind"] not in ("distill", "train"):
+    by_hash = {step["hash"]: step for step in steps}
+    made = next((s for s in steps if s["models"].get("made", ("", ""))[1] == model), None)
+    if model is None or made is None:
         return False
-    arms = run.arms()
-    sources = [steps[digest] for digest in made["inputs"].values() if digest in steps]
+    sources = [by_hash[digest] for digest in made["inputs"].values() if digest in by_hash]
     return any(
         source["kind"] == "load"
         or (
             source["kind"] == "label"
-            and all(arms.get(arm, {}).get("labels") == HUMAN for arm in source["arms"])
+            and all(arms[arm]["labels"] == HUMAN for arm in source["arms"] if arm in arms)
         )
         for source in sources
     )
