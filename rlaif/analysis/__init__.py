@@ -2,5 +2,5 @@
 
 `bench/` measures judges and reward models on labelled pairs, `whatif` and its neighbours say what
 other principles would have changed, `fit_weights` fits their weights to people's labels, and
-`inverse_constitution/` proposes principles from labelled pairs.
+`inverse_constitution/` proposes principles from labelled pairs. `doctor` looks at the machine.
 """
