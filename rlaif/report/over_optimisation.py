@@ -53,7 +53,7 @@ def describe_peak(row: ProxyRow) -> str:
             f"point, {_place_of(last)}, it changes by {changes}, while {rise}."
         )
     said = "Over-optimised" if peak["verdict"] == "over-optimised" else "Gold fell"
-    still = "" if peak["verdict"] == "over-optimised" else "; that the proxy rises is not decided"
+    still = "" if peak["verdict"] == "over-optimised" else "; the proxy has not clearly risen"
     return (
         f"{said}: {gold} peaks {_range_of(points, peak)}, highest at {_place_of(best)}, and from "
         f"there to the last point, {_place_of(last)}, it changes by {changes}, while {rise}{still}."

@@ -46,30 +46,35 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def rolling(tmp_path, make_model, write_experiment) -> Path:
-    """An experiment whose longest rollout but the first is what its gate does not let pass."""
+    """An experiment whose gate does not let pass the rollout of least entropy."""
     model = make_model(0)
-    never = {"length": {"warn": 1e6}}
+    never = {"entropy": {"warn": -1.0}}
     path = experiment(write_experiment, tmp_path, model, never)
     done = CliRunner().invoke(cli, ["run", str(path), "--out", str(tmp_path / "plain"), "-q"])
     assert done.exit_code == 0, done.output
-    lengths = [row["answer_tokens"] for row in metrics(tmp_path / "plain")]
-    limit = max(lengths[1:])
-    if lengths[0] >= limit:
-        pytest.skip("the start policy writes the longest answers here")
-    gates = {"length": {"rollback": limit}, "max_rollbacks": 20}
+    first, *later = (row["rollout_entropy"] for row in metrics(tmp_path / "plain"))
+    assert first > min(later), "else there is nothing to go back to"
+    gates = {"entropy": {"rollback": min(later)}, "max_rollbacks": 30}
     return experiment(write_experiment, tmp_path, model, gates)
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_in_the_same_model_and_says_where_it_went_back(rolling, tmp_path):
+def test_killed_anywhere_it_ends_in_the_same_model(rolling, tmp_path):
     assert killed(tmp_path, 4, 7, "run", str(rolling), "-q", "--no-report") >= 4
     whole = tmp_path / "0"
     assert weights(whole) and metrics(whole)[-1]["rollbacks"] >= 1
     for number in range(1, 5):
         assert weights(tmp_path / str(number)) == weights(whole)
         assert metrics(tmp_path / str(number)) == metrics(whole)
+
+
+def test_status_and_report_say_where_it_went_back_and_all_answers_are_kept(rolling, tmp_path):
+    whole = tmp_path / "whole"
+    done = CliRunner().invoke(cli, ["run", str(rolling), "--out", str(whole), "-q", "--no-report"])
+    assert done.exit_code == 0, done.output
+    assert metrics(whole)[-1]["rollbacks"] >= 1
     (step,) = load_run(whole).view().steps
-    assert any("(gates.length.rollback): went back to" in note for note in step["notes"])
+    assert any("(gates.entropy.rollback): went back to" in note for note in step["notes"])
     page = build_report(load_run(whole).view(), tmp_path / "page.html").read_text()
     section = page.split('id="rollouts"')[1].split("</section>")[0]
     assert "drew new answers from there (rollback 1)." in section

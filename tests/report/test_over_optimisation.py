@@ -38,7 +38,7 @@ def row_of(proxy, gold, **changes):
                 "while the proxy (score/brief) changes by +0.",
             ],
         ),
-        (-RISING, PEAKED, ["Gold fell: ", "that the proxy rises is not decided."]),
+        (-RISING, PEAKED, ["Gold fell: ", "; the proxy has not clearly risen."]),
         (RISING, RISING, ["No fall: ", "at the last point, M4 (√KL 2.000)."]),
         (RISING, NOISE, ["Not decided: ", "to the last point, M4"]),
     ],
