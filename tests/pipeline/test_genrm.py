@@ -45,7 +45,11 @@ def write_genrm(folder: Path, model: Path) -> Path:
     whole: dict[str, Any] = yaml.safe_load(GENRM)
     whole["models"]["policy"] = {"path": str(model), "dtype": "float32"}
     whole["prompts"]["holdout"] = 1
-    whole["judges"][2] |= {"samples": 2, "max_new_tokens": 5}
+    # So many words for Yes that a random model says it about as often as No.
+    words = [
+        f"{blank}{word}" for word in ("Yes", "yes", "True", "true", "OK") for blank in ("", " ")
+    ]
+    whole["judges"][2] |= {"samples": 2, "max_new_tokens": 5, "yes_labels": words}
     for entry in whole["steps"]:
         if "load" in entry:
             entry["load"]["holdout"] = 1
@@ -110,7 +114,7 @@ def test_genrm_learns_verdicts_and_reasons_as_it_is_asked(
     every = list(folders["reasoned"].records(Judgement))
     assert len(every) == 3 * 4 * 2 and 0 < len(rows) < len(every)
     sides = Counter(str((j.score or 0) > 0.5) for j in rows.values())
-    assert sides["True"] == sides["False"]
+    assert sides["True"] == sides["False"] > 0
     wrote = {row["call_id"]: row["answer"]["text"] for row in folders["reasoned"].rows("reasons")}
     expected: Counter[tuple[str, str]] = Counter()
     cot = inputs.judges["reasoned"]
