@@ -23,6 +23,7 @@ from rlaif.pipeline.steps.training_data import TrainingData, read_data
 from rlaif.preferences.agreement import AGAINST, EQUAL, NO_VERDICT, UNMARKED, find_contradicting
 from tests.pipeline.written_judges import GENRM
 
+SEED = 3
 PLAIN = {"rule": "forbidden_pattern", "params": {"pattern": "e[aeiou]"}}
 CONSTITUTION = {
     "name": "correct",
@@ -44,7 +45,7 @@ def write_genrm(folder: Path, model: Path) -> Path:
     (folder / "correct.yaml").write_text(yaml.safe_dump(CONSTITUTION))
     whole: dict[str, Any] = yaml.safe_load(GENRM)
     whole["models"]["policy"] = {"path": str(model), "dtype": "float32"}
-    whole["prompts"]["holdout"] = 1
+    whole["prompts"]["holdout"], whole["seed"] = 1, SEED
     # So many words for Yes that a random model says it about as often as No.
     words = [
         f"{blank}{word}" for word in ("Yes", "yes", "True", "true", "OK") for blank in ("", " ")
@@ -100,7 +101,7 @@ def test_genrm_learns_verdicts_and_reasons_as_it_is_asked(
     assert isinstance(judge, YesNo)
     right = {}
     for answer in answers.values():
-        (call,) = judge.calls(prompts[answer.prompt_id], [answer], 1)
+        (call,) = judge.calls(prompts[answer.prompt_id], [answer], SEED)
         assert call.request is not None
         word = "Yes" if marks[answer.completion_id] == 1 else "No"
         right[canonical_json(call.request.messages)] = word
@@ -122,7 +123,7 @@ def test_genrm_learns_verdicts_and_reasons_as_it_is_asked(
     calls = {
         call.call_id: call
         for answer in answers.values()
-        for call in cot.calls(prompts[answer.prompt_id], [answer], 1)
+        for call in cot.calls(prompts[answer.prompt_id], [answer], SEED)
     }
     for row in rows.values():
         assert row.score is not None
