@@ -36,8 +36,8 @@ def plan_judged(
             inputs |= {f"scores/{wanted.by}/{i}": p.hash for i, p in enumerate(judging)}
             decides += [wanted.by, [p.hash for p in judging], walk.principle_weights()]
         elif isinstance(wanted, AgreesFilter) and wanted.with_ in walk.inputs.judges:
-            known = {planned.hash: planned for planned in walk.done}
-            answers = [known[h] for source in sources for h in list_judged(source) if h in known]
+            steps = {planned.hash: planned for planned in walk.done}
+            answers = [steps[h] for source in sources for h in list_judged(source) if h in steps]
             judging = _find_judging(walk, index, wanted.kind, wanted.with_, answers)
             inputs |= {f"scores/{wanted.with_}/{i}": p.hash for i, p in enumerate(judging)}
             decides += [wanted.with_, [p.hash for p in judging], walk.principle_weights()]
