@@ -17,11 +17,13 @@ from rlaif.data.sources import PromptSet
 from rlaif.engines.base import GenerateResult, Sampling
 from rlaif.judges.build import build_judge
 from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.explain.words import _describe_train
 from rlaif.pipeline.plan.base import PlanInputs, Planned, replace_path, round_prompts
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.steps import on_policy
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.train import _models_of_judge
+from rlaif.pipeline.steps.train import _count_answered_prompts, _models_of_judge
+from rlaif.train.redraws import Redraw
 
 HELD = [make_prompt([{"role": "user", "content": f"Held out {i}?"}]) for i in range(2)]
 ASKED = [
@@ -230,6 +232,36 @@ def test_a_rollout_samples_the_next_prompts_with_the_seeds_of_its_place(tmp_path
     seed = int(content_hash("rollout", 4, 2, 5, name, 1, length=8), 16) & 0x7FFFFFFF
     wanted = Sampling(9, 0.7, stop=("END",), seed=seed)
     assert found._make_sampling(5, ASKED[0], 1) == wanted
+
+
+def test_a_redraw_is_of_prompts_that_the_rollout_has_not_asked(tmp_path: Path) -> None:
+    found = rollouts(tmp_path)
+    names = [p.prompt_id for p in ASKED]
+    asked = frozenset(names[:3])
+
+    def others(number: int, place: int, count: int) -> list[str]:
+        redraw = Redraw(place, count, asked)
+        return [p.prompt_id for p in found._choose_others(number, redraw)]
+
+    drawn = others(0, 1, 2)
+    assert len(set(drawn)) == 2 and not asked & set(drawn)
+    assert others(0, 1, 2) == drawn
+    # Each redraw of each rollout has an order of its own, and no more than there are.
+    different = {tuple(others(number, place, 2)) for number in (0, 1) for place in (1, 2)}
+    assert len(different) > 1
+    assert others(0, 1, 99) == sorted(set(names) - asked)
+    found.prompts = ASKED[:3]
+    assert others(0, 1, 2) == []
+
+
+@pytest.mark.parametrize(("resample", "prompts"), [(0, 2), (1, 4), (999, len(ASKED))])
+def test_a_forecast_counts_every_redraw(tmp_path: Path, resample: int, prompts: int) -> None:
+    """Two rollouts of two prompts, three answers to each, and no more prompts than there are."""
+    grpo = GRPO | {"resample": resample, "rewards": [{"judge": "ratio"}]}
+    plan, inputs = planned(tmp_path, judges=[IMPLICIT], steps=[{"train": grpo}])
+    assert _count_answered_prompts(inputs, plan[0]) == 2 * min(prompts, len(plan[0].prompts))
+    words = " ".join(_describe_train(plan[0]))
+    assert (f"replaced, {resample} time" in words) == (resample > 0)
 
 
 def answer(name: str, prompt: Prompt, text: str = "Yes.", **keys: Any) -> Completion:

@@ -6,8 +6,9 @@ that the policy sampled are in it, the end-of-sequence token among them; nothing
 
 A training step is a chain: scores -> advantages -> a per-token loss -> one of the reductions. A
 loss takes (N,) log-probabilities and (N,) advantages and gives (N,) losses with its metrics, so
-another kind of ratio or clipping (GSPO, CISPO) is one more function beside `clipped_policy_loss`:
-`to_tokens` brings a ratio of sequences to their tokens, and nothing else in the chain changes.
+another kind of ratio or clipping is one more function like `clipped_policy_loss`, in the module of
+its method (GSPO, CISPO): `to_tokens` brings a ratio of sequences to their tokens, and nothing else
+in the chain changes.
 
 Metrics are detached scalars over the tokens given. To join those of several micro-batches, weight
 the means by how many tokens (or sequences) they are over, and take the extremes of _min and _max.
