@@ -69,6 +69,8 @@ def test_the_mean_is_over_the_window_and_held_against_the_limit() -> None:
         ({"start": 0.0}, 0.0, [5.0], 0.0),
         ({"rate": 0.0}, 1.5, [5.0], 1.5),
         ({"limit": 0.5}, 1.5, [0.5], 1.5),
+        ({}, 1.5, [-1e9], 1.5 * math.exp(-20)),
+        ({}, 1.5, [1e9], 20.0),
     ],
 )
 def test_a_multiplier_at_its_bounds(
