@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -102,17 +102,21 @@ def acting_places(costs: Sequence[CostTerm]) -> list[int]:
     return [place for place, cost in enumerate(costs) if cost.acts]
 
 
-def without_unknown_costs(
-    groups: Sequence[Group], costs: Sequence[CostTerm], rewards: list[list[float | None]]
-) -> list[list[float | None]]:
-    """The rewards, None where an answer lacks a cost: nothing can be learned from it."""
+def without_unknown_costs(groups: Sequence[Group], costs: Sequence[CostTerm]) -> list[Group]:
+    """The groups as far as their answers can be learned from: one that lacks a cost has no reward,
+    and is in no mean that rewards are made with."""
     places = acting_places(costs)
     return [
-        [
-            None if any(answer.costs[i] is None for i in places) else reward
-            for answer, reward in zip(group.answers, own, strict=True)
-        ]
-        for group, own in zip(groups, rewards, strict=True)
+        replace(
+            group,
+            answers=tuple(
+                replace(answer, values=(None,) * len(answer.values), idle=frozenset())
+                if any(answer.costs[place] is None for place in places)
+                else answer
+                for answer in group.answers
+            ),
+        )
+        for group in groups
     ]
 
 
