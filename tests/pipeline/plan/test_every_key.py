@@ -43,7 +43,7 @@ FIRST = {
     "PairwiseJudge": "PairwiseJudge",
     **dict.fromkeys(("TextStep", "TrainStep"), "SftTrain"),
     "ReferenceTrain": "DpoTrain",
-    **dict.fromkeys(("RolloutTrain", "OnPolicyTrain"), "GrpoTrain"),
+    **dict.fromkeys(("RolloutTrain", "OnPolicyTrain", "ConstrainedTrain"), "GrpoTrain"),
     "DistillStep": "BradleyTerryDistill",
     "FitStep": "LinearDistill",
     "GatedDistill": "MultiObjectiveDistill",
@@ -62,6 +62,7 @@ SLOW = {
     "JudgementsJudge",
     *("OnPolicyDistillationTrain", "AverageStep"),
     *("RbrJudge", "ParseSpec", "RewardEnsembleJudge", "ImplicitRewardJudge", "RewardTerm", "Gate"),
+    "CostTerm",
     *("BradleyTerryDistill.replay", "EvaluateStep"),
     *(f"PairStep.{key}" for key in ("max_overlap", "tier", "standardise", "max_pairs", "uses")),
 }
