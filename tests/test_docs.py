@@ -156,8 +156,8 @@ SECTIONS: list[tuple[str, type[Strict], set[str]]] = [
     ("label", LabelStep, set()),
     ("evaluate", EvaluateStep, set()),
     ("Arms", ArmSpec, set()),
-    # Two of some methods alone stand here too: they name models and sets of prompts.
-    ("train", TrainStep, {"reference", "prompts"}),
+    # Some of a few methods alone stand here too: they name models, judges and sets of prompts.
+    ("train", TrainStep, {"reference", "prompts", "rewards", "costs"}),
 ]
 
 

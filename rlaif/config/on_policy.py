@@ -116,6 +116,13 @@ class RolloutTrain(TrainStep):
         return list(dict.fromkeys([*rewarding, *(cost.judge for cost in self.constraints)]))
 
     @property
+    def learned_judges(self) -> list[str]:
+        """Those of the judges that are not only logged."""
+        terms = [judge for term in self.terms if term.weight != 0 for judge in term.judges]
+        costs = [cost.judge for cost in self.constraints if cost.acts]
+        return list(dict.fromkeys([*terms, *costs]))
+
+    @property
     def whitens_advantages(self) -> bool:
         """Whether the advantages of a rollout are brought to mean 0 and deviation 1 at last."""
         return False

@@ -431,7 +431,7 @@ class Experiment(Strict):
             judge
             for e in self.entries
             if e.train is not None
-            for judge in getattr(e.train, "reward_judges", ())
+            for judge in getattr(e.train, "learned_judges", ())
         ]
         return list(dict.fromkeys([*steps, *rewards]))
 

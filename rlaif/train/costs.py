@@ -1,7 +1,7 @@
 """The multipliers of PPO-Lagrangian: how much each cost counts beside the reward.
 
 Maximise the mean reward where the mean cost is at most its limit: max over the policy, min over
-lambda >= 0 of E[R] - lambda (E[C] - limit) (Safe RLHF, arXiv 2310.12773, section 3.2). The step of
+lambda >= 0 of E[R] - lambda (E[C] - limit) (Safe RLHF, arXiv 2310.12773). The step of
 lambda is in log space, and the policy learns from (A_R - sum lambda A_C) / (1 + sum lambda).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from rlaif.config.rewards import CostTerm, names_of
 from rlaif.train.rollout import Group, Rollout
+
+LARGEST_FALL = 20.0
+"""The most that a multiplier's logarithm falls at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +31,14 @@ class Multiplier:
 
     def stepped(self, cost: CostTerm, costs: Sequence[float]) -> Multiplier:
         """After a rollout with these costs: log lambda += rate lambda (mean - limit), at most
-        log max (arXiv 2310.12773, equation 31). Without any cost so far it stays."""
+        log max (as in the code of arXiv 2310.12773). Without any cost so far it stays."""
         window = (*self.window, *costs)[-cost.window :]
         if not window or self.value == 0:
             return Multiplier(self.value, window)
         gap = math.fsum(window) / len(window) - cost.limit
-        # A large gap would overflow, so it is bounded before its exponential.
-        move = min(cost.rate * self.value * gap, math.log(cost.max / self.value))
+        # Bounded before its exponential: a huge gap would overflow, or leave a 0 that stays.
+        move = max(cost.rate * self.value * gap, -LARGEST_FALL)
+        move = min(move, math.log(cost.max / self.value))
         return Multiplier(min(cost.max, self.value * math.exp(move)), window)
 
 
@@ -98,17 +102,21 @@ def acting_places(costs: Sequence[CostTerm]) -> list[int]:
     return [place for place, cost in enumerate(costs) if cost.acts]
 
 
-def without_unknown_costs(
-    groups: Sequence[Group], costs: Sequence[CostTerm], rewards: list[list[float | None]]
-) -> list[list[float | None]]:
-    """The rewards, None where an answer lacks a cost: nothing can be learned from it."""
+def without_unknown_costs(groups: Sequence[Group], costs: Sequence[CostTerm]) -> list[Group]:
+    """The groups as far as their answers can be learned from: one that lacks a cost has no reward,
+    and is in no mean that rewards are made with."""
     places = acting_places(costs)
     return [
-        [
-            None if any(answer.costs[i] is None for i in places) else reward
-            for answer, reward in zip(group.answers, own, strict=True)
-        ]
-        for group, own in zip(groups, rewards, strict=True)
+        replace(
+            group,
+            answers=tuple(
+                replace(answer, values=(None,) * len(answer.values), idle=frozenset())
+                if any(answer.costs[place] is None for place in places)
+                else answer
+                for answer in group.answers
+            ),
+        )
+        for group in groups
     ]
 
 

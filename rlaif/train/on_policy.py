@@ -201,7 +201,7 @@ def _run_from_checkpoint(
                 groups = drawn.groups
                 # Taken over once the rollout is learned from: a stop before that saves those
                 # before it.
-                after = updated(running, drawn.every, terms)
+                after = updated(running, without_unknown_costs(drawn.every, costs), terms)
                 stepped = step_multipliers(multipliers, costs, groups)
                 rollout = _reward_groups(
                     model, groups, options, fitted | after, stepped, reference, critic
@@ -322,7 +322,7 @@ def _reward_groups(
 ) -> Rollout:
     """The rollout of these answers, with their rewards and costs."""
     costs = options.constraints
-    rewards = without_unknown_costs(groups, costs, summed(groups, options.terms, moments))
+    rewards = summed(without_unknown_costs(groups, costs), options.terms, moments)
     # Whole distributions of the teacher are not kept: they are looked at in the loss.
     whole = isinstance(options, OnPolicyDistillationTrain) and options.divergence == "jsd"
     rollout = measure(model, groups, rewards, options, None if whole else reference, critic)

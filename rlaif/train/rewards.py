@@ -146,10 +146,13 @@ class _Range:
     low: float
     high: float
 
+    @property
+    def flat(self) -> bool:
+        """Whether the numbers differ by no more than rounding."""
+        return self.high - self.low <= FLAT * max(abs(self.low), abs(self.high))
+
     def standardised(self, value: float) -> float:
-        """On [-1, 1], in the middle where all are equal."""
-        if self.high - self.low <= FLAT * max(abs(self.low), abs(self.high)):
-            return 0.0
+        """On [-1, 1]."""
         return 2 * (value - self.low) / (self.high - self.low) - 1
 
 
@@ -172,8 +175,8 @@ def _group_scales(
 
 def _scale_value(term: RewardTerm, scale: Moments | _Range | None, value: float) -> float:
     if term.normalise != "none":
-        # An answer without a reward may be alone in its group: it has nothing to be compared with.
-        equal = scale is None or (term.normalise == "group" and getattr(scale, "flat", False))
+        # Without a scale it is an answer that has no reward, and nothing to be compared with.
+        equal = scale is None or (term.compares_group and scale.flat)
         value = 0.0 if equal or scale is None else scale.standardised(value)
     if term.clip is not None:
         value = min(term.clip, max(-term.clip, value))

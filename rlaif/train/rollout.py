@@ -256,7 +256,7 @@ def add_advantages(rollout: Rollout, options: RolloutTrain, beta: float) -> None
 
 
 def _subtract_costs(rollout: Rollout, options: RolloutTrain, beta: float) -> None:
-    """(A_R - sum of lambda A_C) / (1 + sum of lambda) (arXiv 2310.12773, section 3.2).
+    """(A_R - sum of lambda A_C) / (1 + sum of lambda) (arXiv 2310.12773).
 
     A cost's advantages are made as the reward's. Where the KL is part of the reward it is added to
     each cost, so that its coefficient is `beta` whatever the multipliers are.

@@ -102,5 +102,9 @@ def test_every_judge_of_a_term_and_a_cost_is_asked_once() -> None:
         "ppo", rewards=terms, n=2, costs=[{"judge": "a", "limit": 1}, {"judge": "e", "limit": 0}]
     )
     assert step.reward_judges == ["a", "b", "c", "d", "e"]
+    # What is only logged is not learned from.
+    assert step.learned_judges == ["a", "b", "c", "e"]
+    watched = step_of("ppo", costs=[{"judge": "e", "limit": 0, "start": 0}])
+    assert (watched.reward_judges, watched.learned_judges) == (["r", "e"], ["r"])
     assert not any(term.fits_reference for term in step.terms)
     assert step.adds_terms and not step_of().adds_terms

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.config.methods import METHODS
-from rlaif.config.rewards import CostTerm
+from rlaif.config.rewards import CostTerm, RewardTerm
 from rlaif.train.costs import (
     Multiplier,
     cost_metrics,
@@ -22,7 +22,9 @@ from rlaif.train.costs import (
     multipliers_to_json,
     start_multipliers,
     step_multipliers,
+    without_unknown_costs,
 )
+from rlaif.train.rewards import summed
 from rlaif.train.rollout import Answer, Group, Rollout, add_advantages
 from tests.support.on_policy import learn, options_of
 
@@ -69,6 +71,8 @@ def test_the_mean_is_over_the_window_and_held_against_the_limit() -> None:
         ({"start": 0.0}, 0.0, [5.0], 0.0),
         ({"rate": 0.0}, 1.5, [5.0], 1.5),
         ({"limit": 0.5}, 1.5, [0.5], 1.5),
+        ({}, 1.5, [-1e9], 1.5 * math.exp(-20)),
+        ({}, 1.5, [1e9], 20.0),
     ],
 )
 def test_a_multiplier_at_its_bounds(
@@ -93,6 +97,16 @@ def test_metrics_say_what_was_asked_and_what_is_missing() -> None:
         "missing_cost/c": 0.5,
         "multiplier/c": 2.0,
     }
+
+
+def test_an_answer_that_lacks_a_cost_is_in_no_mean_of_the_rewards() -> None:
+    values = ((1.0, 5.0), (3.0, 5.0), (1e9, None))
+    answers = tuple(Answer([1], [], (v,), True, costs=(c, None)) for v, c in values)
+    terms = [RewardTerm(judge="r", normalise="group")]
+    costs = [cost(), cost(judge="watched", start=0)]
+    known = without_unknown_costs([Group("p", [1], answers)], costs)
+    half = 1 / math.sqrt(2)
+    assert summed(known, terms, {}) == [[approx(-half), approx(half), None]]
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,13 @@ def _describe_data(context: StepContext, preferences: Sequence[Preference], text
     given = "; ".join(found + ([_say_count(texts, "raw text")] if texts else []))
     if not step.SAMPLES:
         return given
-    by = ", ".join(f"{name} ({judges.get(name, 'ai')})" for name in step.reward_judges)
+    known = {name: f"{name} ({judges.get(name, 'ai')})" for name in step.learned_judges}
+    rewarding = {judge for term in step.terms for judge in term.judges}
+    by = ", ".join(said for name, said in known.items() if name in rewarding)
     how = f"rewarded by {by}" if by else "compared with its teacher's probabilities"
+    for cost in step.constraints:
+        if cost.acts:
+            how += f", with the mean cost by {known[cost.judge]} to be at most {cost.limit:g}"
     return f"answers of its own, {how}" + (f", and on {given}" if given else "")
 
 

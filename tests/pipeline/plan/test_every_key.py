@@ -43,7 +43,9 @@ FIRST = {
     "PairwiseJudge": "PairwiseJudge",
     **dict.fromkeys(("TextStep", "TrainStep"), "SftTrain"),
     "ReferenceTrain": "DpoTrain",
-    **dict.fromkeys(("RolloutTrain", "OnPolicyTrain", "GroupTrain"), "GrpoTrain"),
+    **dict.fromkeys(
+        ("RolloutTrain", "OnPolicyTrain", "ConstrainedTrain", "GroupTrain"), "GrpoTrain"
+    ),
     "DistillStep": "BradleyTerryDistill",
     "FitStep": "LinearDistill",
     "GatedDistill": "MultiObjectiveDistill",
@@ -63,6 +65,7 @@ SLOW = {
     "JudgementsJudge",
     *("OnPolicyDistillationTrain", "AverageStep"),
     *("RbrJudge", "ParseSpec", "RewardEnsembleJudge", "ImplicitRewardJudge", "RewardTerm", "Gate"),
+    "CostTerm",
     *("BradleyTerryDistill.replay", "EvaluateStep"),
     *(f"PairStep.{key}" for key in ("max_overlap", "tier", "standardise", "max_pairs", "uses")),
 }
