@@ -103,8 +103,8 @@ class LabellingRow(TypedDict):
 
 class RolloutRow(TypedDict):
     """One on-policy training: by rollout (from 1) its reward and what gates look at, the limits by
-    figure and level, a sentence for each rollback and each limit that was reached, and the limits of
-    its costs."""
+    figure and level, a sentence for each rollback and each limit that was reached, and the limits
+    of its costs."""
 
     seed: int
     arms: list[str]
