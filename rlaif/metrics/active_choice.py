@@ -81,8 +81,10 @@ def hajek_weights(probabilities: Floats) -> Floats:
     """
     if probabilities.size and not ((probabilities > 0.0) & (probabilities <= 1.0)).all():
         raise ValueError("inclusion probabilities above 0 and up to 1 were expected")
-    inverse = 1.0 / probabilities
-    return inverse / inverse.mean() if inverse.size else inverse
+    inverse: Floats = 1.0 / probabilities
+    mean = float(inverse.mean()) if inverse.size else 1.0
+    scaled: Floats = inverse / mean
+    return scaled
 
 
 def weigh_figure(figure: Figure, own: Floats) -> Figure:

@@ -64,8 +64,9 @@ class _Votes:
         """The sums of `values`, (n, classes), of each person and given class, (people, classes,
         given)."""
         total = np.zeros((self.person.max(initial=-1) + 1, self.classes, self.classes))
-        np.add.at(total, (self.person, slice(None), self.given), values)
-        return total
+        # By person and given class, and then with the two classes in their places.
+        np.add.at(total, (self.person, self.given), values)
+        return total.transpose(0, 2, 1)
 
 
 def _fit_errors(votes: _Votes, classes: Floats, prior: float) -> tuple[Floats, Floats]:

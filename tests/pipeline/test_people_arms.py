@@ -11,7 +11,7 @@ from rlaif.web.annotate.study import Study, make_study
 from tests.support.annotating import Client, create_votes, sent_vote, serve
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "ai_vs_human.yaml"
-COUNT = 20
+COUNT = 12
 
 
 def write_pairs(path: Path) -> Path:
@@ -45,13 +45,8 @@ def test_votes_train_an_arm_and_give_an_answer(tiny_model: Path, tmp_path: Path)
         links = server.links()
         counts = [vote_for_the_shorter(links[name], n) for n, name in enumerate(("ada", "ben"))]
     assert counts == [COUNT, COUNT]
-    small = ["holdout=6", "limit=6"]
-    overrides = [f"data={db}", f"models.policy.path={tiny_model}"]
-    overrides += [f"prompts.{item}" for item in small]
-    overrides += [
-        "steps.evaluate.max_new_tokens=4",
-        "arms={human: {labels: human}, ai: {labels: ai}}",
-    ]
+    overrides = [f"data={db}", f"models.policy.path={tiny_model}", "arms=[human, ai]"]
+    overrides += ["prompts.holdout=3", "prompts.limit=4", "steps.evaluate.max_new_tokens=4"]
     run_experiment(EXPERIMENT, tmp_path / "run", overrides)
     run = load_run(tmp_path / "run")
     human = [row for row in run.rows("preferences") if "human" in row["run_arms"].split()]
