@@ -64,7 +64,8 @@ def inclusion_probabilities(u: Sequence[float], budget: float) -> NDArray[np.flo
     sure = np.arange(len(ranked))
     scales = (budget - sure) / rest
     fitting = (scales * ranked <= 1.0) & (scales > 0)
-    return np.minimum(1.0, scales[np.argmax(fitting)] * sizes)
+    chances: NDArray[np.float64] = np.minimum(1.0, scales[np.argmax(fitting)] * sizes)
+    return chances
 
 
 def is_drawn(item_id: str, probability: float, seed: int) -> bool:
