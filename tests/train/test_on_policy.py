@@ -93,6 +93,29 @@ def test_interrupted_and_resumed_ends_in_the_same_bits(tmp_path, make_model, nam
     assert all(torch.equal(one[n], two[n]) for n in one)
 
 
+def test_a_training_is_resumed_while_its_critic_warms_up(tmp_path, make_model):
+    """The checkpoint is of the eighth of sixteen steps, the first nine of which are the critic's:
+    it holds the start's weights, and no moments of them."""
+    options = options_of("ppo", rollouts=4, checkpoint_every=2, critic_warmup=9)
+    learn(make_model(0), tmp_path / "a", options)
+
+    def stop(progress):
+        if progress.step == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(make_model(0), tmp_path / "b", options, progress=stop)
+    (saved,) = (tmp_path / "b/work").glob("checkpoint-*")
+    start = load_module(make_model(0), CPU).state_dict()
+    held = load_file(next(saved.rglob("weights.safetensors")))
+    weights = {n: w for n, w in held.items() if n in start}
+    assert weights and all(torch.equal(w, start[n].float()) for n, w in weights.items())
+    learn(make_model(0), tmp_path / "b", options)
+    one, two = (load_file(tmp_path / f"{x}/out/masters/model.safetensors") for x in "ab")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert any(not torch.equal(w, start[n].float()) for n, w in one.items() if n in start)
+
+
 def test_a_rollout_without_pairs_is_in_the_curves_and_changes_nothing(tmp_path, make_model):
     """Rollout 2 ties everywhere, rollout 3 in all groups but one: of its two steps one is left."""
     keys = {"n": 2, "batch_size": 1, "sync_every": 2, "rollouts": 4, "checkpoint_every": 1}
