@@ -200,7 +200,8 @@ def vote_entropy(differ: Floats) -> Floats:
     coin = differ >= 0.5 - 1e-9
     a = differ / np.where(coin, 1.0, 1.0 - 2.0 * differ)
     entropy = special.digamma(2.0 * a + 1.0) - special.digamma(a + 1.0)
-    return np.where(coin, np.log(2.0), entropy)
+    found: Floats = np.where(coin, np.log(2.0), entropy)
+    return found
 
 
 def entropy_bounds(differ: float) -> tuple[float, float]:

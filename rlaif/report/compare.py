@@ -10,6 +10,7 @@ from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
+from rlaif.core.store import write_atomic
 from rlaif.metrics.intervals import IntervalJson, show_ends, show_interval, show_number, show_value
 from rlaif.report import plots
 from rlaif.report.build import Figure, draw_label_curves
@@ -53,8 +54,9 @@ def render_comparison(result: Result) -> str:
 
 
 def write_comparison(result: Result, path: Path) -> Path:
-    """Write the page; text that is not UTF-8 is replaced. Returns the file."""
-    path.write_bytes(render_comparison(result).encode("utf-8", "replace"))
+    """Write the page; text that is not UTF-8 is replaced. Returns the file. Raises StoreError where
+    it cannot be written."""
+    write_atomic(path, render_comparison(result).encode("utf-8", "replace").decode())
     return path
 
 

@@ -29,7 +29,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_answers_come_first_and_the_page_says_the_same(planted: list[Path], tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
+    page = tmp_path / "new" / "page.html"
     done = run(*planted, "--out", page)
     assert done.exit_code == 0
     lines = done.output.splitlines()
