@@ -558,6 +558,11 @@ def test_plots_are_given_their_own_points_pars_and_limits(drawn: dict[str, list[
             [2.5, 7.5],
             {},
         ),
+        (
+            "Reward over the root of KL of grpo, seed 8, round 2: 0.250 at 1.225 to 0.750 at 1.414",
+            [(math.sqrt(1.5), 0.25), (math.sqrt(2.0), 0.75)],
+            {"whole": False},
+        ),
     ]
 
 
