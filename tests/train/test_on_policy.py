@@ -341,13 +341,14 @@ def test_a_critic_of_its_own_is_trained_and_not_exported(make_model):
     model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
     own = prepare(load_module(make_model(1), CPU), CPU, torch.float32)
     names = set(model.masters)
-    critic = add_critic(model, own)
+    critic = add_critic(model, own, costs=2)
     added = set(model.masters) - names
     assert {"value_head.weight", "value_head.bias"} < added
     assert any(name.startswith("critic.") for name in added)
     layout = model.layout([([1, 2], [[3, 4, 5]])])
     values = critic.values(layout, None)
-    assert values.shape == (3,)
+    # Of the reward and of two costs.
+    assert values.shape == (3, 3)
     assert not values.any()
 
 
