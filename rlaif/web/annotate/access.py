@@ -15,30 +15,16 @@ from hashlib import sha256
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rlaif.core.errors import ConfigError
+from rlaif.web.security import READING
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 """A person's name in links and votes."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-READING = ("GET", "HEAD")
-
-HEADERS: Mapping[str, str] = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-"""On every answer: nothing inline, nothing from elsewhere, in no frame, and kept nowhere."""
 
 
 class Viewer(NamedTuple):
@@ -152,13 +138,9 @@ def _in_brackets(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-class Guard:
-    """An ASGI application that answers only under its own names and to its own pages, and adds
-    `HEADERS` to every answer.
-
-    A foreign Host is that of a site whose name was pointed at this machine (DNS rebinding). What
-    changes something must have the Origin of a page of this server.
-    """
+class OwnPages:
+    """An ASGI application that answers only to its own pages: what changes something must have the
+    Origin of a page of this server. `LocalGuard` stands around it."""
 
     def __init__(self, app: ASGIApp, address: Address):
         self.app = app
@@ -166,27 +148,18 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
-            return
+        refused = scope["type"] == "http" and self._is_foreign(scope)
+        foreign = PlainTextResponse("Not from a page of this server.\n", 403)
+        await (foreign if refused else self.app)(scope, receive, send)
 
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        await (self._refuse(scope) or self.app)(scope, receive, send_guarded)
-
-    def _refuse(self, scope: Scope) -> ASGIApp | None:
+    def _is_foreign(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)
-        hosts = headers.getlist("host")
-        if len(hosts) != 1 or hosts[0].lower() not in self.address.hosts:
-            return PlainTextResponse(f"These pages are at {self.address.base}\n", 421)
         origin = headers.get("origin")
-        if origin is not None and not self.address.is_own_origin(origin):
-            return PlainTextResponse("Not from a page of this server.\n", 403)
-        if scope["method"] not in READING and origin is None:
-            return PlainTextResponse("Not from a page of this server.\n", 403)
+        if origin is not None:
+            return not self.address.is_own_origin(origin) or self._is_cross_site(scope, headers)
+        return scope["method"] not in READING
+
+    @staticmethod
+    def _is_cross_site(scope: Scope, headers: Headers) -> bool:
         site = headers.get("sec-fetch-site", "none")
-        if scope["method"] not in READING and site not in ("same-origin", "none"):
-            return PlainTextResponse("Not from a page of this server.\n", 403)
-        return None
+        return scope["method"] not in READING and site not in ("same-origin", "none")

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 
 from rlaif.core.errors import RlaifError
 from rlaif.data.vote_store import VoteRefused, VoteStore
-from rlaif.web.annotate.access import Access, Address, Guard, Viewer
+from rlaif.web.annotate.access import Access, Address, OwnPages, Viewer
 from rlaif.web.annotate.findings import FindingsCache
 from rlaif.web.annotate.owner import owner_page
 from rlaif.web.annotate.templates import render_page
@@ -37,6 +37,7 @@ from rlaif.web.annotate.voting import (
     show_item,
 )
 from rlaif.web.annotate.writing import csv_lines, jsonl_lines
+from rlaif.web.security import LocalGuard
 
 MOST_BYTES = 64 * 1024
 """The largest body that is read."""
@@ -65,7 +66,8 @@ def make_app(store: VoteStore, access: Access, address: Address) -> ASGIApp:
         Route("/favicon.ico", pages.send_no_icon),
     ]
     handlers = {HTTPException: answer_fault, Exception: answer_fault}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), address)
+    pages_only = OwnPages(Starlette(routes=routes, exception_handlers=handlers), address)
+    return LocalGuard(pages_only, address.hosts, ("GET", "HEAD", "POST"))
 
 
 class Pages:
