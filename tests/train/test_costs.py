@@ -196,7 +196,10 @@ def long(ids: list[int]) -> float:
 KEYS = {"rollouts": 3, "batch_size": 2, "n": 4, "learning_rate": 1e-3}
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "rloo", "ppo_separate"])
+@pytest.mark.parametrize(
+    "name",
+    ["ppo", "grpo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rloo", "ppo_separate"))],
+)
 def test_a_multiplier_of_0_leaves_every_bit_as_it_is_without(
     tmp_path: Path, make_model: Any, name: str
 ) -> None:
