@@ -13,6 +13,7 @@ import numpy as np
 from rlaif.core.numbers import sigmoids
 from rlaif.metrics import agreement, calibration
 from rlaif.metrics import agreement as agree
+from rlaif.metrics.active_choice import hajek_weights, inclusion_probabilities
 from rlaif.metrics.calibration import calibration_error
 from rlaif.metrics.disagreement import ceiling_figures, log_losses
 from rlaif.metrics.ends import Ends
@@ -24,7 +25,7 @@ from rlaif.metrics.pooled import figure_intervals
 from rlaif.metrics.reward_figures import RewardTable, reward_figures
 from rlaif.metrics.rewardbench import SECTIONS, section_scores
 from rlaif.metrics.votes import VotedPair, fit_weights
-from rlaif.metrics.weighted import Figure, mean_of, ratio
+from rlaif.metrics.weighted import Figure, mean_of, ratio, share_of
 
 from .data import Array, Rng, cluster_sizes
 
@@ -168,6 +169,17 @@ def _ceiling(name: str) -> Callable[[Pairs], Figure]:
     return of
 
 
+def _drawn_share(pairs: Pairs) -> Figure:
+    """How often the judge is right, from about half of the pairs, the uncertain ones likelier."""
+    probability = inclusion_probabilities(
+        1.0 - np.abs(2.0 * pairs.prob - 1.0), pairs.prompt.size / 2
+    )
+    # The last digits of a continuous number stand for a draw.
+    drawn = (pairs.longer * 1e6) % 1.0 < probability
+    weights = np.where(drawn, hajek_weights(probability), 0.0)
+    return share_of(_correctness(pairs)[0] * weights, weights)
+
+
 def _calibration_error(pairs: Pairs) -> Interval | None:
     return calibration_error(pairs.prob, pairs.label, pairs.prompt).error
 
@@ -178,6 +190,8 @@ FIGURES: dict[str, Drawn] = dict(
         for name, make in {
             "kappa": lambda p: _whole(agree.cohen_kappa(*_sides(p)), p),
             "alpha": lambda p: _whole(agree.krippendorff_alpha(np.stack(_sides(p))), p),
+            "fleiss_kappa": lambda p: _whole(agree.fleiss_kappa(np.stack(_sides(p))), p),
+            "hajek": _drawn_share,
             "spearman": lambda p: _whole(agree.spearman(p.prob, p.label), p),
             "kendall": lambda p: _whole(agree.kendall(p.prob, p.label), p),
             "length_coefficient": lambda p: agreement.length_coefficient(p.prob, p.label, p.longer),

@@ -36,10 +36,12 @@ NO_PEOPLE = (
 )
 
 
-def render_comparison(result: Result) -> str:
-    """The page, which loads nothing and runs no script. A function of `result` alone."""
+def render_comparison(result: Result, home: str | None = None) -> str:
+    """The page, which loads nothing and runs no script, with a link to `home` where there is one. A
+    function of its arguments alone."""
     return render_page(
         "compare.html.j2",
+        home=home,
         result=result,
         questions=group_answers(result),
         notes=list_notes(result),

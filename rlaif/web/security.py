@@ -39,7 +39,8 @@ def local_hosts(port: int) -> frozenset[str]:
 
 class LocalGuard:
     """An ASGI application that refuses requests under other names than `hosts` (421) and by other
-    `methods` (405), and adds `HEADERS` to every response. WebSockets are refused."""
+    `methods` (405), and adds those of `HEADERS` that a response does not set itself. WebSockets are
+    refused."""
 
     def __init__(
         self, app: ASGIApp, hosts: Collection[str], methods: Collection[str] = READING
@@ -61,7 +62,7 @@ class LocalGuard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    headers[name] = value
+                    headers.setdefault(name, value)
             await send(message)
 
         refusal = self._refuse(scope)

@@ -31,6 +31,12 @@ from rlaif.web.ui.search import read_query
 HOST = "127.0.0.1"
 HERE = Path(__file__).resolve().parent
 REPORT = Path(flow_style.__file__).resolve().parent
+COMPARISON_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+"""The policy of the one page that has its style and plots within itself, as a file has; it has no
+script."""
 
 
 def make_pages_environment() -> Environment:
@@ -89,6 +95,18 @@ def make_app(site: Site, hosts: frozenset[str]) -> ASGIApp:
 
         return answer
 
+    async def compare(request: Request) -> Response:
+        names = [name for name in request.query_params.getlist("run") if name]
+        try:
+            text = await run_in_threadpool(site.comparison_page, names)
+        except NotFound as error:
+            return render("error.html.j2", {"title": "Not found", "message": str(error)}, 404)
+        except (RlaifError, OSError) as error:
+            values = {"title": "These cannot be compared", "message": str(error)}
+            return render("error.html.j2", values, 500)
+        policy = {"Content-Security-Policy": COMPARISON_POLICY}
+        return HTMLResponse(text.encode("utf-8", "replace"), headers=policy)
+
     async def send_static(request: Request) -> Response:
         kind, text = static.get(request.path_params["name"], ("", ""))
         return Response(text, media_type=kind) if kind else Response(status_code=404)
@@ -102,6 +120,7 @@ def make_app(site: Site, hosts: frozenset[str]) -> ASGIApp:
         Route("/", page("runs.html.j2", lambda _: site.runs_page())),
         Route("/curves", page("curves.html.j2", partial(_curves, site))),
         Route("/config", page("config.html.j2", partial(_config, site))),
+        Route("/compare", compare),
         Route("/run/{run}", page("run.html.j2", lambda r: site.run_page(r.path_params["run"]))),
         Route(
             "/run/{run}/flow", page("flow.html.j2", lambda r: site.flow_page(r.path_params["run"]))

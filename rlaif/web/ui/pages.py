@@ -154,6 +154,17 @@ class Site:
             "mark": lambda _name: "",
         }
 
+    def comparison_page(self, names: Sequence[str]) -> str:
+        """The page of `rlaif compare` about some runs. Raises RlaifError where there is nothing in
+        them to compare."""
+        from rlaif.analysis.comparison.compute import compare_inputs
+        from rlaif.report.compare import render_comparison
+
+        refs = [self.ref(name) for name in dict.fromkeys(names)][:MOST_RUNS]
+        if not refs:
+            raise NotFound("Choose one run or several in the list.")
+        return render_comparison(compare_inputs([str(ref.root) for ref in refs]), home="/")
+
     def curves_page(self, names: Sequence[str], metrics: Sequence[str], every: bool) -> Values:
         """Metrics over the rounds of several runs and their arms, together."""
         refs = [self.ref(name) for name in dict.fromkeys(names)][:MOST_RUNS]

@@ -21,7 +21,7 @@ from rlaif.core.store import StepFolder
 from rlaif.engines.remote.meter import Meter, meters_of
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.pipeline.manifest import CONFIG, FILE, MANIFEST, read_rounds
-from rlaif.pipeline.rollouts import stopped_notes
+from rlaif.pipeline.rollouts import unfinished_notes
 from rlaif.pipeline.runs import Run
 from rlaif.report.merged import Page
 from rlaif.web.ui.library import Remembered, stamp_of
@@ -167,7 +167,7 @@ class States:
             seconds=marker["seconds"] if marker else None,
             cost=sum(meter.cost for meter in meters) if meters else None,
             estimated=sum(meter.estimated for meter in meters),
-            notes=marker.get("notes", []) if marker else stopped_notes(folder.path),
+            notes=marker.get("notes", []) if marker else unfinished_notes(folder.path),
             errors=marker.get("errors", {}) if marker else {},
         )
 

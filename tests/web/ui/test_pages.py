@@ -140,6 +140,20 @@ def test_the_address_has_the_whole_state(client: TestClient, runs: Path) -> None
         assert shown in page
 
 
+def test_the_feedback_of_marked_runs_is_compared_on_a_page_without_a_script(
+    client: TestClient, runs: Path
+) -> None:
+    first, second = (identify(runs, name) for name in ("first", "second"))
+    answer = client.get(f"/compare?run={first}&run={second}")
+    assert answer.status_code == 200 and "AI and human feedback compared" in answer.text
+    assert "<script" not in answer.text and '<a href="/">rlaif</a>' in answer.text
+    policy = answer.headers["Content-Security-Policy"]
+    assert "script-src" not in policy and "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert client.get("/compare").status_code == 404
+    assert client.get("/compare?run=nothing").status_code == 404
+
+
 @pytest.mark.parametrize(
     "given",
     [
