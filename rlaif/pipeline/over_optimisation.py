@@ -107,7 +107,8 @@ def _round_tracks(run: HasRounds) -> Iterator[ProxyRow]:
 
 def _pick_metrics(row: RoundRow, optimised: Sequence[str]) -> tuple[list[str], list[str]]:
     """The metrics of an evaluation's proxies, and those of its gold judges and checks."""
-    proxies, golds = [], []
+    proxies: list[str] = []
+    golds: list[str] = []
     for name in row["metrics"]["metrics"]:
         head, _, judge = name.partition("/")
         if f"{head}/" in OF_JUDGE and "/" not in judge:

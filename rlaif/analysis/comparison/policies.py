@@ -96,7 +96,8 @@ def _battles_of_prompt(
         sides = [gathered.texts[name] for name in (first, second)]
         yield Battle(
             prompt_id,
-            *(_author(gathered, name) for name in (first, second)),
+            _author(gathered, first),
+            _author(gathered, second),
             prob,
             (len(sides[0].text), len(sides[1].text)),
             (first, second),
@@ -177,7 +178,7 @@ def _wins_over(wins: Wins, model: str, opponent: str) -> Values:
 
 def less_half(share: IntervalJson) -> IntervalJson:
     """A win rate as how far it is above one half."""
-    ends = {end: None if share[end] is None else share[end] - 0.5 for end in ("low", "high")}
+    ends = {name: None if (end := share[name]) is None else end - 0.5 for name in ("low", "high")}
     return {**share, "mean": share["mean"] - 0.5, **ends}  # type: ignore[typeddict-item]
 
 
@@ -281,18 +282,10 @@ def across_runs(gathered: Gathered) -> list[dict[str, Any]]:
                 both = [(two[s].get(figure, {}), one[s].get(figure, {})) for s in seeds]
                 difference = _difference_of_seeds(both)
                 if difference is not None:
-                    first, second = (
-                        _policy_name(name, run, arm),
-                        _policy_name(other_name, other, others_arm),
-                    )
-                    rows.append(
-                        {
-                            "figure": figure,
-                            "first": first,
-                            "second": second,
-                            "difference": difference,
-                        }
-                    )
+                    first = _policy_name(name, run, arm)
+                    second = _policy_name(other_name, other, others_arm)
+                    both_named = {"first": first, "second": second}
+                    rows.append({"figure": figure, **both_named, "difference": difference})
     return rows
 
 
@@ -337,7 +330,9 @@ def _judge_models(run: Run) -> dict[str, Any]:
     }
 
 
-def _difference_of_seeds(both: Sequence[tuple[Values, Values]]) -> IntervalJson | None:
+def _difference_of_seeds(
+    both: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
+) -> IntervalJson | None:
     """The paired difference over seeds that both runs have; of one seed, over prompts."""
     if len(both) == 1:
         found = paired_interval(*both[0])

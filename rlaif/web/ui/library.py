@@ -82,7 +82,7 @@ Stamp = tuple[Any, ...]
 
 def stamp_of(*paths: Path) -> Stamp:
     """What tells whether files have changed: their sizes and times; None of one that is absent."""
-    found = []
+    found: list[tuple[int, int, int] | None] = []
     for path in paths:
         try:
             status = path.stat()
