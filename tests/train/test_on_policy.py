@@ -29,6 +29,7 @@ from rlaif.train.tokenise import Example
 from tests.support.on_policy import LEARN, collector, learn, low_tokens, options_of
 
 CPU = torch.device("cpu")
+COSTS = [{"judge": "harm", "limit": 0.1, "higher": "worse"}]
 VARIANTS = ("grpo_dr", "grpo_dapo", "ppo_separate", "cispo", "reinforce", "reinforce_pp_group")
 
 
@@ -554,6 +555,11 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
         ("ppo", {"critic_warmup": 3, "weight_decay": 0.1}, "would shrink it"),
         ("ppo", {"critic_warmup": 4, "rollouts": 1}, "would never learn"),
         ("ppo", {"resample": 1}, "resample"),
+        *(
+            (name, {"resample": 1, "costs": COSTS}, "their costs may differ")
+            for name in ("grpo", "gspo", "cispo")
+        ),
+        ("reinforce", {"costs": COSTS}, "costs"),
         ("gspo", {"reduction": "token"}, "reduction"),
         ("gspo", {"n": 1}, "n"),
         ("reinforce", {"beta": 1.5}, "beta"),

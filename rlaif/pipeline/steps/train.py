@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 VERSION = 5
 ON_POLICY_VERSION = 1
+SUMMED_VERSION = 2
+"""That of sums of several terms, since a judge that does not apply to an answer adds nothing to it
+and answers without a reward are in no running mean."""
 """Of what a train step makes of fresh answers, beside `VERSION`."""
 MAKES = "model"
 SECONDS_PER_UNIT = 1.2
@@ -98,12 +101,13 @@ def plan_on_policy(walk: Walk, index: int, step: RolloutTrain) -> None:
     fault = _batches_fault(step, train)
     if fault is not None:
         raise walk.inputs.fail(index, fault, "batch_size")
+    summed = step.adds_terms and len(step.terms) > 1
     conditions = any(term.when is not None for term in step.terms)
     asked_any = bool(step.terms)
     parts = [
         {name: walk.inputs.judges[name].judge_hash for name in step.reward_judges},
         # The judges are asked as in a judge step, whose number counts here too.
-        [judge_step.VERSION, ON_POLICY_VERSION],
+        [judge_step.VERSION, SUMMED_VERSION if summed else ON_POLICY_VERSION],
         {name: model.identity() for name, model in asked.items()},
         walk.principle_weights() if asked_any else {},
         ids,
