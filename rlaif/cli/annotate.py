@@ -104,7 +104,7 @@ def annotate(
     host: str,
     address: str | None,
 ) -> None:
-    """Serve pages on which people compare or rate answers, until Ctrl-C.
+    """Serve pages on which people vote, until Ctrl-C.
 
     The items are the pairs of a file in any format that `rlaif data` knows, or of a run folder. A
     database that exists goes on with its own items: `rlaif annotate --db FILE` is enough.

@@ -33,7 +33,7 @@ def test_train_lists_the_keys_of_each_method(method):
     ("words", "hint"),
     [
         (["train", "dop"], "No method 'dop'; did you mean 'dpo'?"),
-        (["train", "qqqq"], "No method 'qqqq'; known here: apo_zero, dpo, grpo"),
+        (["train", "qqqq"], "No method 'qqqq'; known here: apo_zero, cispo, dpo, grpo, gspo"),
     ],
 )
 def test_a_mistyped_name_is_answered_with_the_nearest(words, hint):

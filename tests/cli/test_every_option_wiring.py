@@ -385,7 +385,7 @@ ROWS = [
         "rbr-weights",
         "rlaif.judges.rbr.fit",
         "one.jsonl preferences.jsonl --out x.yaml",
-        {"--margin": "2.5", "--ridge": "0.125", "--rewards": "two.jsonl"},
+        {"--margin": "2.5", "--ridge": "0.125", "--rewards": ("two.jsonl", "score=0.75")},
     ),
     Row("average", "rlaif.train.average.average", "one two --out x", {"--out": "there"}),
     Row(

@@ -273,6 +273,7 @@ ANY_NUMBER = (
     "standardise",
     "$defs.Gate.",
     "$defs.RewardTerm.properties.weight",
+    "$defs.CostTerm.properties.limit",
 )
 """Where a number has no least value: what a label is called or worth, and both ends of a range."""
 

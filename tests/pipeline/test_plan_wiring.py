@@ -226,12 +226,13 @@ def test_a_rollout_samples_the_next_prompts_with_the_seeds_of_its_place(tmp_path
     even = [p for p in ASKED if p.tags]
     drawn = found._choose_prompts(-1, [0])
     assert {p.prompt_id for p in drawn} == {p.prompt_id for p in even}
-    assert found._prompts_by_judge(ASKED, [0, 1]) == {"ratio": even, "rank": ASKED}
-    assert found._prompts_by_judge(ASKED, [0, 2]) == {"ratio": ASKED}
+    by_judge = found.valuation.prompts_by_judge
+    assert by_judge(ASKED, [0, 1], costs=True) == {"ratio": even, "rank": ASKED}
+    assert by_judge(ASKED, [0, 2], costs=True) == {"ratio": ASKED}
     name = ASKED[0].prompt_id
     seed = int(content_hash("rollout", 4, 2, 5, name, 1, length=8), 16) & 0x7FFFFFFF
     wanted = Sampling(9, 0.7, stop=("END",), seed=seed)
-    assert found._make_sampling(5, ASKED[0], 1) == wanted
+    assert found._make_sampling((5,), ASKED[0], 1) == wanted
 
 
 def test_a_redraw_is_of_prompts_that_the_rollout_has_not_asked(tmp_path: Path) -> None:
@@ -300,13 +301,14 @@ def test_the_values_of_an_answer_stand_at_the_places_of_their_terms(tmp_path: Pa
         ]
         for name, p, kind, true in (("a0", even, 1.0, 0.5), ("a1", odd, 0.25, 0.0))
     }
-    values = found._term_values([even, odd], {"ratio": ratio, "rank": rank}, range(3), made)
-    assert values["a0"] == pytest.approx((0.7, 0.8, 2.0))
-    assert values["a1"][0] is None
-    assert values["a1"][1:] == pytest.approx((0.15, -3.0))
+    judged = {"ratio": ratio, "rank": rank}
+    values = found.valuation.value([even, odd], judged, range(3), made)
+    assert values["a0"].values == pytest.approx((0.7, 0.8, 2.0))
+    assert values["a1"].values[0] is None and values["a1"].idle == {0}
+    assert values["a1"].values[1:] == pytest.approx((0.15, -3.0))
     # A draw from the start policy has the values of fitted terms alone.
-    fitted = found._term_values([even, odd], {"ratio": ratio}, found.fitted, made)
-    assert fitted == {
+    fitted = found.valuation.value([even, odd], {"ratio": ratio}, found.fitted, made)
+    assert {name: own.values for name, own in fitted.items()} == {
         "a0": (None, None, pytest.approx(2.0)),
         "a1": (None, None, pytest.approx(-3.0)),
     }
@@ -314,9 +316,9 @@ def test_the_values_of_an_answer_stand_at_the_places_of_their_terms(tmp_path: Pa
     kept = found._make_answer(made[even.prompt_id][0], values, watched)
     assert kept is not None
     assert (kept.ids, kept.logprobs, kept.ended) == ([1, 2], [-1.0, -2.0], True)
-    assert (kept.values, kept.watched) == (values["a0"], {"distance/ratio": 1.5})
-    cut = found._make_answer(answer("a9", odd, finish_reason="length"), values, watched)
-    assert cut is not None and (cut.ended, cut.values) == (False, (None, None, None))
+    assert (kept.values, kept.watched) == (values["a0"].values, {"distance/ratio": 1.5})
+    cut = found._make_answer(answer("a1", odd, finish_reason="length"), values, watched)
+    assert cut is not None and (cut.ended, cut.values) == (False, values["a1"].values)
     assert found._make_answer(answer("b", odd, finish_reason="failed"), values, {}) is None
 
 
@@ -337,14 +339,14 @@ def test_a_sampled_answer_is_recorded_with_its_place_and_its_policy(tmp_path: Pa
     result = GenerateResult(
         "k", "Yes.", [5, 6], "length", 9, None, [-1.0, -2.0], "rendered", reasoning="Hm."
     )
-    row = found._make_completion(result, ASKED[3], 2, 5, Writer())  # type: ignore[arg-type]
+    row = found._make_completion(result, ASKED[3], 2, (5,), Writer())  # type: ignore[arg-type]
     assert (row.completion_id, row.prompt_id, row.sample_index) == ("k", ASKED[3].prompt_id, 2)
     assert (row.model, row.weights_hash, row.finish_reason) == ("M2, rollout 6", "w7", "length")
     assert (row.token_ids, row.logprobs) == ([5, 6], [-1.0, -2.0])
     assert (row.system_prompt, row.rendered_hash, row.reasoning) == ("Own.", "rendered", "Hm.")
-    sampling = found._make_sampling(5, ASKED[3], 2)
+    sampling = found._make_sampling((5,), ASKED[3], 2)
     assert (row.sampling["seed"], row.sampling["temperature"]) == (sampling.seed, 0.7)
-    drawn = found._make_completion(result, ASKED[3], 2, -2, Writer())  # type: ignore[arg-type]
+    drawn = found._make_completion(result, ASKED[3], 2, (-2,), Writer())  # type: ignore[arg-type]
     assert drawn.model == "M2, start, draw 2"
 
 

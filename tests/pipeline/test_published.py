@@ -319,7 +319,7 @@ def writer() -> Iterator[dict[str, Any]]:
             "engine": "openai",
             "base_url": server.url,
             "cache": False,
-            "concurrency": 1,
+            "limits": {"concurrency": 1},
         }
 
 

@@ -91,7 +91,7 @@ def test_reference_answers_are_drawn_among_the_prompts_that_their_terms_are_for(
 
 def test_the_seed_of_an_answer_is_its_own() -> None:
     def seed(number: int, prompt: Any, index: int, **about: Any) -> int:
-        made = rollouts(**about)._make_sampling(number, prompt, index)
+        made = rollouts(**about)._make_sampling((number,), prompt, index)
         assert (made.max_new_tokens, made.temperature, made.stop) == (5, 0.7, ("!",))
         return int(made.seed)
 
@@ -147,7 +147,7 @@ def test_a_sampled_answer_says_where_it_is_from() -> None:
     own = rollouts()
     engine: Any = SimpleNamespace(weights_hash="moment")
     result = GenerateResult("k1", "Hello", [3, 4], "length", 9, logprobs=[-1.0, -2.0])
-    made = own._make_completion(result, PROMPTS[1], 1, 2, engine)
+    made = own._make_completion(result, PROMPTS[1], 1, (2,), engine)
     assert (made.completion_id, made.prompt_id, made.sample_index) == (
         "k1",
         PROMPTS[1].prompt_id,
@@ -160,10 +160,10 @@ def test_a_sampled_answer_says_where_it_is_from() -> None:
         content_hash("Hello"),
         "Be kind.",
     )
-    assert made.sampling["seed"] == own._make_sampling(2, PROMPTS[1], 1).seed
+    assert made.sampling["seed"] == own._make_sampling((2,), PROMPTS[1], 1).seed
     failed = GenerateResult("k2", "", [], "failed", 9, "no")
-    assert own._make_completion(failed, PROMPTS[1], 0, -1, engine).error == "no"
-    assert "start, draw 1" in own._make_completion(failed, PROMPTS[1], 0, -1, engine).model
+    assert own._make_completion(failed, PROMPTS[1], 0, (-1,), engine).error == "no"
+    assert "start, draw 1" in own._make_completion(failed, PROMPTS[1], 0, (-1,), engine).model
 
 
 def test_a_judge_of_several_models_gets_each_under_its_role() -> None:
@@ -214,7 +214,7 @@ def call(name: str, asked: bool = True) -> Call:
 def judged(name: str, score: float, judge_hash: str) -> Judgement:
     return Judgement(
         f"{name}{judge_hash}", name, PROMPTS[0].prompt_id, "completion", [name], name, "j",
-        judge_hash, "ai", "a", "ok", score,
+        "a", "ai", "a", "ok", score, judge_hash=judge_hash,
     )  # fmt: skip
 
 

@@ -92,7 +92,8 @@ def test_the_written_gradients_are_those_of_the_formulas(
         found, wanted = ours(torch.log_softmax(logits, -1)), formula(torch.log_softmax(logits, -1))
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
         gradients = [torch.autograd.grad(v.sum(), logits)[0] for v in (found, wanted)]
-        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-9)
+        # Where both nearly are 0, one has the rounding of a difference of logarithms.
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
         assert found.item() >= -1e-12
 
 
