@@ -23,6 +23,7 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.steps import on_policy
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.pipeline.steps.train import _count_answered_prompts, _models_of_judge
+from rlaif.pipeline.steps.valued import Valuation
 from rlaif.train.redraws import Redraw
 
 HELD = [make_prompt([{"role": "user", "content": f"Held out {i}?"}]) for i in range(2)]
@@ -191,6 +192,9 @@ def rollouts(folder: Path, number: int = 2) -> on_policy.Rollouts:
     found = object.__new__(on_policy.Rollouts)
     found.context, found.step, found.prompts = StepContext(*made), step.step, ASKED
     found.terms = step.step.terms
+    weights, turned = step.options["principle_weights"], step.options["turned_costs"]
+    adds = step.step.adds_terms
+    found.valuation = Valuation(found.terms, [], turned, step.judges, weights, adds)
     found.fitted = [2]
     return found
 

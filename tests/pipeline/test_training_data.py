@@ -115,7 +115,8 @@ def test_other_methods_refuse_answers_and_texts_with_the_kinds_that_they_take(
     )
     message = said(tmp_path, [*JUDGED, sft("nothing")])
     assert (
-        "'nothing' names no earlier pair, label, filter, load, sample, revise or judge" in message
+        "'nothing' names no earlier pair, label, filter, load, sample, revise, judge or questions"
+        in message
     )
     kto = {"train": {"method": "kto", "uses": ["pair", "demos"]}}
     assert read_by(tmp_path, [DEMOS, *JUDGED, kto]) == [
