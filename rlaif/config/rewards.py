@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    ConfigDict,
     Discriminator,
     Field,
     FiniteFloat,
@@ -44,8 +45,16 @@ class PromptCondition(Strict):
         return tagged and (not self.source or prompt.source in self.source)
 
 
+def _add_first_name(schema: dict[str, Any]) -> None:
+    """`where` may also be given under its first name."""
+    properties = schema["properties"]
+    properties["when"] = {**properties["where"], "deprecated": True}
+
+
 class RewardTerm(Strict):
     """One term of the reward: `weight` times a judge's value, normalised and clipped first."""
+
+    model_config = ConfigDict(json_schema_extra=_add_first_name)
 
     judge: Annotated[str, Field(min_length=1)]
     weight: FiniteFloat = Field(

@@ -400,8 +400,8 @@ def test_a_run_killed_while_judgements_are_compared_ends_in_the_same_bytes(
     write: Write, tmp_path: Path, tiny_model: Path, writer: dict[str, Any]
 ) -> None:
     path = write(**meta_rewarding(writer, tiny_model) | {"rounds": 1})
-    done = killed_in(tmp_path, path, "self", "meta", "judging", "actor")
-    assert 0 < done["self"] < done["meta"] < done["judging"]
+    done = killed_in(tmp_path, path, "self", "actor", "meta", "judging")
+    assert 0 < done["self"] < done["actor"] < done["meta"] < done["judging"]
     assert kept(tmp_path / "1") == kept(tmp_path / "0")
 
 

@@ -434,6 +434,7 @@ def test_a_training_shows_its_own_points_limits_and_arms(drawn: dict[str, list[A
         seed=8, arms=["ai", "mixed"], round=2, id="grpo",
         points=[(1, {"reward": 0.25, "kl": 1.5}), (3, {"reward": 0.75, "length": 12.0})],
         limits={"kl": {"warn": [2.5], "stop": [7.5]}}, reached=["KL reached 2.5"],
+        cost_limits={},
     )  # fmt: skip
     [(title, words, figures)] = _draw_trainings([training], by_arm=True)
     assert title == "grpo, seed 8, round 2, arm ai mixed"
@@ -542,7 +543,7 @@ def test_plots_are_given_their_own_points_pars_and_limits(drawn: dict[str, list[
     training = RolloutRow(
         seed=8, arms=["ai"], round=2, id="grpo",
         points=[(1, {"reward": 0.25, "kl": 1.5}), (3, {"reward": 0.75, "kl": 2.0})],
-        limits={"kl": {"warn": [2.5], "stop": [7.5]}}, reached=[],
+        limits={"kl": {"warn": [2.5], "stop": [7.5]}}, reached=[], cost_limits={},
     )  # fmt: skip
     _draw_trainings([training], by_arm=False)
     assert drawn["draw_rollouts"] == [
