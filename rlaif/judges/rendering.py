@@ -324,7 +324,8 @@ def _hanging_at(process: subprocess.Popen[bytes], source: str) -> int | None:
     # faulthandler answers the signal in C code too, where no Python handler would run.
     process.send_signal(signal.SIGUSR1)
     pipe, said = cast(Any, process.stderr).fileno(), b""
-    until = time.monotonic() + 1.0
+    # On a busy machine the worker may wait for its turn.
+    until = time.monotonic() + 5.0
     while select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
         part = os.read(pipe, 1 << 16)
         said += part
