@@ -46,9 +46,10 @@ class PromptCondition(Strict):
 
 
 def _add_first_name(schema: dict[str, Any]) -> None:
-    """`where` may also be given under its first name."""
+    """`where` may also be given under its first name, which a schema by names has anyway."""
     properties = schema["properties"]
-    properties["when"] = {**properties["where"], "deprecated": True}
+    if "where" in properties:
+        properties["when"] = {**properties["where"], "deprecated": True}
 
 
 class RewardTerm(Strict):
