@@ -1,8 +1,8 @@
 """From answers to an answer, with people in it: sample, judge and pair, let scripted voters vote in
 a real browser, train an arm on their votes and one on a judge, compare.
 
-    python benchmarks/human_votes.py --out /tmp/human_votes
-    python benchmarks/human_votes.py --out /tmp/human_votes --pairs 200 --set prompts.limit=48
+    python benchmarks/human_votes.py --out runs/human_votes
+    python benchmarks/human_votes.py --out runs/human_votes --pairs 200 --set prompts.limit=48
 
 A voter prefers the shorter of two answers and errs one time in ten, at random. It sees what a
 person sees: the page of `rlaif annotate` in Chromium (playwright), and it votes with the keys 1, 2
