@@ -1,7 +1,8 @@
-"""What many tests share: the embedded model, a tiny one of the same vocabulary, an experiment."""
+"""What many tests share: the embedded model, a tiny one with its first tokens, an experiment."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -30,6 +31,8 @@ if importlib.util.find_spec("hypothesis") is not None:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+TINY_VOCABULARY = 4096
+"""Loading all 49,152 tokens and computing their logits is most of what a tiny run takes."""
 UNSTABLE_NAME = re.compile(r"[\[\-(]\{'[^':]*'[,}]|frozenset\(| at 0x[0-9a-f]{6}")
 QUESTIONS = [
     "Name a red fruit.",
@@ -96,13 +99,15 @@ def model_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with the embedded model's tokenizer: whole runs in seconds."""
+    """A random two-layer Llama with the embedded model's tokenizer, of its first `TINY_VOCABULARY`
+    tokens: whole runs in seconds."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    tokenizer.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    keep_first_tokens(folder / "tokenizer.json", TINY_VOCABULARY)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -119,7 +124,24 @@ def tiny_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     torch.manual_seed(5)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    # A run collects garbage whenever it closes a model: not through all that is imported by now.
+    gc.collect()
+    gc.freeze()
     return folder
+
+
+def keep_first_tokens(path: Path, count: int) -> None:
+    """Cut a BPE's `tokenizer.json` down to its first `count` tokens and the merges that make them.
+
+    Tokens are numbered in the order of their merges, so texts are cut into smaller pieces as an
+    earlier state of the same tokenizer would.
+    """
+    data = json.loads(path.read_text(encoding="utf-8"))
+    model = data["model"]
+    model["vocab"] = {token: index for token, index in model["vocab"].items() if index < count}
+    pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    model["merges"] = [pair for pair in pairs if "".join(pair) in model["vocab"]]
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -135,6 +135,8 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
     """Derive rounds.jsonl from the finished evaluations: metrics, differences, alarms, words."""
     records: list[RoundRecord] = []
     limits = AlarmLimits(**inputs.experiment.alarms.model_dump(exclude={"on_alarm"}))
+    # Once for all records: writing a long experiment out takes longer than a record.
+    config_hash = content_hash(resolved_yaml(inputs.experiment))
     chains = product(inputs.experiment.all_seeds, inputs.experiment.arm_names)
     for seed, arm in chains:
         by_step: dict[str, list[RoundMetrics]] = {}
@@ -147,7 +149,9 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
             row = folder.read("evaluation")[0]
             history.append({"metrics": row["metrics"], "deltas": row["deltas"]})
             said = change_sentences(row.get("made_of", {}))
-            records.append(_round_record(inputs, plan, planned, arm, store, history, limits, said))
+            records.append(
+                _round_record(inputs, config_hash, plan, planned, arm, store, history, limits, said)
+            )
     rows = [to_json(r) | {PLACE: [n, len(records)]} for n, r in enumerate(records, 1)]
     write_jsonl(store.root / FILE, [seal_row(row) for row in rows])
     return records
@@ -161,6 +165,7 @@ def _list_evaluations(plan: Sequence[Planned], seed: int, arm: str) -> list[Plan
 
 def _round_record(
     inputs: PlanInputs,
+    config_hash: str,
     plan: Sequence[Planned],
     planned: Planned,
     arm: str,
@@ -192,7 +197,7 @@ def _round_record(
         round=planned.round,
         policy_in=_policy_before(plan, planned, arm),
         policy_out=planned.models["policy"].label,
-        config_hash=content_hash(resolved_yaml(inputs.experiment)),
+        config_hash=config_hash,
         counts=counts,
         metrics={
             **history[-1],
