@@ -12,6 +12,7 @@ SIGKILL as it opens a file of its folder to write, or makes, moves or deletes on
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -84,10 +85,7 @@ def kill_anywhere(folder: Path, runs: int, seed: int, arguments: list[str]) -> i
 
 def kill_in_steps(folder: Path, ids: list[str], arguments: list[str]) -> dict[str, int]:
     """Kill one run in each of some steps; how many steps were done each time."""
-    # Every run needs them, and a fork has them for nothing.
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
-
+    _import_for_all()
     changes = attempt(arguments, folder / "0", 0)
     assert changes is not None
     steps = read_manifest(folder / "0")["steps"]
@@ -101,6 +99,18 @@ def kill_in_steps(folder: Path, ids: list[str], arguments: list[str]) -> dict[st
         done[name] = sum((out / "steps" / s["hash"] / "done.json").exists() for s in steps)
     assert attempt(arguments, out, 0) is not None
     return done
+
+
+def _import_for_all() -> None:
+    """Load what every run with a model loads: a fork has it for nothing."""
+    import rlaif.engines.local.hf  # noqa: F401
+    import rlaif.train.loop  # noqa: F401
+    import rlaif.train.run  # noqa: F401
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+
+    # A run that closes a model collects garbage, which in a fork copies every page it looks at.
+    gc.collect()
+    gc.freeze()
 
 
 def main(folder: Path, how: str, *rest: str) -> None:
