@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scipy.stats import norm, t
+from scipy import special
 
 from rlaif.metrics.intervals import (
     MIN_PROMPTS,
@@ -117,7 +117,7 @@ def answer_of(difference: IntervalJson, margin: float) -> Answer:
     prompts = prompts_of(difference)
     if low is None or high is None or not se or prompts < MIN_PROMPTS:
         return Answer("unknown")
-    quantile = float(norm.ppf(0.95)) if df is None else float(t.ppf(0.95, df))
+    quantile = float(special.ndtri(0.95) if df is None else special.stdtrit(df, 0.95))
     inside = max(abs(difference["mean"] - quantile * se), abs(difference["mean"] + quantile * se))
     within = inside < margin
     verdict: Verdict = "same" if within else "unknown"
