@@ -25,7 +25,7 @@ def test_a_trainings_kernels_are_in_its_marker_status_and_report(
         plain = Choice(PLAIN.packed, PLAIN.parts, (WHY,))
         monkeypatch.setattr(proof, "prove", lambda *arguments: plain)
     steps = [
-        {"sample": {"n": 3, "temperature": 1.0, "max_new_tokens": 8}},
+        {"sample": {"n": 3, "temperature": 1.0, "max_new_tokens": 12}},
         {"judge": {"id": "checks", "kind": "rules"}},
         {"pair": {}},
         {"train": {"learning_rate": 1e-4, "batch_size": 2, "precision": "fp32"}},

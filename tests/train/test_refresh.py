@@ -81,7 +81,7 @@ def rounds(write_experiment, tiny_model, tmp_path):
     def run(count: int, drop: float) -> tuple[Store, list[dict[str, Any]]]:
         keys = {**LINEAR, "id": "reward", "from": "initial"}
         steps = [
-            {"sample": {"n": 4, "temperature": 1.0, "max_new_tokens": 8}},
+            {"sample": {"n": 4, "temperature": 1.0, "max_new_tokens": 12}},
             {"judge": {"id": "checks", "kind": "rules"}},
             {"pair": {"weights": {"checks": 1.0}, "strategy": "all"}},
             {"distill": {**keys, "refresh": {"drop": drop, "held_out": 0.5}}},
