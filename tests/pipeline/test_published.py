@@ -496,7 +496,7 @@ def test_a_run_killed_in_the_second_stage_ends_in_the_same_bytes(
                 "id": "iterate",
                 "rounds": 2,
                 "steps": [
-                    {"sample": SAMPLE},
+                    {"sample": {**SAMPLE, "n": 4}},
                     {"judge": "gold"},
                     {"pair": {"strategy": "all"}},
                     {"train": {"id": "dpo", **TRAIN}},
