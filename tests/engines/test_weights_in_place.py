@@ -93,7 +93,7 @@ def test_a_rollout_that_is_stored_starts_no_engine(tmp_path, tiny_model, write_e
 
 def test_the_next_round_takes_its_weights_in_place(tmp_path, tiny_model, write_experiment, events):
     steps = [
-        {"sample": {"n": 3, "temperature": 1.0, "max_new_tokens": 8}},
+        {"sample": {"n": 3, "temperature": 1.0, "max_new_tokens": 12}},
         {"judge": {"id": "checks", "kind": "rules"}},
         {"pair": {}},
         {"train": DPO},
