@@ -103,10 +103,11 @@ def kill_in_steps(folder: Path, ids: list[str], arguments: list[str]) -> dict[st
 
 def _import_for_all() -> None:
     """Load what every run with a model loads: a fork has it for nothing."""
-    import rlaif.engines.local.hf  # noqa: F401
-    import rlaif.train.loop  # noqa: F401
-    import rlaif.train.run  # noqa: F401
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+
+    import rlaif.engines.local.hf
+    import rlaif.train.loop
+    import rlaif.train.run  # noqa: F401
 
     # A run that closes a model collects garbage, which in a fork copies every page it looks at.
     gc.collect()
