@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from rlaif.config.base import PluginName
 from rlaif.config.environments import EnvironmentSpec
 from rlaif.core.errors import ConfigError
@@ -15,7 +17,7 @@ class CustomSpec(EnvironmentSpec):
     """An environment class of one's own, `kind: package.module:Name`, called with `options`."""
 
     kind: PluginName
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
 
     def build_environment(self) -> Environment:
         """The class that `kind` names is called as Name(**options)."""

@@ -39,6 +39,7 @@ JUDGES: SpecTable[JudgeBase] = SpecTable(
         "judgements": "rlaif.judges.judgements:JudgementsJudge",
         "jury": "rlaif.judges.jury:JuryJudge",
         "verdict": "rlaif.judges.verdict:VerdictMarkJudge",
+        "episode": "rlaif.judges.episode:EpisodeJudge",
         "longer": "rlaif.judges.baselines:LongerJudge",
         "first": "rlaif.judges.baselines:FirstJudge",
         "random": "rlaif.judges.baselines:RandomJudge",

@@ -17,6 +17,7 @@ from rlaif.core.records import Completion, Message, Prompt, content_hash
 from rlaif.data.sources import Instruction, chosen_members, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
+from rlaif.pipeline.plan.episodes import most_turns
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, keep_commonest, lost_by, lost_notes
 from rlaif.pipeline.steps.episodes import (
@@ -130,8 +131,8 @@ def _drawn_in_round(walk: Walk) -> set[str]:
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
-    """One call for each completion."""
-    count = len(planned.prompts) * planned.step.n
+    """One call for each completion, of an episode at most one for each of its turns."""
+    count = len(planned.prompts) * planned.step.n * most_turns(inputs, planned.prompts)
     return Size(count, count, count * planned.step.max_new_tokens)
 
 
