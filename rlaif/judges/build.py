@@ -40,6 +40,7 @@ JUDGES: SpecTable[JudgeBase] = SpecTable(
         "jury": "rlaif.judges.jury:JuryJudge",
         "verdict": "rlaif.judges.verdict:VerdictMarkJudge",
         "episode": "rlaif.judges.episode:EpisodeJudge",
+        "ellm": "rlaif.judges.ellm:EllmJudge",
         "longer": "rlaif.judges.baselines:LongerJudge",
         "first": "rlaif.judges.baselines:FirstJudge",
         "random": "rlaif.judges.baselines:RandomJudge",

@@ -82,4 +82,3 @@ def _fault_of_rollouts(step: RolloutTrain) -> tuple[str, str] | None:
             "or lower max_length, which is that of an episode"
         )
     return None
-
