@@ -132,8 +132,9 @@ def _drawn_in_round(walk: Walk) -> set[str]:
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
     """One call for each completion, of an episode at most one for each of its turns."""
-    count = len(planned.prompts) * planned.step.n * most_turns(inputs, planned.prompts)
-    return Size(count, count, count * planned.step.max_new_tokens)
+    count = len(planned.prompts) * planned.step.n
+    turns = count * most_turns(inputs, planned.prompts)
+    return Size(count, turns, turns * planned.step.max_new_tokens)
 
 
 def run(context: StepContext) -> dict[str, Any]:
