@@ -142,6 +142,13 @@ class Completion(Struct, frozen=True):
             return transcript(self.messages)
         return message_text(self.messages[-1]) if self.messages else ""
 
+    @property
+    def own_text(self) -> str:
+        """What the model wrote: of an episode its own turns, one after the other."""
+        if self.turns is UNSET:
+            return self.text
+        return "\n\n".join(message_text(m) for m in self.messages if m["role"] == "assistant")
+
 
 def turns_of(completion: Completion) -> list[tuple[int, list[int]]]:
     """Of an episode how many of its tokens each own turn has, and the ids that follow it; none of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import structs
 
@@ -39,6 +39,13 @@ class Texts(Protocol):
         self, messages: Sequence[Message], sampled: Sequence[int], reply: Message
     ) -> list[int]:
         """The ids between two answers."""
+
+
+class TurnLog(Protocol):
+    """Where turns are kept: a step's folder."""
+
+    def append(self, name: str, records: Sequence[dict[str, Any]]) -> None:
+        """Commit one batch of rows to the file `name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ def play_episodes(
     engine: Sampler,
     texts: Texts,
     longest: int,
-    folder: StepFolder,
+    folder: TurnLog,
     stored: dict[str, GenerateResult],
 ) -> Iterator[list[Episode]]:
     """Play all episodes; those that a turn ended come together, in the order of `starts`.
