@@ -241,5 +241,5 @@ def read_goals(answer: GenerateResult, most: int) -> list[str]:
     last line, where a limit cut it, is none."""
     text = whole_lines(answer.text, answer.finish_reason == "length")
     items = [item for _, item in list_items(text)] or text.splitlines()
-    goals = (item.strip().strip(".\"'").strip().lower() for item in items)
+    goals = (item.strip(" -*.\"'").lower() for item in items)
     return [*dict.fromkeys(goal for goal in goals if goal)][:most]

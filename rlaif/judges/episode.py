@@ -31,13 +31,11 @@ class EpisodeJudge(JudgeBase):
     def _check_range(self) -> EpisodeJudge:
         if self.low >= self.high:
             raise ValueError(f"`low` ({self.low:g}) must be below `high` ({self.high:g})")
-        for name in ("principles", "constitution"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"the environment judges; drop `{name}`")
         return self
 
     def build_judge(self, inputs: JudgeInputs) -> EpisodeReturn:
-        """The judge of the spec."""
+        """The judge of the spec. Raises ConfigError where it names principles."""
+        self.refuse_principles("the environment judges")
         return EpisodeReturn(self.id, hash_judge(self, ()), self.low, self.high)
 
 

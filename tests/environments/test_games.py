@@ -162,13 +162,13 @@ def test_without_its_package_gymnasium_says_how_it_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("rlaif.environments.gym.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="not installed. Run: pip install 'gymnasium"):
+    with pytest.raises(ConfigError, match=r"not installed\. Run: pip install 'gymnasium"):
         starts(LAKE)
 
 
 def test_the_table_names_every_kind() -> None:
     assert set(ENVIRONMENTS) == {"number", "rooms", "gymnasium"}
-    with pytest.raises(ValueError, match="must be number, rooms, gymnasium or package.module:Name"):
+    with pytest.raises(ValueError, match="must be number, rooms, gymnasium or package"):
         read_environment({"kind": "chess"})
     with pytest.raises(ValueError, match=r"`low` \(3\) must be below `high` \(3\)"):
         read_environment({"kind": "number", "low": 3, "high": 3})
