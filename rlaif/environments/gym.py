@@ -29,8 +29,8 @@ TASKS = {
     "FrozenLake8x8": "Walk from S to G over the frozen lake (F) without falling into a hole (H).",
     "CliffWalking": "Walk from x to T without stepping on the cliff (C).",
     "CliffWalkingSlippery": "Walk from x to T without stepping on the cliff (C).",
-    "Taxi": "Drive the taxi [ ] to the passenger ( ), pick them up and drop them off where they want "
-    "to go < >. Do not drive through walls (|).",
+    "Taxi": "Drive the taxi [ ] to the passenger ( ), pick them up and drop them off where they "
+    "want to go < >. Do not drive through walls (|).",
     "Blackjack": "Come as close to 21 as you can, and not beyond it. The observation is the sum of "
     "your cards, the dealer's card, and 1 if you have a usable ace.",
 }

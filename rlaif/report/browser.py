@@ -59,9 +59,7 @@ def count_own_words(completion: Mapping[str, Any]) -> int:
     return sum(len(str(m["content"]).split()) for m in own or messages[-1:])
 
 
-def _episode_text(
-    messages: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]]
-) -> str:
+def _episode_text(messages: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]]) -> str:
     taken = iter(turns)
     parts = []
     for message in messages:

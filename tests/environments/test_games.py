@@ -143,6 +143,16 @@ def test_colours_are_brackets_and_observations_are_shown_where_nothing_is_drawn(
     assert "stick, hit" in cards and "\n\nObservation: (" in cards
 
 
+def test_keys_of_gymnasium_reach_what_is_shown() -> None:
+    pytest.importorskip("gymnasium", reason=NEEDS)
+    keys: dict[str, Any] = {"actions": ["west", "south", "east", "north"], "task": "Walk east."}
+    large = LAKE | {"options": {"map_name": "8x8"}} | keys
+    text = begun(large).reset()
+    assert text.startswith("Walk east. Answer with one action and nothing else: west, south, ")
+    assert len(text.splitlines()[-1]) == 8
+    assert begun(large | {"name": "CliffWalking-v1", "options": {}}).reset() != text
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -263,6 +263,22 @@ def test_an_ellm_judge_takes_no_principles() -> None:
         judge_of(rules, kind="ellm", by="initial", principles=["a"])
 
 
+OTHER_KEYS: dict[str, Any] = {
+    "most": 2,
+    "threshold": 0.5,
+    "temperature": 0.9,
+    "max_new_tokens": 9,
+    "reasoning": "strip",
+}
+
+
+@pytest.mark.parametrize("key", OTHER_KEYS)
+def test_every_key_of_an_ellm_judge_is_in_its_hash(planted: None, key: str) -> None:
+    first = judge_of(kind="ellm", by="initial")
+    second = judge_of(kind="ellm", by="initial", **{key: OTHER_KEYS[key]})
+    assert first.judge_hash != second.judge_hash
+
+
 # RDLM
 
 
