@@ -22,6 +22,7 @@ from rlaif.config.filters import MINILM
 from rlaif.core.records import Completion, Judgement, Message, Prompt, content_hash
 from rlaif.data.embed import Vectors, embed_texts, model_folder
 from rlaif.engines.base import Capability, GenerateResult, Sampling
+from rlaif.engines.model_folders import weights_hash
 from rlaif.judges.base import Answered, Call, Verdict, call_id
 from rlaif.judges.common import JudgeInputs, ModelJudge, hash_judge, template_values, usable
 from rlaif.judges.composed import annotators, completions_of, conclude_verdict
@@ -61,14 +62,18 @@ class EllmJudge(ModelJudge):
             frozenset({"state"}),
             inputs.beside,
         )
+        folder = model_folder(self.model, inputs.beside)
+        digest = hash_judge(self, (), template)
+        if self.model != MINILM:
+            digest = content_hash(digest, weights_hash(folder))
         return Ellm(
             self.id,
-            hash_judge(self, (), template),
+            digest,
             template,
             Sampling(self.max_new_tokens, self.temperature),
             self.most,
             self.threshold,
-            model_folder(self.model, inputs.beside),
+            folder,
         )
 
 

@@ -520,5 +520,5 @@ UNSWEPT: dict[str, tuple[str, ...]] = {
     ),
 }
 """Classes whose keys are not swept one by one, and the tests that look at them: an embedding model
-takes seconds to load; gymnasium need not be installed; an alarm needs figures that are wrong; and what is kept shows when it is
-needed again."""
+takes seconds to load; gymnasium need not be installed; an alarm needs figures that are wrong; and
+what is kept shows when it is needed again."""
