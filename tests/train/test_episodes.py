@@ -94,7 +94,7 @@ def gradients(
     change: Callable[[Layout], Layout] = lambda layout: layout,
 ) -> dict[str, torch.Tensor]:
     """The gradients of one loss on `GROUPS`; `change` alters the layout of whole sequences."""
-    critic = add_critic(model) if options.critic_kind is not None else None
+    critic = add_critic(model, None) if options.critic_kind is not None else None
     rollout = measure(model, GROUPS, [[1.0, 0.0], [0.5]], options, None, critic)
     add_advantages(rollout, options, 0.0)
     if critic is not None:
