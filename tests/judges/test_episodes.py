@@ -17,7 +17,7 @@ from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Message, Prompt, content_hash, make_prompt
 from rlaif.data.embed import PACKAGE
-from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest
+from rlaif.engines.base import GenerateRequest, GenerateResult, RewardRequest, ScoreRequest
 from rlaif.judges import ellm
 from rlaif.judges.base import Answered, most_calls, verdicts_of
 from rlaif.judges.build import JudgeStep, build_judge
@@ -277,6 +277,13 @@ def test_every_key_of_an_ellm_judge_is_in_its_hash(planted: None, key: str) -> N
     first = judge_of(kind="ellm", by="initial")
     second = judge_of(kind="ellm", by="initial", **{key: OTHER_KEYS[key]})
     assert first.judge_hash != second.judge_hash
+
+
+def test_a_reward_model_rewards_the_last_own_turn_in_its_conversation() -> None:
+    (call,) = judge_of(kind="reward_model", by="rm").calls(PROMPT, [ONE], 3)
+    assert isinstance(call.request, RewardRequest)
+    assert call.request.messages == [*PROMPT.messages, *ONE.messages[:4]]
+    assert call.request.answer == {"role": "assistant", "content": "go on"}
 
 
 # RDLM

@@ -384,7 +384,13 @@ def test_a_run_stores_plays_and_measures_episodes(whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "number"), [("turns", 4), ("turns", 6), ("completions", 2), ("completions", 3)]
+    ("file", "number"),
+    [
+        ("turns", 4),
+        pytest.param("turns", 6, marks=pytest.mark.slow),
+        ("completions", 2),
+        pytest.param("completions", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_ends_in_the_same_bytes(whole: Path, file: str, number: int) -> None:
     """SIGKILL between two turns of a rollout, before the first turn of the next one, and where an
@@ -430,6 +436,10 @@ def test_an_environment_that_fails_stops_the_run_and_keeps_what_was_played(
         (
             [{"sample": {"n": 2}}, {"train": {"method": "sft"}}],
             "train 'train': it takes answers of one turn",
+        ),
+        (
+            [{"sample": {"n": 2}}, {"judge": {"kind": "perplexity", "by": "initial"}}],
+            "judge 'perplexity' of kind perplexity goes by the probability of all",
         ),
     ],
 )

@@ -7,40 +7,37 @@ from collections.abc import Iterable, Sequence
 
 from rlaif.config.models import ENGINES
 from rlaif.config.on_policy import OnPolicyTrain, RolloutTrain
-from rlaif.core.records import Prompt
+from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
 
 ONE_TURN = frozenset({"pair", "label", "revise", "questions", "train", "distill"})
 """Kinds of steps that learn from, or rewrite, answers of one turn. A train step that samples plays
 episodes itself."""
+BY_TOKENS = frozenset({"implicit_reward", "perplexity"})
+"""Kinds of judges that go by an answer's tokens."""
 PLAYS = "token_ids"
 """The capability of an engine that can play."""
 
 
-def find_starts(inputs: PlanInputs, ids: Iterable[str]) -> list[Prompt]:
-    """Those of the prompts that are starts of episodes."""
-    if all(spec.environment is None for spec in inputs.experiment.set_specs.values()):
-        return []
-    wanted = set(ids)
-    every = (p for p in inputs.every_prompt() if p.environment is not None)
-    return [prompt for prompt in every if prompt.prompt_id in wanted]
-
-
 def most_turns(inputs: PlanInputs, ids: Iterable[str]) -> int:
     """How many turns an answer to one of the prompts may have."""
-    starts = find_starts(inputs, ids)
-    return max((int((start.environment or {})["max_turns"]) for start in starts), default=1)
+    found = (inputs.starts[name].environment for name in ids if name in inputs.starts)
+    return max((int(keys["max_turns"]) for keys in found if keys is not None), default=1)
 
 
 def refuse_episodes(walk: Walk, index: int, planned: Sequence[Planned]) -> None:
     """Raise ConfigError where one of the steps that an entry has planned cannot take the episodes
     that it is given."""
+    if not walk.inputs.starts:
+        return
     steps = {step.hash: step for step in walk.done}
+    judges = walk.experiment.all_judges()
     for one in planned:
         above = [steps[digest] for digest in one.inputs.values() if digest in steps]
-        ids = [*one.prompts, *(name for step in above for name in step.prompts)]
-        starts = find_starts(walk.inputs, ids)
-        fault = _fault_of(one) if starts else None
+        ids = {*one.prompts, *(name for step in above for name in step.prompts)}
+        if not ids & walk.inputs.starts.keys():
+            continue
+        fault = _fault_of(one) or _fault_of_judges([judges[name] for name in one.judges])
         if fault is not None:
             key, message = fault
             raise walk.inputs.fail(index, message, key)
@@ -67,6 +64,20 @@ def _fault_of(planned: Planned) -> tuple[str | None, str] | None:
         "of episodes, from which only methods learn that sample and go by advantages (grpo, rloo, "
         "reinforce, ppo and their relatives)"
     )
+
+
+def _fault_of_judges(judges: Iterable[JudgeBase]) -> tuple[None, str] | None:
+    """What is wrong with judges, or those within them, where they cannot judge episodes."""
+    for judge in judges:
+        if judge.kind in BY_TOKENS:
+            return None, (
+                f"judge {judge.id!r} of kind {judge.kind} goes by the probability of all of an "
+                "answer's tokens, and of an episode some are the environment's: take another kind"
+            )
+        fault = _fault_of_judges(judge.judges_within().values())
+        if fault is not None:
+            return fault
+    return None
 
 
 def _fault_of_rollouts(step: RolloutTrain) -> tuple[str, str] | None:
