@@ -468,19 +468,17 @@ class PromptsSpec(Strict):
             raise ValueError("give one of `path` and `dataset`, not both")
         if self.count is not None and self.dataset is None:
             raise ValueError("count: only with `dataset`; a file is read in dry runs too")
-        if self.environment is not None:
-            self._check_episodes()
-        elif self.episodes is not None:
-            raise ValueError("episodes: only with `environment`")
+        if (self.environment is None) != (self.episodes is None):
+            raise ValueError("give `environment` and `episodes` (how many there are), or neither")
+        if self.environment is not None and (self.path is not None or self.dataset is not None):
+            raise ValueError("give one of `path`, `dataset` and `environment`")
         return self
 
-    def _check_episodes(self) -> None:
-        if self.path is not None or self.dataset is not None:
-            raise ValueError("give one of `path`, `dataset` and `environment`")
-        if self.episodes is None:
-            raise ValueError("`environment` needs `episodes`: how many there are")
-        if self.columns != Columns():
+    @model_validator(mode="after")
+    def _episodes_have_no_columns(self) -> PromptsSpec:
+        if self.environment is not None and self.columns != Columns():
             raise ValueError("columns: the starts of episodes have none; leave it out")
+        return self
 
     @property
     def from_pairs(self) -> bool:

@@ -46,14 +46,14 @@ class Play:
         text = self._ask("reset", lambda: self.environment.reset(self.seed))
         self._check_text("the observation", text)
         if not text.strip():
-            raise self._fail("the observation is empty, and the policy is to answer it")
+            raise self.fail("the observation is empty, and the policy is to answer it")
         return text
 
     def begin(self, prompt: Prompt) -> None:
         """Begin the episode that a prompt is the start of. Raises RlaifError where it begins in
         another way now."""
         if self.reset() != prompt.messages[-1]["content"]:
-            raise self._fail(
+            raise self.fail(
                 "it begins with another text than before, so it depends on more than its seed"
             )
 
@@ -62,15 +62,15 @@ class Play:
         self.turn += 1
         step = self._ask("step", lambda: self.environment.step(action))
         if not isinstance(step, Step):
-            raise self._fail(f"`step` must return a Step, not {type(step).__name__}")
+            raise self.fail(f"`step` must return a Step, not {type(step).__name__}")
         self._check_text("the observation", step.observation)
         if not isinstance(step.done, bool):
-            raise self._fail(f"`done` must be true or false, not {step.done!r}")
+            raise self.fail(f"`done` must be true or false, not {step.done!r}")
         if not step.done and not step.observation.strip():
-            raise self._fail("the observation is empty, and the policy is to answer it")
+            raise self.fail("the observation is empty, and the policy is to answer it")
         number = isinstance(step.reward, int | float) and not isinstance(step.reward, bool)
         if not number or not math.isfinite(step.reward):
-            raise self._fail(f"the reward must be a finite number, not {step.reward!r}")
+            raise self.fail(f"the reward must be a finite number, not {step.reward!r}")
         if step.achieved is not None:
             self._check_text("what was achieved", step.achieved)
         self.over = step.done
@@ -83,14 +83,15 @@ class Play:
             raise
         # An environment may raise anything.
         except Exception as error:
-            raise self._fail(f"`{what}` raised {type(error).__name__}: {error}") from error
+            raise self.fail(f"`{what}` raised {type(error).__name__}: {error}") from error
 
     def _check_text(self, what: str, text: object) -> None:
         if not isinstance(text, str):
-            raise self._fail(f"{what} must be a text, not {type(text).__name__}")
+            raise self.fail(f"{what} must be a text, not {type(text).__name__}")
         if not is_unicode([text]):
-            raise self._fail(f"{what} is not valid Unicode")
+            raise self.fail(f"{what} is not valid Unicode")
 
-    def _fail(self, why: str) -> RlaifError:
+    def fail(self, why: str) -> RlaifError:
+        """An error at this turn of the episode."""
         at = f"turn {self.turn}" if self.turn else "its start"
         return RlaifError(f"environment {self.name}, episode {self.seed}, {at}: {why}")

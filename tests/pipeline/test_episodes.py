@@ -24,6 +24,7 @@ from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.engines.local.hf import HfEngine, load
 from rlaif.environments.play import make_starts
 from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.memory import tokens_at_once
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.steps.episodes import (
@@ -215,6 +216,18 @@ def test_unicode_goes_through_the_template_and_back(engine: HfEngine) -> None:
     text = "日本 \U0001f600 \u0000 e\u0301"
     assert episode.messages[3]["content"] == text
     assert text in engine.tokenizer.decode(episode.turns[1]["given"])
+
+
+def test_a_template_without_a_turn_of_the_environments_role_is_refused_by_name(
+    engine: HfEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it leaves tools' turns out."""
+    left_out = "{% for m in messages if m['role'] != 'tool' %}"
+    template = engine.tokenizer.chat_template.replace("{% for m in messages %}", left_out)
+    monkeypatch.setattr(engine.tokenizer, "chat_template", template)
+    message = r"environment .*Letters, episode 0, turn 1: this chat template does not write a tool"
+    with pytest.raises(RlaifError, match=message):
+        play(engine, LETTERS | {"role": "tool"}, 1)
 
 
 def test_an_engine_that_takes_no_ids_plays_nothing() -> None:
@@ -462,8 +475,8 @@ def test_an_engine_that_cannot_play_is_refused_by_the_plan(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ({"environment": LETTERS, "holdout": 2}, "`environment` needs `episodes`"),
-        ({"path": "p.jsonl", "episodes": 3}, "episodes: only with `environment`"),
+        ({"environment": LETTERS, "holdout": 2}, "give `environment` and `episodes`"),
+        ({"path": "p.jsonl", "episodes": 3}, "give `environment` and `episodes`"),
         ({"path": "p.jsonl", "environment": LETTERS, "episodes": 3}, "give one of `path`"),
         (
             {"environment": LETTERS, "episodes": 3, "columns": {"prompt": "x"}},
@@ -480,6 +493,13 @@ def test_prompts_that_cannot_be_are_refused(
         make_plan(prepare(write(tmp_path, make_model(0), prompts=prompts)))
 
 
+def test_memory_is_reckoned_with_whole_episodes() -> None:
+    """Three answers of at most 5 tokens after a prompt, or three episodes, within 200 tokens."""
+    options = options_of("grpo", n=3, max_new_tokens=5, max_length=200, micro_batch_tokens=1)
+    assert tokens_at_once(options, 4, "cpu") == 200 + 2 * 5
+    assert tokens_at_once(options, 4, "cpu", plays=True) == 3 * 200
+
+
 def test_a_plan_counts_turns(tmp_path: Path, make_model: Callable[[int], Path]) -> None:
     from rlaif.pipeline.plan.base import Known
     from rlaif.pipeline.steps import step_module
@@ -491,6 +511,7 @@ def test_a_plan_counts_turns(tmp_path: Path, make_model: Callable[[int], Path]) 
     assert (sizes["evaluate.sample"].units, sizes["evaluate.sample"].calls) == (2, 16)
     assert sizes["train"].calls == 144
     assert sizes["train"].tokens == 144 * 5
+    assert [p.options["plays"] for p in plan if p.kind == "train"] == [True]
 
 
 def test_a_browser_shows_all_turns_with_what_they_gave() -> None:

@@ -206,7 +206,10 @@ def _take_turn(
         return _end(episode, "stop")
     if episode.play.turn >= episode.play.spec.max_turns:
         return _end(episode, "length")
-    given = texts.followed_by(episode.start.messages, result.token_ids, reply)
+    try:
+        given = texts.followed_by(episode.start.messages, result.token_ids, reply)
+    except EngineError as error:
+        raise episode.play.fail(str(error)) from None
     new = episode.start.sampling(episode.play.turn).max_new_tokens
     if len(episode.ids) + len(result.token_ids) + len(given) + new > min(longest, texts.context):
         return _end(episode, "length")

@@ -197,6 +197,7 @@ def plan_training(
                 "told": find_told(walk, index, step, used),
                 "principle_weights": walk.principle_weights(),
                 "turned_costs": list(turned),
+                "plays": not walk.inputs.starts.keys().isdisjoint(prompts),
             },
             judges={name: walk.inputs.judges[name] for name in getattr(step, "reward_judges", ())},
         )
