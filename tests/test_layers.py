@@ -21,6 +21,7 @@ ROOMS = (
     "constitution",
     "kernels",
     "config",
+    "environments",
     "engines",
     "data",
     "preferences",
@@ -36,7 +37,7 @@ ROOMS = (
 TOP = {"", "__main__"}
 """What stands outside the rooms: `rlaif/__init__.py`, which names what users import, and
 `rlaif/__main__.py`. They may import any room, and no room imports them."""
-LIGHT = ("core", "constitution", "config")
+LIGHT = ("core", "constitution", "config", "environments")
 """Rooms that load none of HEAVY."""
 HEAVY = {"torch", "transformers", "vllm", "openai", "pandas", "datasets"}
 EXPORTS = 10

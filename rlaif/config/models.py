@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from rlaif.config.base import Count, NameIn, PluginName, Strict
+from rlaif.config.environments import AnyEnvironment
 from rlaif.core.chat import MARKERS, ChatSettings
 
 POLICY, INITIAL = "policy", "initial"
@@ -41,10 +42,11 @@ class EngineKind(NamedTuple):
 
 
 _LOCAL = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill", "user_turn"})
+_OWN = _LOCAL | {"token_ids"}
 _SERVED = frozenset({"generate", "label_logprobs", "prefill", "json_schema"})
 ENGINES = {
-    "hf": EngineKind("rlaif.engines.local.hf:load", _LOCAL, trainable=True),
-    "vllm": EngineKind("rlaif.engines.vllm.vllm:load", _LOCAL | {"json_schema"}, trainable=True),
+    "hf": EngineKind("rlaif.engines.local.hf:load", _OWN, trainable=True),
+    "vllm": EngineKind("rlaif.engines.vllm.vllm:load", _OWN | {"json_schema"}, trainable=True),
     "vllm-server": EngineKind(
         "rlaif.engines.vllm.vllm_server:load", _SERVED, trainable=True, accounted=True
     ),
@@ -429,11 +431,20 @@ class Columns(Strict):
 
 
 class PromptsSpec(Strict):
-    """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset. Without
-    either they are the prompts of the pairs that the experiment loads."""
+    """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset; an
+    `environment` has episodes, whose answers have several turns. Without any of these they are the
+    prompts of the pairs that the experiment loads."""
 
     path: str | None = None
     dataset: str | None = None
+    environment: AnyEnvironment | None = Field(
+        None, description="What the policy plays: the prompts are the starts of its episodes."
+    )
+    episodes: PositiveInt | None = Field(
+        None,
+        description="How many episodes of `environment` there are, with the seeds 0, 1, ..., those "
+        "that are held out included.",
+    )
     dataset_split: str = "train"
     columns: Columns = Columns()
     holdout: PositiveInt = Field(
@@ -457,12 +468,22 @@ class PromptsSpec(Strict):
             raise ValueError("give one of `path` and `dataset`, not both")
         if self.count is not None and self.dataset is None:
             raise ValueError("count: only with `dataset`; a file is read in dry runs too")
+        if (self.environment is None) != (self.episodes is None):
+            raise ValueError("give `environment` and `episodes` (how many there are), or neither")
+        if self.environment is not None and (self.path is not None or self.dataset is not None):
+            raise ValueError("give one of `path`, `dataset` and `environment`")
+        return self
+
+    @model_validator(mode="after")
+    def _episodes_have_no_columns(self) -> PromptsSpec:
+        if self.environment is not None and self.columns != Columns():
+            raise ValueError("columns: the starts of episodes have none; leave it out")
         return self
 
     @property
     def from_pairs(self) -> bool:
         """Whether the prompts are those of the loaded pairs."""
-        return self.path is None and self.dataset is None
+        return self.path is None and self.dataset is None and self.environment is None
 
 
 class PromptSetSpec(PromptsSpec):
@@ -475,5 +496,5 @@ class PromptSetSpec(PromptsSpec):
     @model_validator(mode="after")
     def _has_source(self) -> PromptSetSpec:
         if self.from_pairs:
-            raise ValueError("a set of prompts needs a `path` or a `dataset`")
+            raise ValueError("a set of prompts needs a `path`, a `dataset` or an `environment`")
         return self

@@ -137,6 +137,29 @@ class AnswerTurn:
             return self._find_lead(self._frame.header) + text, self._frame.suffix
         return self._with_thinking(answer, thinking, content)
 
+    def followed_by(self, reply: Message, sampled: Sequence[int]) -> list[int]:
+        """The ids between an answer and the next one, when `reply` is the turn between them: the
+        end of the answer's turn, unless it was `sampled`, the reply, and what opens the next turn.
+        Raises EngineError where the template leaves the reply out, or writes it in a way that
+        depends on the answer."""
+        mark = "Qz7"
+        while any(mark in str(m["content"]) for m in [*self.messages, reply]):
+            mark += "x"
+        found = set()
+        for answer in (f"{mark}A", f"{mark}Answer"):
+            conversation = [*self.messages, _make_plain_turn("", answer), reply]
+            text = render(self.tokenizer, conversation, self.chat, True)  # type: ignore[arg-type]
+            found.add(text.partition(answer)[2])
+        after = found.pop()
+        if found or reply["content"].strip() not in after:
+            raise EngineError(
+                f"this chat template does not write a {reply['role']} turn after an answer as it "
+                "is, so a conversation cannot go on token by token. Use another template or role."
+            )
+        ended = bool(sampled) and sampled[-1] in self._ends
+        end, _ = self._choose_ending(self._frame.suffix, "turn")
+        return encode_behind(self.tokenizer, after.removeprefix(end) if ended else after)
+
     def lost(self, answer: Message, reasoning: Reasoning = "keep") -> Counter[str]:
         """What of the answer is not in its text, as `rlaif.core.chat.count_lost` counts it."""
         conversation = [*self.messages, answer]

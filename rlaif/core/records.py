@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
-from msgspec import Struct, field, structs
+from msgspec import UNSET, Struct, UnsetType, field, structs
 
 SubjectKind = Literal["completion", "judgement", "episode"]
 AnnotatorKind = Literal["ai", "human", "rule", "model"]
@@ -46,6 +46,14 @@ def message_text(message: Message) -> str:
     return "\n".join([*filter(None, [message["content"]]), *calls]) if calls else message["content"]
 
 
+SPEAKERS = {"assistant": "PLAYER", "user": "ENVIRONMENT", "tool": "TOOL"}
+
+
+def transcript(messages: Iterable[Message]) -> str:
+    """The turns of an episode as one text, each after the name of who took it."""
+    return "\n\n".join(f"{SPEAKERS[m['role']]}: {message_text(m)}" for m in messages)
+
+
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 )
@@ -65,7 +73,10 @@ def content_hash(*parts: Any, length: int = 24) -> str:
 
 class Prompt(Struct, frozen=True):
     """What the policy is asked: a conversation that ends with a user turn. Prompts of one `group`
-    belong together, as both orders of a pair do: no window or batch of prompts parts them."""
+    belong together, as both orders of a pair do: no window or batch of prompts parts them.
+
+    The start of an episode names its `environment`: the keys of its spec, and the episode's `seed`.
+    """
 
     prompt_id: str
     messages: list[Message]
@@ -73,6 +84,7 @@ class Prompt(Struct, frozen=True):
     tags: list[str] = field(default_factory=list)
     reference: str | None = None
     group: str | None = None
+    environment: dict[str, Any] | None = None
 
     @property
     def question(self) -> str:
@@ -80,11 +92,27 @@ class Prompt(Struct, frozen=True):
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
 
+class Turn(TypedDict):
+    """One of the policy's own turns in an episode: the next `own` of the completion's tokens, and
+    after them in what the model read the ids `given`, which it did not write (none after the last
+    turn). `reward` is the environment's for this turn, `achieved` says in words what it achieved,
+    None where nothing."""
+
+    own: int
+    given: list[int]
+    reward: float
+    achieved: str | None
+
+
 class Completion(Struct, frozen=True):
     """One sampled answer. `finish_reason` is stop, length or failed (then `messages` is empty).
 
     `reasoning` is what the model thought before it; `token_ids` are all that it wrote, thinking
     included.
+
+    An episode has `turns`. Its `messages` are all turns after the prompt, those of the environment
+    too, while `token_ids` and `logprobs` are of the model's own. It ends with stop where the
+    environment ended it, and with length where a limit did.
     """
 
     completion_id: str
@@ -104,11 +132,52 @@ class Completion(Struct, frozen=True):
     digest: str = ""
     error: str | None = None
     reasoning: str | None = None
+    turns: list[Turn] | UnsetType = UNSET
 
     @property
     def text(self) -> str:
-        """The assistant turn, or an empty string when generation failed."""
+        """The assistant turn, of an episode all turns, or an empty string when generation
+        failed."""
+        if self.turns is not UNSET:
+            return transcript(self.messages)
         return message_text(self.messages[-1]) if self.messages else ""
+
+    @property
+    def own_text(self) -> str:
+        """What the model wrote: of an episode its own turns, one after the other."""
+        if self.turns is UNSET:
+            return self.text
+        return "\n\n".join(message_text(m) for m in self.messages if m["role"] == "assistant")
+
+
+def turns_of(completion: Completion) -> list[tuple[int, list[int]]]:
+    """Of an episode how many of its tokens each own turn has, and the ids that follow it; none of
+    another completion."""
+    return [(t["own"], t["given"]) for t in completion.turns or ()]
+
+
+def sequence_of(completion: Completion) -> list[int] | None:
+    """All ids after the prompt: of an episode those that the model was given between its turns
+    too. None where the completion's tokens are not known."""
+    ids = completion.token_ids
+    if ids is None or completion.turns is UNSET:
+        return ids
+    return interleave(ids, turns_of(completion))
+
+
+def interleave(ids: list[int], turns: Iterable[tuple[int, Iterable[int]]]) -> list[int]:
+    """The own `ids` of an episode with those that were given between its turns."""
+    found: list[int] = []
+    start = 0
+    for own, given in turns:
+        found += [*ids[start : start + own], *given]
+        start += own
+    return found
+
+
+def are_own(turns: Iterable[tuple[int, Iterable[int]]]) -> list[bool]:
+    """Of each id of an episode's sequence, whether the model wrote it."""
+    return [own for count, given in turns for own in [*[True] * count, *(False for _ in given)]]
 
 
 class Judgement(Struct, frozen=True):
@@ -227,12 +296,15 @@ Record = Prompt | Completion | Judgement | Preference | RoundRecord
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """A record as a JSON-ready dict, every field present but for a prompt's `group` where it has
-    none, which earlier versions do not know. It shares the record's lists."""
+    """A record as a JSON-ready dict, every field present but for those that earlier versions do not
+    know, where they say nothing: a prompt's `group` and `environment`, a completion's `turns`. It
+    shares the record's lists."""
     found = structs.asdict(record)
-    if isinstance(record, Prompt) and record.group is None:
-        del found["group"]
-    return found
+    if isinstance(record, Prompt):
+        left_out = [key for key in ("group", "environment") if found[key] is None]
+    else:
+        left_out = [key for key, value in found.items() if value is UNSET]
+    return {key: value for key, value in found.items() if key not in left_out}
 
 
 R = TypeVar("R", Prompt, Completion, Judgement, Preference, RoundRecord)
@@ -255,7 +327,10 @@ def make_prompt(
     tags: list[str] | None = None,
     reference: str | None = None,
     group: str | None = None,
+    environment: dict[str, Any] | None = None,
 ) -> Prompt:
-    """A Prompt whose id is the hash of its messages, so duplicates share an id."""
-    prompt_id = "p_" + content_hash(messages)
-    return Prompt(prompt_id, messages, source, tags or [], reference, group)
+    """A Prompt whose id is the hash of its messages, so duplicates share an id; episodes that begin
+    alike differ by their environment and seed."""
+    more = [] if environment is None else [environment]
+    prompt_id = "p_" + content_hash(messages, *more)
+    return Prompt(prompt_id, messages, source, tags or [], reference, group, environment)

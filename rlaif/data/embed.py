@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,15 +60,8 @@ def embed_texts(texts: Sequence[str], folder: Path) -> Vectors:
     1908.10084, section 3). Texts past 256 tokens are cut, as all-MiniLM-L6-v2 was trained. Raises
     ConfigError for a folder that cannot be loaded."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no embedding model: {error}", folder) from None
+    tokenizer, model = _load_model(folder)
     rows = [np.zeros((0, model.config.hidden_size), np.float32)]
     with torch.inference_mode():
         for start in range(0, len(texts), BATCH):
@@ -82,6 +77,21 @@ def embed_texts(texts: Sequence[str], folder: Path) -> Vectors:
             mean = hidden.sum(dim=1) / mask.sum(dim=1)
             rows.append(torch.nn.functional.normalize(mean, dim=1).numpy())
     return np.concatenate(rows)
+
+
+@lru_cache(maxsize=1)
+def _load_model(folder: Path) -> tuple[Any, Any]:
+    """The tokenizer and the model, kept for the next texts."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return tokenizer, AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no embedding model: {error}", folder) from None
 
 
 def same_meaning(vectors: Vectors, threshold: float) -> dict[int, int]:

@@ -19,6 +19,7 @@ from rlaif.core.records import Message, Prompt, content_hash, make_prompt
 from rlaif.core.resources import find
 from rlaif.data.rows import HubData, Placed, Source, dataset_rows, file_rows
 from rlaif.data.turns import conversation
+from rlaif.environments.play import make_starts
 
 HELDOUT_SPLITS = frozenset({"heldout", "held_out", "holdout", "test", "eval", "validation"})
 
@@ -63,8 +64,12 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
     """The prompts of an experiment, split once and for all.
 
     A `split` column decides where it is given; otherwise the `holdout` prompts of smallest id are
-    held out, which no seed and no order of rows changes. Raises ConfigError.
+    held out, which no seed and no order of rows changes. Raises ConfigError, and RlaifError where
+    an environment fails.
     """
+    if spec.environment is not None:
+        starts = make_starts(spec.environment, spec.episodes or 0)
+        return split_prompts(spec, starts, f"environment {starts[0].source}")
     name, rows = _read_prompt_rows(spec, beside)
     prompts: dict[str, Prompt] = {}
     splits: dict[str, str] = {}
@@ -114,6 +119,9 @@ def every_prompt(path: Path) -> list[Prompt]:
 
 def all_prompts(spec: PromptsSpec, beside: Path | None) -> list[Prompt]:
     """The different prompts of a file or dataset, by id, none held out. Raises ConfigError."""
+    if spec.environment is not None:
+        starts = make_starts(spec.environment, spec.episodes or 0)
+        return sorted(starts, key=lambda start: start.prompt_id)
     name, rows = _read_prompt_rows(spec, beside)
     found = (_make_row_prompt(row, spec.columns, place, name) for place, row in rows)
     prompts = {prompt.prompt_id: prompt for prompt in found}
@@ -197,7 +205,9 @@ def _make_row_prompt(row: dict[str, Any], columns: Columns, place: str, name: st
     if not isinstance(group, str | None):
         raise ConfigError(f"{place}: `group` must be a text")
     source = str(row.get("source") or name.rsplit("/", 1)[-1])
-    return make_prompt(messages, source, tags, reference, group)
+    # A row of a run's prompts, which may be the start of an episode.
+    environment = row.get("environment") if "prompt_id" in row else None
+    return make_prompt(messages, source, tags, reference, group, environment)
 
 
 def _read_messages(value: Any, place: str) -> list[Message]:

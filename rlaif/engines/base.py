@@ -28,9 +28,11 @@ Capability = Literal[
     "json_schema",
     "reward",
     "user_turn",
+    "token_ids",
 ]
 """`json_schema`: the model is held to a request's schema, as far as the engine knows its words.
-`user_turn`: the model can write the user's turn."""
+`user_turn`: the model can write the user's turn. `token_ids`: it goes on from given token ids, and
+says which it sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,9 @@ class GenerateRequest:
 
     `json_schema` is what the text should be an instance of. An engine that can hold the model to it
     does; the reader of the text must not count on it.
+
+    With `ids` the model goes on from exactly these, in place of the rendered `messages` (engines
+    with the capability `token_ids`).
     """
 
     request_id: str
@@ -63,6 +68,7 @@ class GenerateRequest:
     prefill: str = ""
     json_schema: dict[str, Any] | None = None
     writes: Literal["assistant", "user"] = "assistant"
+    ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

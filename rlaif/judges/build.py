@@ -39,6 +39,8 @@ JUDGES: SpecTable[JudgeBase] = SpecTable(
         "judgements": "rlaif.judges.judgements:JudgementsJudge",
         "jury": "rlaif.judges.jury:JuryJudge",
         "verdict": "rlaif.judges.verdict:VerdictMarkJudge",
+        "episode": "rlaif.judges.episode:EpisodeJudge",
+        "ellm": "rlaif.judges.ellm:EllmJudge",
         "longer": "rlaif.judges.baselines:LongerJudge",
         "first": "rlaif.judges.baselines:FirstJudge",
         "random": "rlaif.judges.baselines:RandomJudge",

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from msgspec import structs
+from msgspec import UNSET, structs
 from pydantic import Field, PositiveInt, create_model, model_validator
 
 from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature, hashed_keys
@@ -250,7 +250,8 @@ def answer_only(completion: Completion, thinking: ThinkingSpec = THINKING) -> Co
     """The completion without the thinking that its text begins with, of which its prompt may have
     had the opening marker; a failed one where it was cut while thinking, so that nothing is said of
     an answer that is not there."""
-    if not completion.messages:
+    # Of an episode the thinking stands apart from each turn's text.
+    if not completion.messages or completion.turns is not UNSET:
         return completion
     *earlier, last = completion.messages
     opened = thinking.model_copy(update={"opened": True})

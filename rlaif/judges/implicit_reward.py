@@ -25,7 +25,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.numbers import sigmoid
-from rlaif.core.records import Completion, Judgement, Prompt
+from rlaif.core.records import Completion, Judgement, Message, Prompt
 from rlaif.data.sources import with_system
 from rlaif.engines.base import (
     DISTANCE,
@@ -176,7 +176,7 @@ class RewardModel:
         if self.condition is not None:
             messages = with_system(messages, self.condition)
         return [
-            Call(name, prompt, (c,), request=RewardRequest(name, messages, c.messages[-1]))
+            Call(name, prompt, (c,), request=RewardRequest(name, *split_at_answer(messages, c)))
             for c in usable(completions)
             for name in [call_id(self.judge_hash, [c], None)]
         ]
@@ -194,6 +194,16 @@ class RewardModel:
                 raw_value=reward,
             )
         return [make_judgement(self, call, annotator_id, verdict, "model")]
+
+
+def split_at_answer(
+    messages: Sequence[Message], completion: Completion
+) -> tuple[list[Message], Message]:
+    """The conversation up to the answer that is rewarded, and that answer: of an episode the last
+    of the model's own turns."""
+    every = completion.messages
+    last = max(n for n, turn in enumerate(every) if turn["role"] == "assistant")
+    return [*messages, *every[:last]], every[last]
 
 
 def combine(rewards: Sequence[float], how: str, penalty: float) -> float:
@@ -231,7 +241,7 @@ class RewardEnsemble(Rewarding):
 
     def make_request(self, name: str, prompt: Prompt, completion: Completion) -> RewardRequest:
         """The reward of the completion."""
-        return RewardRequest(name, prompt.messages, completion.messages[-1])
+        return RewardRequest(name, *split_at_answer(prompt.messages, completion))
 
     def read_reward(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
         """None where a member could not score the completion."""

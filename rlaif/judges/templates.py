@@ -53,6 +53,8 @@ ITEMS = POINTWISE | {"items"}
 """What a template that weighs a checklist may use."""
 WRITING = SHARED_VARIABLES | {"most"}
 """What a template that writes a checklist may use: no judged answer."""
+SUGGESTING = SHARED_VARIABLES | {"most", "state"}
+"""What a template that suggests goals in an episode may use: no turn that is judged."""
 
 _SECTIONS = ("system", "user", "then", "prefill", "form")
 _SECTION = re.compile(r"^---(system|user|then|prefill|form)---$\n?", re.MULTILINE)

@@ -140,6 +140,17 @@ def _build_layout(
     )
 
 
+def keep_targets(layout: Layout, keep: Sequence[bool]) -> Layout:
+    """The layout with the targets of which `keep` (N,) holds: the others are read and not
+    predicted, as the environment's turns in an episode are."""
+    mask = torch.tensor(keep, dtype=torch.bool)
+    lengths = [int(part.sum()) for part in torch.split(mask, layout.lengths)]
+    mask = mask.to(layout.targets.device)
+    return replace(
+        layout, predict=layout.predict[mask], targets=layout.targets[mask], lengths=lengths
+    )
+
+
 def _common_start(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with; every prompt keeps a token of its own."""
     if len(prompts) < 2:

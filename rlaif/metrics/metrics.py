@@ -81,11 +81,11 @@ def text_values(
     """Length, diversity, refusals, format, and the declared `checks` that no judge trains on."""
     made = [c for c in completions if c.finish_reason != "failed"]
     found: dict[str, Measured] = {
-        name: per_prompt((c.prompt_id, measure(c.text)) for c in made)
+        name: per_prompt((c.prompt_id, measure(c.own_text)) for c in made)
         for name, measure in TEXT_METRICS.items()
     }
     for name, counted in TEXT_COUNTS.items():
-        found[name] = counts_per_prompt((c.prompt_id, counted(c.text)) for c in made)
+        found[name] = counts_per_prompt((c.prompt_id, counted(c.own_text)) for c in made)
     found["length/tokens"] = per_prompt(
         (c.prompt_id, None if c.token_ids is None else float(len(c.token_ids))) for c in made
     )

@@ -252,7 +252,8 @@ def training_parts(
     if isinstance(step, FitStep):
         return [loading], unknown
     assert isinstance(step, TrainStep)
-    trained = trained_part(name, step, size, width, device.on(spec).kind)
+    plays = bool(planned.options.get("plays"))
+    trained = trained_part(name, step, size, width, device.on(spec).kind, plays)
     phases = [[trained]] if shared > 1 else [[loading], [trained]]
     # A teacher is held like a reference.
     role = "teacher" if "teacher" in planned.models else "reference"
@@ -283,8 +284,11 @@ def shards(step: TextStep) -> int:
     return step.processes
 
 
-def trained_part(name: str, step: TrainStep, size: ModelSize, width: int, kind: str) -> Part:
-    """A model in training: what stays between its steps, and what a backward pass needs."""
+def trained_part(
+    name: str, step: TrainStep, size: ModelSize, width: int, kind: str, plays: bool = False
+) -> Part:
+    """A model in training: what stays between its steps, and what a backward pass needs. `plays`:
+    its answers may be episodes."""
     shared, each = shards(step), 0.0
     trained = _trainable(step, size)
     # In fp32 the parameters are their own masters; of sharded ones the copy is gathered anew.
@@ -307,7 +311,7 @@ def trained_part(name: str, step: TrainStep, size: ModelSize, width: int, kind: 
         words += " (`processes: auto`: not divided here, since the number of devices is not known)"
     work = None
     if size.widths is not None:
-        tokens = tokens_at_once(step, width, kind)
+        tokens = tokens_at_once(step, width, kind, plays)
         work = tokens * token_memory(size.widths, width, step.gradient_checkpointing)
         again = " (recomputed)" * step.gradient_checkpointing
         words += f"; activations{again} of {tokens} tokens"
@@ -326,13 +330,15 @@ def _moments(step: TrainStep, size: ModelSize) -> int:
     return round(_trainable(step, size) * MOMENTS[step.optimizer])
 
 
-def tokens_at_once(step: TextStep, width: int, kind: str) -> int:
+def tokens_at_once(step: TextStep, width: int, kind: str, plays: bool = False) -> int:
     """The budget, or the longest example where that is more: none is divided."""
     budget = step.micro_batch_tokens
     at_once = AT_ONCE[kind, width] if budget == "auto" else budget
     if isinstance(step, RolloutTrain):
-        # The answers to a prompt stay together, the prompt once.
-        longest = step.max_length + (step.n - 1) * step.max_new_tokens
+        # The answers to a prompt stay together, the prompt once. An episode's turns may be many.
+        longest = step.max_length + (step.n - 1) * (
+            step.max_length if plays else step.max_new_tokens
+        )
     else:
         longest = step.max_length * (2 if step.LEARNS_FROM == "pairs" else 1)
     return max(at_once, longest)

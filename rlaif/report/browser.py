@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlaif.core.records import SPEAKERS
 from rlaif.report.view import HeldOutRow
 
 MAX_PAIRS = 400
@@ -43,9 +44,31 @@ def clip_text(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def answer_text(completion: Mapping[str, Any]) -> str:
-    """The assistant turn of a Completion's JSON, or an empty string."""
+    """The assistant turn of a Completion's JSON, or an empty string; of an episode all turns, with
+    what the environment gave for the policy's own."""
     messages = completion.get("messages") or []
+    if completion.get("turns"):
+        return _episode_text(messages, completion["turns"])
     return str(messages[-1]["content"]) if messages else ""
+
+
+def count_own_words(completion: Mapping[str, Any]) -> int:
+    """Words of a Completion's JSON that the model wrote: of an episode those of its own turns."""
+    messages = completion.get("messages") or []
+    own = [m for m in messages if m["role"] == "assistant"] if completion.get("turns") else []
+    return sum(len(str(m["content"]).split()) for m in own or messages[-1:])
+
+
+def _episode_text(messages: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]]) -> str:
+    taken = iter(turns)
+    parts = []
+    for message in messages:
+        text = f"{SPEAKERS[message['role']]}: {message['content']}"
+        turn = next(taken) if message["role"] == "assistant" else {}
+        notes = [f"reward {turn['reward']:g}"] if turn.get("reward") else []
+        notes += [f"achieved: {turn['achieved']}"] if turn.get("achieved") else []
+        parts.append(f"{text}\n[{'; '.join(notes)}]" if notes else text)
+    return "\n\n".join(parts)
 
 
 def pair_entry(

@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlaif.core.records import VALUED
-from rlaif.report.browser import MAX_ANSWERS, MAX_PAIRS, answer_entries, answer_text, pair_entry
+from rlaif.report.browser import (
+    MAX_ANSWERS,
+    MAX_PAIRS,
+    answer_entries,
+    count_own_words,
+    pair_entry,
+)
 from rlaif.report.view import HeldOutRow, Shown
 
 Row = dict[str, Any]
@@ -152,7 +158,7 @@ def _read_answers(rows: Iterator[tuple[HeldOutRow, Row]]) -> _Answers:
         here = (row["round"], place)
         found.order[model] = min(found.order.get(model, here), here)
         found.of[name] = (*found.of.get(name, ()), model)
-        words = len(answer_text(completion).split())
+        words = count_own_words(completion)
         found.lengths.setdefault(model, array("d")).append(words)
     found.chosen = smallest.keys()
     return found

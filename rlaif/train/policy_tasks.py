@@ -16,7 +16,7 @@ from rlaif.train.losses import preference
 from rlaif.train.methods.sppo import win_rates
 from rlaif.train.model import TrainModel
 from rlaif.train.preference import pair_logprobs
-from rlaif.train.rollout import Critic, Rollout
+from rlaif.train.rollout import Critic, Rollout, lay_out
 from rlaif.train.tokenise import Example
 
 
@@ -62,7 +62,7 @@ class PolicyTask:
     ) -> tuple[Tensor, Sums, int]:
         """See `Task.loss`."""
         terms = self.options.policy_terms()
-        layout = model.layout([self.examples[i].branches for i in micro])
+        layout = lay_out(model, [self.rollout.groups[i] for i in micro])
         hidden = model.predicting(layout)  # [tokens, width]
         # [tokens] each
         logprobs, entropy = model.read_logprobs_and_entropy(

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rlaif.config.on_policy import GroupTrain, RolloutTrain
+from rlaif.core.records import are_own, interleave
 from rlaif.core.resources import find_object
-from rlaif.kernels.batching import Layout, fill_batches
+from rlaif.kernels.batching import Layout, fill_batches, keep_targets
 from rlaif.train.losses import policy as losses
 from rlaif.train.losses.distillation import teacher_advantages
 from rlaif.train.methods.on_policy import PpoTrain, RlooTrain
@@ -35,6 +36,9 @@ class Answer:
     `idle` are the places of the terms that are not for this answer: they add 0. `strata` has by
     term the score that answers must share to be compared; `costs` are those of the costs, None
     where a judge gave none.
+
+    Of an episode `ids` are the policy's own, all turns of it one after the other, and `turns` has
+    for each how many of them it has and the ids that follow it, which were not sampled.
     """
 
     ids: list[int]
@@ -45,6 +49,18 @@ class Answer:
     idle: frozenset[int] = frozenset()
     strata: Mapping[int, float] = field(default_factory=dict)
     costs: tuple[float | None, ...] = ()
+    turns: tuple[tuple[int, Sequence[int]], ...] = ()
+
+    @property
+    def sequence(self) -> list[int]:
+        """All ids after the prompt in their order: the policy's own, and between its turns those
+        that it was given."""
+        return interleave(self.ids, self.turns) if self.turns else self.ids
+
+    @property
+    def is_own(self) -> list[bool]:
+        """Of each id of `sequence`, whether the policy sampled it."""
+        return are_own(self.turns or [(len(self.ids), ())])
 
     def stratum(self, place: int) -> float:
         """Of the term at a place; 0 where it compares all answers."""
@@ -63,7 +79,7 @@ class Group:
     @property
     def example(self) -> Example:
         """The group as the loop's unit of batching."""
-        branches = tuple(answer.ids for answer in self.answers)
+        branches = tuple(answer.sequence for answer in self.answers)
         return Example(self.prompt_id, self.prompt_id, self.prompt_ids, branches)
 
 
@@ -93,8 +109,17 @@ class Rollout:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def lengths(self, group: int) -> list[int]:
-        """Tokens of each answer of a group."""
+        """The policy's tokens of each answer of a group."""
         return [len(answer.ids) for answer in self.groups[group].answers]
+
+
+def lay_out(model: TrainModel, groups: Sequence[Group]) -> Layout:
+    """The groups' tokens; the targets are the policy's own."""
+    layout = model.layout([group.example.branches for group in groups])
+    answers = [answer for group in groups for answer in group.answers]
+    if not any(answer.turns for answer in answers):
+        return layout
+    return keep_targets(layout, [own for answer in answers for own in answer.is_own])
 
 
 @torch.no_grad()
@@ -156,7 +181,7 @@ def _policy_entropy(
     logprobs: list[Tensor] = []
     amount, count = 0.0, 0
     for part in _split_groups(model, groups, options):
-        layout = model.layout([group.example.branches for group in part])
+        layout = lay_out(model, part)
         sizes = [sum(len(a.ids) for a in g.answers) for g in part]
         own, entropy = model.read_logprobs_and_entropy(
             model.predicting(layout), layout, options.temperature
@@ -186,7 +211,7 @@ def token_values(
     logprobs: list[Tensor] = []
     values: list[Tensor] = []
     for part in _split_groups(model, groups, options):
-        layout = model.layout([group.example.branches for group in part])
+        layout = lay_out(model, part)
         sizes = [sum(len(a.ids) for a in g.answers) for g in part]
         hidden = model.predicting(layout)
         logprobs += torch.split(model.read_logprobs(hidden, layout, options.temperature), sizes)

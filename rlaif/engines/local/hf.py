@@ -69,7 +69,7 @@ class HfEngine:
     """A loaded transformers model. See `rlaif.engines.base.Engine`."""
 
     capabilities = frozenset(
-        {"generate", "token_logprobs", "label_logprobs", "prefill", "user_turn"}
+        {"generate", "token_logprobs", "label_logprobs", "prefill", "user_turn", "token_ids"}
     )
     concurrent = False
 

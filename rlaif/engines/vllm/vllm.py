@@ -89,7 +89,15 @@ class VllmEngine:
     """A model in vLLM. See `rlaif.engines.base.Engine`."""
 
     capabilities: frozenset[Capability] = frozenset(
-        {"generate", "token_logprobs", "label_logprobs", "prefill", "json_schema", "user_turn"}
+        {
+            "generate",
+            "token_logprobs",
+            "label_logprobs",
+            "prefill",
+            "json_schema",
+            "user_turn",
+            "token_ids",
+        }
     )
     concurrent = False
 

@@ -44,6 +44,9 @@ def _describe_set(
     name: str, spec: PromptsSpec, counts: tuple[int, int] | None, judge: str | None
 ) -> str:
     source = spec.path or spec.dataset or "those of the loaded pairs"
+    if spec.environment is not None:
+        keys = spec.environment.model_dump()
+        source = f"episodes of {keys['kind']}, at most {keys['max_turns']} turns each"
     if judge is not None:
         about = "loaded pairs" if counts is not None else "answers of the run"
         source = f"questions of judge {judge} about {about}"

@@ -10,6 +10,7 @@ import dataclasses
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,11 @@ class PlanInputs:
         # An arm may ask questions of its own.
         every += [p for arm in self.arms.values() for p in arm.every_prompt()]
         return list({prompt.prompt_id: prompt for prompt in every}.values())
+
+    @cached_property
+    def starts(self) -> dict[str, Prompt]:
+        """The prompts that are starts of episodes, by id."""
+        return {p.prompt_id: p for p in self.every_prompt() if p.environment is not None}
 
     def with_slots(self, plan: Iterable[Planned]) -> PlanInputs:
         """The inputs with the questions that a plan has slots for, as sets by the steps' hashes."""

@@ -14,6 +14,7 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.yamlio import line_of
 from rlaif.engines.base import Model
 from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
+from rlaif.pipeline.plan.episodes import refuse_episodes
 from rlaif.pipeline.stages import Stage, StepEntry, has_arm
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.choose import check_until, plan_choice, plan_round
@@ -64,6 +65,7 @@ def _walk_stages(walk: Walk) -> list[Planned]:
             if entry.evaluate is not None and _has(walk, stage, entry):
                 check_evaluation(walk, index, entry.evaluate)
                 plan_start(walk, index, entry.evaluate)
+                refuse_episodes(walk, index, walk.done)
             index += 1
     before = 0
     for place, stage in enumerate(stages):
@@ -79,7 +81,9 @@ def _walk_stages(walk: Walk) -> list[Planned]:
             walk.next_round()
             for offset, entry in enumerate(walk.inputs.at.get((place, number), stage.steps)):
                 if _has(walk, stage, entry) and in_rounds(entry.when, number):
+                    known = len(walk.done)
                     step_module(entry.kind).plan(walk, before + offset, entry.step)
+                    refuse_episodes(walk, before + offset, walk.done[known:])
             if until is not None:
                 judged.append(plan_round(walk, stage, until))
         if until is not None:

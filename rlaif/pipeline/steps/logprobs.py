@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rlaif.engines.base import ScoreRequest
+from rlaif.core.records import Completion, are_own, sequence_of, turns_of
+from rlaif.engines.base import ScoreRequest, ScoreResult
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size
 from rlaif.pipeline.steps.context import StepContext
 
@@ -43,7 +44,7 @@ def run(context: StepContext) -> dict[str, Any]:
             name,
             context.prompts[c.prompt_id].messages,
             continuation=None if c.token_ids else c.text,
-            continuation_ids=c.token_ids,
+            continuation_ids=sequence_of(c),
         )
         for name, c in sorted(completions.items())
     ]
@@ -54,17 +55,19 @@ def run(context: StepContext) -> dict[str, Any]:
             # M0 on a server: what it cannot score has no row, and metrics that need one are absent.
             requests = []
         for batch in engine.score(requests, done):
-            rows = [
-                _make_row(
-                    r.request_id,
-                    None if r.error else math.fsum(r.token_logprobs),
-                    len(r.token_logprobs),
-                )
-                for r in batch
-            ]
+            rows = [_read_row(r, completions[r.request_id]) for r in batch]
             context.folder.append("logprobs", rows)
             context.progress.advance(len(batch), sum(len(r.token_logprobs) for r in batch))
     return {"counts": {"scored": len(context.folder.read("logprobs"))}}
+
+
+def _read_row(result: ScoreResult, completion: Completion) -> dict[str, Any]:
+    """The row of a result: of an episode the model's own tokens count."""
+    own = result.token_logprobs
+    turns = turns_of(completion)
+    if turns and own:
+        own = [value for value, kept in zip(own, are_own(turns), strict=True) if kept]
+    return _make_row(result.request_id, None if result.error else math.fsum(own), len(own))
 
 
 def _make_row(completion_id: str, logprob: float | None, tokens: int) -> dict[str, Any]:

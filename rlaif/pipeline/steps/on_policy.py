@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -20,7 +20,14 @@ from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS
 from rlaif.core.chat import CUT, TemplateRefusal, is_unicode
 from rlaif.core.errors import RlaifError
-from rlaif.core.records import Completion, Judgement, Prompt, content_hash, from_json
+from rlaif.core.records import (
+    Completion,
+    Judgement,
+    Prompt,
+    content_hash,
+    from_json,
+    turns_of,
+)
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
 from rlaif.engines.local.encoding import load_encoding
 from rlaif.engines.local.hf import HfEngine
@@ -30,6 +37,13 @@ from rlaif.metrics.metrics import measure_unfamiliarity
 from rlaif.pipeline.plan.base import group_prompts, round_prompts, widen_to_groups
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
+from rlaif.pipeline.steps.episodes import (
+    Episode,
+    Start,
+    play_episodes,
+    read_turns,
+    turn_sampling,
+)
 from rlaif.pipeline.steps.valued import Judged, Valuation, Valued
 from rlaif.train.checkpoint import write_weights
 from rlaif.train.loop import TrainJob, TrainOutcome
@@ -81,6 +95,7 @@ class Rollouts:
         # All at once: a rollout asks for its answers by id.
         rows = context.folder.read("completions")
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
+        self.turns = read_turns(context.folder)
         self.kept = Kept(context.folder)
 
     def collect(
@@ -250,6 +265,7 @@ class Rollouts:
     ) -> Iterator[dict[str, list[Completion]]]:
         """The answers by prompt, as soon as a prompt has all of its own."""
         requests: list[GenerateRequest] = []
+        starts: list[Start] = []
         asked: dict[str, tuple[Prompt, int]] = {}
         waiting: dict[str, list[str]] = defaultdict(list)
         for prompt in prompts:
@@ -260,18 +276,40 @@ class Rollouts:
                 asked[name] = (prompt, index)
                 waiting[prompt.prompt_id].append(name)
                 sampling = self._make_sampling(draw, prompt, index)
-                requests.append(GenerateRequest(name, prompt.messages, sampling))
+                if prompt.environment is None:
+                    requests.append(GenerateRequest(name, prompt.messages, sampling))
+                else:
+                    turns = turn_sampling(sampling)
+                    starts.append(Start(name, prompt, index, prompt.messages, turns))
         # Where all answers are stored no policy is opened.
         if not asked.keys() <= self.completions.keys():
             with self._open_policy(draw, model) as engine:
                 for batch in engine.generate(requests, self.completions.keys()):
-                    new = [
+                    self._store(
                         self._make_completion(r, *asked[r.request_id], draw, engine) for r in batch
-                    ]
-                    self.context.folder.append("completions", new)
-                    self.completions |= {c.completion_id: c for c in new}
+                    )
+                    yield self._take_complete(waiting)
+                for over in self._play(starts, engine):
+                    self._store(
+                        e.as_turns(
+                            self._make_completion(e.result, *asked[e.start.name], draw, engine)
+                        )
+                        for e in over
+                        if e.start.name not in self.completions
+                    )
                     yield self._take_complete(waiting)
         yield self._take_complete(waiting)
+
+    def _play(self, starts: Sequence[Start], engine: Sampler) -> Iterator[list[Episode]]:
+        """The episodes, as a turn ends them."""
+        folder, longest = self.context.folder, self.step.max_length
+        return play_episodes(starts, engine, self.encoding, longest, folder, self.turns)
+
+    def _store(self, made: Iterable[Completion]) -> None:
+        """Keep new answers, on disk too."""
+        new = list(made)
+        self.context.folder.append("completions", new)
+        self.completions |= {c.completion_id: c for c in new}
 
     def _take_complete(self, waiting: dict[str, list[str]]) -> dict[str, list[Completion]]:
         """The prompts whose answers are all there, taken out of `waiting`."""
@@ -355,6 +393,7 @@ class Rollouts:
             known.idle,
             known.strata,
             known.costs,
+            tuple(turns_of(completion)),
         )
 
 

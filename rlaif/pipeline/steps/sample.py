@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import chain
 from typing import Any
 
 from rlaif.config.base import hashed_keys
@@ -16,8 +17,16 @@ from rlaif.core.records import Completion, Message, Prompt, content_hash
 from rlaif.data.sources import Instruction, chosen_members, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
+from rlaif.pipeline.plan.episodes import most_turns
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, keep_commonest, lost_by, lost_notes
+from rlaif.pipeline.steps.episodes import (
+    Start,
+    play_episodes,
+    read_turns,
+    texts_of,
+    turn_sampling,
+)
 from rlaif.pipeline.steps.questions import questions_of, refuse_unasked_set
 
 VERSION = 4
@@ -122,9 +131,10 @@ def _drawn_in_round(walk: Walk) -> set[str]:
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
-    """One call for each completion."""
+    """One call for each completion, of an episode at most one for each of its turns."""
     count = len(planned.prompts) * planned.step.n
-    return Size(count, count, count * planned.step.max_new_tokens)
+    turns = count * most_turns(inputs, planned.prompts)
+    return Size(count, turns, turns * planned.step.max_new_tokens)
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -146,20 +156,13 @@ def run(context: StepContext) -> dict[str, Any]:
     context.progress.start("completions", total, len(done))
     if len(done) < total:
         engine = context.engines.get(planned.models["by"])
-        asked: dict[str, Asked] = {}
-        # An engine in this process lays out its batches from all requests, done or not.
-        requests = _make_requests(context, asked, done if engine.concurrent else frozenset())
-        for batch in engine.generate(requests, done):
-            made = [
-                _make_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch
-            ]
+        for made, new in chain(_answer(context, engine, done), _play(context, engine, done)):
             context.folder.append("completions", made)
             for completion in made:
                 content.add(*(getattr(completion, key) for key in CONTENT))
-            new = sum(r.tokens_made or 0 for r in batch)
             tokens += new
             failed.update(_list_failures([c.finish_reason for c in made], [c.error for c in made]))
-            context.progress.advance(len(batch), new, context.engines.account.note())
+            context.progress.advance(len(made), new, context.engines.account.note())
     if failed.total() == total > 0:
         why = next(iter(failed))
         raise EngineError(
@@ -184,6 +187,44 @@ def run(context: StepContext) -> dict[str, Any]:
     return summary | ({"notes": notes} if notes else {})
 
 
+def _answer(
+    context: StepContext, engine: Engine, done: AbstractSet[str]
+) -> Iterator[tuple[list[Completion], int]]:
+    """The answers to prompts that are no episodes, in batches, and how many tokens each has."""
+    planned, step = context.planned, context.planned.step
+    asked: dict[str, Asked] = {}
+    # An engine in this process lays out its batches from all requests, done or not.
+    requests = _make_requests(context, asked, done if engine.concurrent else frozenset())
+    for batch in engine.generate(requests, done):
+        made = [_make_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch]
+        yield made, sum(r.tokens_made or 0 for r in batch)
+
+
+def _play(
+    context: StepContext, engine: Engine, done: AbstractSet[str]
+) -> Iterator[tuple[list[Completion], int]]:
+    """The episodes that are not done, as a turn ends them, and how many tokens they have."""
+    planned, step = context.planned, context.planned.step
+    asked: dict[str, Asked] = {}
+    starts = [
+        Start(request.request_id, *asked[request.request_id][:2], request.messages, sampling)
+        for request in _make_requests(context, asked, frozenset(), episodes=True)
+        for sampling in [turn_sampling(request.sampling)]
+    ]
+    if not starts:
+        return
+    texts = texts_of(engine)
+    folder, stored = context.folder, read_turns(context.folder)
+    for over in play_episodes(starts, engine, texts, texts.context, folder, stored):
+        new = [e for e in over if e.start.name not in done]
+        made = [
+            e.as_turns(_make_completion(e.result, *asked[e.start.name], step, engine, planned))
+            for e in new
+        ]
+        if made:
+            yield made, sum(len(e.result.token_ids) for e in new)
+
+
 def _count_lost(context: StepContext) -> dict[str, int]:
     """What the model is not shown of the prompts."""
     prompts = [p.messages for p in context.chosen_prompts() if any(map(has_more, p.messages))]
@@ -199,12 +240,17 @@ def _list_failures(endings: Sequence[str], errors: Sequence[str | None]) -> list
 
 
 def _make_requests(
-    context: StepContext, asked: dict[str, Asked], skipped: AbstractSet[str]
+    context: StepContext,
+    asked: dict[str, Asked],
+    skipped: AbstractSet[str],
+    episodes: bool = False,
 ) -> Iterator[GenerateRequest]:
-    """The requests but for those in `skipped`, made as they are drawn. What they ask for is in
-    `asked` until it is taken out."""
+    """The requests but for those in `skipped`, made as they are drawn: of the starts of `episodes`,
+    or of all other prompts. What they ask for is in `asked` until it is taken out."""
     planned, step = context.planned, context.planned.step
     for prompt in context.chosen_prompts():
+        if (prompt.environment is not None) != episodes:
+            continue
         for index in range(step.n):
             name = "k_" + content_hash(planned.hash, prompt.prompt_id, index)
             if name not in skipped:

@@ -34,6 +34,7 @@ from rlaif.pipeline.plan.base import (
     round_prompts,
     widen_to_groups,
 )
+from rlaif.pipeline.plan.episodes import most_turns
 from rlaif.pipeline.steps import judge as judge_step
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, lost_notes
@@ -196,6 +197,7 @@ def plan_training(
                 "told": find_told(walk, index, step, used),
                 "principle_weights": walk.principle_weights(),
                 "turned_costs": list(turned),
+                "plays": not walk.inputs.starts.keys().isdisjoint(prompts),
             },
             judges={name: walk.inputs.judges[name] for name in getattr(step, "reward_judges", ())},
         )
@@ -267,6 +269,7 @@ def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
     sampled = step.sampled_rollouts
     learned = (sampled * step.n + step.rollouts - sampled) * step.batch_size * step.sync_every
     answers = _count_answered_prompts(inputs, planned) * step.n
+    answers *= most_turns(inputs, planned.prompts)
     calls, tokens = sum(j.calls for j in judges), sum(j.tokens for j in judges)
     new_tokens = answers * step.max_new_tokens + tokens
     return Size(learned * step.epochs, answers + calls, new_tokens, tuple(judges))

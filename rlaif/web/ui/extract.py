@@ -146,8 +146,8 @@ def clean_text(*parts: str | None) -> str:
 
 
 def answer_words(answer: Answer) -> int:
-    """The length of an answer in words."""
-    return len(text_of(answer.messages).split())
+    """The length of an answer in words: of an episode that of the model's own turns."""
+    return len(text_of(m for m in answer.messages if m.get("role") == "assistant").split())
 
 
 def length_gap(pair: Pair) -> int | None:

@@ -12,7 +12,13 @@ from typing import Any, BinaryIO
 
 from rlaif.core.errors import StoreError
 from rlaif.core.groups import group_by
-from rlaif.report.browser import answer_text, clip_text, format_conversation, judgement_entry
+from rlaif.report.browser import (
+    answer_text,
+    clip_text,
+    count_own_words,
+    format_conversation,
+    judgement_entry,
+)
 from rlaif.web.ui.extract import key_of, split_address, text_of
 from rlaif.web.ui.index import Source
 
@@ -134,7 +140,7 @@ def show_answers(
                 "model": row["model"],
                 "finish": row["finish_reason"],
                 "text": clip_text(answer_text(row)),
-                "words": len(text_of(row.get("messages") or ()).split()),
+                "words": count_own_words(row),
                 "reasoning": clip_text(row.get("reasoning") or ""),
                 "error": row.get("error"),
                 "parent": row.get("parent_id"),
@@ -251,7 +257,7 @@ def _answer_item(db: sqlite3.Connection, reader: Reader, places: Places, address
         "prompt": _prompt_text(db, reader, row["prompt_id"]),
         "model": row["model"],
         "text": clip_text(text),
-        "words": len(text_of(row.get("messages") or ()).split()),
+        "words": count_own_words(row),
         "finish": row["finish_reason"],
         "error": row.get("error"),
     }

@@ -196,7 +196,30 @@ TOLD = experiment(
     ],
 )
 
+LETTERS = {"kind": "tests.support.environments:Letters", "options": {"turns": 9}}
+PLAYED: dict[str, dict[str, Any]] = {
+    "number": {"kind": "number"},
+    "rooms": {"kind": "rooms"},
+    "letters": LETTERS,
+}
+PLAYING = {"n": 1, "max_new_tokens": 6, "temperature": 1.0}
+
+
+def played(environment: dict[str, Any]) -> dict[str, Any]:
+    """Episodes of an environment, twice, and what they gave."""
+    return experiment(
+        prompts={"environment": environment | {"max_turns": 2}, "episodes": 4, "holdout": 2},
+        steps=[
+            {"sample": PLAYING},
+            {"judge": {"kind": "rules"}},
+            {"sample": PLAYING | {"id": "more"}},
+            {"judge": {"kind": "episode"}},
+        ],
+    )
+
+
 MORE: dict[str, dict[str, Any]] = {
+    **{f"play {name}": played(keys) for name, keys in PLAYED.items()},
     "asked pairs": ASKED,
     "marked": MARKED,
     "compared": experiment(models=SERVED, steps=COMPARED),
@@ -388,6 +411,10 @@ PLACES: dict[str, tuple[str, Path]] = {
     "VerdictMarkJudge": ("marked", ("steps", 4, "judge")),
     "QuestionsStep": ("asked pairs", ("steps", 2, "questions")),
     "BenchStep": ("asked pairs", ("steps", 3, "bench")),
+    "EpisodeJudge": ("play letters", ("steps", 3, "judge")),
+    "NumberSpec": ("play number", ("prompts", "environment")),
+    "RoomsSpec": ("play rooms", ("prompts", "environment")),
+    "CustomSpec": ("play letters", ("prompts", "environment")),
     "CustomJudge": ("judge custom", JUDGE),
     "ParseSpec": ("judge template", (*JUDGE, "parse")),
     "RubricClass": ("judge rbrm", (*JUDGE, "classes", 0)),
@@ -475,6 +502,15 @@ PLACES: dict[str, tuple[str, Path]] = {
 }
 UNSWEPT: dict[str, tuple[str, ...]] = {
     "SemanticFilter": ("tests/data/test_hygiene.py::test_texts_that_mean_the_same_are_kept_once",),
+    "EllmJudge": (
+        "tests/judges/test_episodes.py::test_a_turn_is_rewarded_by_its_likest_goal",
+        "tests/judges/test_episodes.py::test_real_sentences_of_one_meaning_are_rewarded",
+        "tests/judges/test_episodes.py::test_every_key_of_an_ellm_judge_is_in_its_hash",
+    ),
+    "GymnasiumSpec": (
+        "tests/environments/test_games.py::test_a_lake_is_walked_to_the_goal",
+        "tests/environments/test_games.py::test_keys_of_gymnasium_reach_what_is_shown",
+    ),
     "AlarmsConfig": (
         "tests/pipeline/plan/test_without_a_run.py::test_every_limit_decides",
         "tests/pipeline/test_experiment.py::test_an_alarm_stops_the_run_and_keeps_what_was_computed",
@@ -484,5 +520,5 @@ UNSWEPT: dict[str, tuple[str, ...]] = {
     ),
 }
 """Classes whose keys are not swept one by one, and the tests that look at them: an embedding model
-takes seconds to load; an alarm needs figures that are wrong; and what is kept shows when it is
-needed again."""
+takes seconds to load; gymnasium need not be installed; an alarm needs figures that are wrong; and
+what is kept shows when it is needed again."""

@@ -280,6 +280,29 @@ VALUES |= {
     },
     "OverlapJudge": {"reasoning": Case("strip", base=("judge overlap of thoughts", JUDGE))},
     "PerplexityJudge": {"by": "other"},
+    "EpisodeJudge": {
+        "low": -1.0,
+        "high": 3.0,
+        "principles": Refused(["useful"]),
+        "constitution": Refused("wording.yaml"),
+        "uses": ["sample"],
+    },
+    "EnvironmentSpec": {"max_turns": 3, "role": "tool"},
+    "NumberSpec": {
+        "low": 5,
+        "high": 90,
+        "closeness": Untried(
+            "tests/environments/test_games.py"
+            "::test_the_last_miss_may_be_rewarded_by_how_close_it_is"
+        ),
+    },
+    "RoomsSpec": {"rooms": 2, "lists_commands": False},
+    "CustomSpec": {
+        "kind": Case(
+            "tests.support.environments:Hostile", also={"options": {"answer": "never done"}}
+        ),
+        "options": {"turns": 1},
+    },
     "CustomJudge": {
         "kind": "tests.pipeline.plan.own:Other",
         "options": {"tone": "dry"},
@@ -811,6 +834,8 @@ VALUES |= {
         "limit": 2,
         "max_words": 4,
         "validation": 2,
+        "environment": INNER,
+        "episodes": Case(6, base=("play number", ("prompts",))),
         "count": Untried(
             "tests/config/test_paths.py::test_made_up_prompts_stand_for_a_dataset_that_is_not_here"
         ),
@@ -1012,5 +1037,6 @@ NOTHING: dict[str, str] = {
     "ModelSpec.device": "where it is computed, and only CPUs are here",
     "FirstJudge.reasoning": "it looks at no text",
     "RandomJudge.reasoning": "it looks at no text",
+    "EpisodeJudge.reasoning": "it looks at no text",
 }
 """Keys whose other value does nothing here, and why."""
