@@ -329,6 +329,17 @@ MORE: dict[str, dict[str, Any]] = {
     "load of texts": altered(
         "load", (LOADED, {"type": "text", "path": "table.jsonl", "columns": {"text": "chosen"}})
     ),
+    "load of events": altered(
+        "load",
+        (
+            LOADED,
+            {
+                "type": "preferences",
+                "path": "events.jsonl",
+                "engagement": {"signal": "clicked", "examination": [1.0, 0.5]},
+            },
+        ),
+    ),
     "load of data": altered("load", (LOADED, {"type": "preferences"}), (("data",), "table.jsonl")),
     "arms trained": BASES["label"]
     | {
@@ -447,6 +458,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "AgreesFilter": ("filter agrees", ("steps", 4, "filter", "filters", 0)),
     "BalanceFilter": ("filter balance", ("steps", 4, "filter", "filters", 0)),
     "FilterStep": ("filter rule", ("steps", 1, "filter")),
+    "EngagementSpec": ("load of events", (*LOADED, "engagement")),
     "LabelColumns": ("all columns", ("steps", 0, "load", "columns")),
     "LabelValues": ("all columns", ("steps", 0, "load", "columns", "labels")),
     "CheckSpec": ("check", ("steps", 2, "evaluate", "checks", 0)),

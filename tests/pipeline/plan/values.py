@@ -625,6 +625,18 @@ VALUES |= {
         "prompts": Case("other", {"path": "mixed.jsonl"}),
         "holdout": Case(2, base=("loaded set", LOADED)),
         "source": "mine",
+        "engagement": Case(
+            {"signal": "clicked", "examination": [1.0]}, {"path": "events.jsonl"}, refused=True
+        ),
+    },
+    "EngagementSpec": {
+        "signal": "liked",
+        "form": "answers",
+        "against": "skipped_above",
+        "examination": "position_model",
+        "max_weight": 1.5,
+        "long_dwell": Case(9.0, {"signal": "dwell", "long_dwell": 5.0}),
+        "short_dwell": Case(4.0, {"signal": "dwell", "long_dwell": 9.0, "form": "answers"}),
     },
     "EvaluateStep": {
         "id": "else",
