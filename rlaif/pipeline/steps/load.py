@@ -27,6 +27,7 @@ from rlaif.core.records import (
     make_prompt,
 )
 from rlaif.data.events import read_events
+from rlaif.data.given import holds_answers, read_given
 from rlaif.data.loaded import record_of
 from rlaif.data.readers import (
     LabelledReading,
@@ -238,13 +239,17 @@ def _read_votes(path: Path, judge: str, by_content: bool = False) -> list[Judgem
 
 
 def _read_records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> list[Any]:
-    """Every row as a record. Raises ConfigError for a row that is none, for an id that comes twice,
-    and for a completion of a prompt that the experiment does not have."""
+    """Every row as a record, or anyone's answers beside their prompts as completions. Raises
+    ConfigError for a row that is none, for an id that comes twice, and for a completion of a prompt
+    that the experiment does not have."""
     record, key = KINDS[kind]
     places: dict[str, str] = {}
     found = []
-    for place, row in source_rows(source):
-        made = record_of(record, row, place)
+    if kind == "completions" and isinstance(source, Path) and holds_answers(source):
+        rows = [(str(source), made) for made in read_given(source).completions]
+    else:
+        rows = ((place, record_of(record, row, place)) for place, row in source_rows(source))
+    for place, made in rows:
         name = getattr(made, key)
         if places.setdefault(name, place) != place:
             raise ConfigError(
