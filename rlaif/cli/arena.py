@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from rlaif.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rlaif.core.records import Prompt
     from rlaif.pipeline.runs import Run
 
 ANSWER_FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
@@ -54,7 +55,14 @@ ANSWER_FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
 @OUT
 @QUIET
 @JSON
-def arena(models: tuple[str, ...], out: Path, quiet: bool, as_json: bool, **given: Any) -> None:
+def arena(
+    models: tuple[str, ...],
+    prompts: Path | None,
+    out: Path,
+    quiet: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Rate MODELS by battles: two answers to one prompt, judged in both orders.
 
     Each of MODELS is builtin/NAME, a folder, a hub id, a YAML file with a model's keys, or answers:
@@ -64,15 +72,23 @@ def arena(models: tuple[str, ...], out: Path, quiet: bool, as_json: bool, **give
     """
     import yaml
 
-    from rlaif.core.store import make_folder, write_atomic
+    from rlaif.core.records import to_json
+    from rlaif.core.store import Store, make_folder, write_atomic, write_jsonl
     from rlaif.pipeline.experiment import run_experiment
     from rlaif.pipeline.runs import load_run
 
-    experiment = _write_experiment(models, **given)
-    make_folder(out)
-    path = out / "arena.yaml"
-    write_atomic(path, yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True))
-    run_experiment(path, out, progress=progress_of(quiet), say=_say)
+    names = _name_entrants(models)
+    answers = {name: Path(what) for name, what in names.items() if _holds_answers(what)}
+    asked = _read_asked(prompts or next(iter(answers.values()), None))
+    # So that what follows finds a run folder.
+    Store(out).prepare()
+    own = out / "asked"
+    make_folder(own)
+    write_jsonl(own / "prompts.jsonl", [to_json(prompt) for prompt in asked])
+    experiment = _make_experiment(names, answers, own / "prompts.jsonl", **given)
+    text = yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True)
+    write_atomic(own / "arena.yaml", text)
+    run_experiment(own / "arena.yaml", out, progress=progress_of(quiet), say=_say)
     _show(load_run(out), out, as_json)
 
 
@@ -80,12 +96,25 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _write_experiment(
-    models: Sequence[str],
+def _read_asked(path: Path | None) -> list[Prompt]:
+    """All prompts of a file, or those that a file or a folder of answers answers."""
+    from rlaif.data.given import holds_answers, read_given
+    from rlaif.pipeline.single_step import read_prompts
+
+    if path is None:
+        raise click.UsageError("--prompts is missing: models have to be asked something.")
+    if path.is_file() and holds_answers(path):
+        return read_given(path).prompts
+    return read_prompts(path)
+
+
+def _make_experiment(
+    names: Mapping[str, str],
+    answers: Mapping[str, Path],
+    prompts: Path,
     kind: str,
     by: str | None,
     settings: Sequence[str],
-    prompts: Path | None,
     constitution: str | None,
     battles: int | None,
     pairing: str,
@@ -97,20 +126,17 @@ def _write_experiment(
     """The experiment of one arena, whose paths are absolute. Raises UsageError."""
     from rlaif.config.paths import apply_changes, read_setting
 
-    names = _name_entrants(models)
-    answers = {name: Path(what) for name, what in names.items() if _holds_answers(what)}
     specs = {name: _model_keys(what) for name, what in names.items() if name not in answers}
-    judge: dict[str, Any] = {"id": "judge", "kind": kind}
+    judge_id = kind if kind.isidentifier() else "judge"
+    judge: dict[str, Any] = {"id": judge_id, "kind": kind}
     if by is not None:
         judge["by"] = "judging"
         specs["judging"] = _model_keys(by)
     judge |= apply_changes({}, {}, [read_setting(setting) for setting in settings])[0]
-    asked = prompts or next(map(_prompts_beside, answers.values()), None)
-    if asked is None:
-        raise click.UsageError("--prompts is missing: models have to be asked something.")
     # An arena has no policy; a run folder names one.
     policy = next(iter(specs.values()), {"engine": "fake", "path": "none"})
-    step: dict[str, Any] = {"models": list(names), "judge": "judge", "anchor": anchor}
+    step: dict[str, Any] = {"models": list(names), "judge": judge_id, "split": "all"}
+    step |= {} if anchor is None else {"anchor": anchor}
     step |= {"max_new_tokens": max_new_tokens, "temperature": temperature}
     if battles is not None:
         step |= {"battles": battles, "pairing": pairing}
@@ -122,7 +148,8 @@ def _write_experiment(
         "name": "arena",
         "seed": seed,
         "models": {"policy": policy, **specs},
-        "prompts": {"path": str(Path(asked).resolve())},
+        # One has to be held out, and all are asked.
+        "prompts": {"path": str(prompts.resolve()), "holdout": 1},
         "judges": [judge],
         "steps": [*loads, {"arena": step}],
     }
@@ -160,10 +187,6 @@ def _records_in(path: Path) -> Path:
     return (path / "completions.jsonl" if path.is_dir() else path).resolve()
 
 
-def _prompts_beside(path: Path) -> Path:
-    return path / "prompts.json" if path.is_dir() else path
-
-
 def _model_keys(name: str) -> dict[str, Any]:
     from rlaif.pipeline.single_step import named_spec
 
@@ -194,7 +217,7 @@ def _show(run: Run, out: Path, as_json: bool) -> None:
         if name.startswith(ANSWERS)
         for completion in run.store.step(digest).records(Completion)
     }
-    rows = annotation_rows(run.store.step(step["hash"]), run.prompts, texts)
+    rows = annotation_rows(run.store.step(step["hash"]), run.prompt_records(), texts)
     write_rows(rows, out / "battles.jsonl")
     table = make_arena_table(row)
     page = write_arena(table, out / "arena.html")

@@ -19,8 +19,9 @@ class ArenaStep(Strict):
         description="Models, or steps whose completions are answers to the prompts."
     )
     judge: StepId = Field(description="The judge, by its id in `judges`.")
-    prompts: StepId = Field(
-        MAIN, description="A set: its held-out prompts, or all where none is held out."
+    prompts: StepId = Field(MAIN, description="The set whose prompts are asked.")
+    split: Literal["held_out", "all"] = Field(
+        "held_out", description="Which of them; all: those for training too."
     )
     temperature: Temperature | None = None
     max_new_tokens: PositiveInt | None = None

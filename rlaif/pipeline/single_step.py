@@ -331,11 +331,13 @@ def _load_prompts(request: Request) -> PromptSet:
             "its records do not say what was asked; name the prompts with --prompts", own
         )
     else:
-        given = _read_prompts(request.prompts)
+        given = read_prompts(request.prompts)
     return PromptSet([], given, 0) if request.kind == "evaluate" else PromptSet(given, [], 0)
 
 
-def _read_prompts(folder: Path | None) -> list[Prompt]:
+def read_prompts(folder: Path | None) -> list[Prompt]:
+    """All prompts of a file, or those that `rlaif sample` left in its folder; none without one.
+    Raises ConfigError."""
     if folder is None:
         return []
     if folder.is_dir():

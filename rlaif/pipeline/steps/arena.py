@@ -68,7 +68,10 @@ def plan(walk: Walk, index: int, step: ArenaStep) -> None:
     """Each model's answers to the prompts, and the battles between them."""
     judge = _find_judge(walk, index, step)
     own = walk.inputs.set_named(step.prompts)
-    ids = sorted(p.prompt_id for p in own.heldout or own.train)
+    ids = sorted(p.prompt_id for p in (own.heldout if step.split == "held_out" else own.every()))
+    if not ids:
+        fault = f"prompts: no prompt of the set {step.prompts!r} is held out: set its `holdout`"
+        raise walk.inputs.fail(index, f"{fault}, or `split: all`", "prompts")
     inputs: dict[str, str] = {}
     lessons: list[Lesson] = []
     entrants: dict[str, str] = {}
@@ -95,7 +98,7 @@ def plan(walk: Walk, index: int, step: ArenaStep) -> None:
     models = walk.frozen_models(spec)
     weights = walk.yardstick_weights()
     identities = {role: model.identity() for role, model in sorted(models.items())}
-    covered = {"id", "models", "judge", "prompts", "temperature", "max_new_tokens"}
+    covered = {"id", "models", "judge", "prompts", "split", "temperature", "max_new_tokens"}
     keys = hashed_keys(step, exclude=covered)
     planned = Planned(
         step_hash(

@@ -150,6 +150,24 @@ ASKED = experiment(
     ],
 )
 """Questions about loaded pairs, and the judge that asks them on the held-out ones."""
+MET = experiment(
+    models=SERVED,
+    prompt_sets=SETS,
+    prompts={"path": "prompts.jsonl", "holdout": 4},
+    judges=[WRITES, {"id": "longest", "kind": "longer"}],
+    steps=[
+        {"load": {"id": "given", "type": "completions", "path": "answers.jsonl"}},
+        {
+            "arena": {
+                "models": ["policy", "other", "given"],
+                "judge": "longest",
+                "split": "all",
+                "max_new_tokens": 6,
+            }
+        },
+    ],
+)
+"""Two models and given answers, which meet."""
 MARKED = experiment(
     models=SERVED,
     prompts={"holdout": 2},
@@ -197,6 +215,7 @@ TOLD = experiment(
 )
 
 MORE: dict[str, dict[str, Any]] = {
+    "arena": MET,
     "asked pairs": ASKED,
     "marked": MARKED,
     "compared": experiment(models=SERVED, steps=COMPARED),
@@ -399,6 +418,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "VerdictMarkJudge": ("marked", ("steps", 4, "judge")),
     "QuestionsStep": ("asked pairs", ("steps", 2, "questions")),
     "BenchStep": ("asked pairs", ("steps", 3, "bench")),
+    "ArenaStep": ("arena", ("steps", 1, "arena")),
     "CustomJudge": ("judge custom", JUDGE),
     "ParseSpec": ("judge template", (*JUDGE, "parse")),
     "RubricClass": ("judge rbrm", (*JUDGE, "classes", 0)),

@@ -105,6 +105,8 @@ COMPARING = {
     "cot": True,
     "structured": Case(True, WRITTEN),
 }
+DRAWN = {"battles": 9, "batch": 3}
+"""A budget of an arena."""
 YES_NO = {"yes_labels": ["x"], "no_labels": ["y"]}
 EXPECTED: dict[str, Any] = {
     "min_label_mass": Case(0.95, {"expected": True}),
@@ -888,6 +890,21 @@ VALUES |= {
         "judge": "scores",
         "orders": "fixed",
         "uses": ["load"],
+    },
+    "ArenaStep": {
+        "id": "else",
+        "models": ["other", "given"],
+        "judge": "compare",
+        "prompts": "others",
+        "split": Case("held_out"),
+        "temperature": 0.3,
+        "max_new_tokens": 4,
+        "battles": 3,
+        "pairing": Case("variance", DRAWN),
+        "explore": Case(1.0, DRAWN),
+        "min_battles": Case(0, DRAWN),
+        "batch": Case(1, DRAWN),
+        "anchor": "given",
     },
     "BenchStep": {"id": "else", "judges": ["scores"], "pairs": "more", "by": ["other"]},
     "Columns": {
