@@ -1,4 +1,4 @@
-"""What battles say together: missing verdicts, groups that never met, and the share of each pair."""
+"""What battles say together: missing verdicts, groups that never met, and each pair's share."""
 
 from __future__ import annotations
 

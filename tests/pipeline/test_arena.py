@@ -1,4 +1,4 @@
-"""The arena step and its command: who meets whom, what becomes of missing verdicts, and resuming."""
+"""The arena step and its command: who meets, what becomes of missing verdicts, and resuming."""
 
 from __future__ import annotations
 
