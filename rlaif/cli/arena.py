@@ -79,7 +79,7 @@ def arena(
 
     names = _name_entrants(models)
     answers = {name: Path(what) for name, what in names.items() if _holds_answers(what)}
-    asked = _read_asked(prompts or next(iter(answers.values()), None))
+    asked = _read_asked(prompts, list(answers.values()))
     # So that what follows finds a run folder.
     Store(out).prepare()
     own = out / "asked"
@@ -96,16 +96,23 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _read_asked(path: Path | None) -> list[Prompt]:
-    """All prompts of a file, or those that a file or a folder of answers answers."""
-    from rlaif.data.given import holds_answers, read_given
+def _read_asked(prompts: Path | None, answers: Sequence[Path]) -> list[Prompt]:
+    """All prompts of a file, or those that the first of the answers are to. Raises UsageError and
+    ConfigError."""
+    from rlaif.core.errors import ConfigError
+    from rlaif.data.given import holds_records, read_given
     from rlaif.pipeline.single_step import read_prompts
 
-    if path is None:
+    if prompts is not None:
+        return read_prompts(prompts)
+    if not answers:
         raise click.UsageError("--prompts is missing: models have to be asked something.")
-    if path.is_file() and holds_answers(path):
-        return read_given(path).prompts
-    return read_prompts(path)
+    first = answers[0]
+    if first.is_dir():
+        return read_prompts(first)
+    if holds_records(first):
+        raise ConfigError("its records do not say what was asked; name --prompts", first)
+    return read_given(first).prompts
 
 
 def _make_experiment(

@@ -27,7 +27,7 @@ from rlaif.core.records import (
     make_prompt,
 )
 from rlaif.data.events import read_events
-from rlaif.data.given import holds_answers, read_given
+from rlaif.data.given import read_given
 from rlaif.data.loaded import record_of
 from rlaif.data.readers import (
     LabelledReading,
@@ -245,7 +245,7 @@ def _read_records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> l
     record, key = KINDS[kind]
     places: dict[str, str] = {}
     found = []
-    if kind == "completions" and isinstance(source, Path) and holds_answers(source):
+    if kind == "completions" and isinstance(source, Path) and _are_given(source):
         rows = [(str(source), made) for made in read_given(source).completions]
     else:
         rows = ((place, record_of(record, row, place)) for place, row in source_rows(source))
@@ -263,6 +263,12 @@ def _read_records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> l
             )
         found.append(made)
     return found
+
+
+def _are_given(path: Path) -> bool:
+    """Whether the rows of a file are answers beside their prompts, without ids."""
+    head = next(source_rows(path, lambda fault: None), None)
+    return head is not None and not head[1].keys() & {"completion_id", "prompt_id"}
 
 
 def _read_watched(step: LoadStep, source: Source) -> LabelledReading:
