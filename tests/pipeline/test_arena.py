@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.resources import find
 from rlaif.metrics.arena import ArenaBattle
 from rlaif.pipeline.contests import run_battles
 from rlaif.pipeline.experiment import run_experiment
@@ -272,3 +273,24 @@ def test_prompts_that_a_model_was_trained_on_are_refused(tmp_path: Path, tiny_mo
     path.write_text(yaml.safe_dump(data))
     with pytest.raises(RlaifError, match="was trained on"):
         run_experiment(path, tmp_path / "run")
+
+
+def test_the_shipped_experiment_rates_one_model_under_three_prompts(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    told = {"brief": "Be brief.", "wordy": "Say much."}
+    changes: dict[str, Any] = {
+        f"models.{name}": {"path": str(tiny_model), "system_prompt": text}
+        for name, text in told.items()
+    }
+    changes |= {"models.policy": {"path": str(tiny_model)}, "prompts.holdout": 4}
+    changes |= {f"steps.{name}.max_new_tokens": 4 for name in ("programs", "opinions")}
+    changes |= {"steps.opinions.battles": 6, "steps.opinions.batch": 3}
+    overrides = [f"{path}={json.dumps(value)}" for path, value in changes.items()]
+    run_experiment(find("experiments/elo_arena.yaml"), tmp_path / "run", overrides)
+    run = load_run(tmp_path / "run")
+    programs, opinions = (row["result"] for row in run.view().arenas)
+    assert (programs["battles"], opinions["battles"]) == (12, 6)
+    # Both arenas are of the same answers.
+    assert sum(step["kind"] == "sample" for step in run.manifest["steps"]) == 3
+    assert set(run_battles(run)) == {"programs/checks", "opinions/self"}
