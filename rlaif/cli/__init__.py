@@ -18,6 +18,7 @@ import click
 
 from rlaif.cli import (
     annotate,
+    arena,
     bench,
     cache,
     compare,
@@ -42,7 +43,8 @@ COMMANDS = (
     *(runs.run, explain.explain, runs.status, ui.ui, runs.report, runs.export),
     *(texts.init, new.new, texts.schema, texts.prompt, doctor.doctor, constitution.constitution),
     *(dataset.build, dataset.prompts, dataset.data, data.convert),
-    *(bench.judge_bench, bench.reward_bench, winrate.winrate, compare.compare),
+    *(bench.judge_bench, bench.reward_bench, winrate.winrate),
+    *(arena.arena, compare.compare),
     *(steps.sample, steps.judge, steps.score, steps.pair, steps.rbr_weights),
     *(train.distill, train.average, train.train, steps.evaluate),
     *(annotate.annotate, annotate.votes, serve.serve, cache.cache),

@@ -27,6 +27,7 @@ from rlaif.config.base import (
     told,
 )
 from rlaif.config.columns import LabelColumns
+from rlaif.config.engagement import EngagementSpec
 from rlaif.config.models import INITIAL, POLICY, RESERVED_MODELS
 from rlaif.constitution.rules import validate_check
 
@@ -229,9 +230,20 @@ class LoadStep(Strict):
         description="Of preferences and demonstrations: what `source_weights` and `conditions` of a"
         " `distill` know them by; default: as the rows say.",
     )
+    engagement: Annotated[EngagementSpec | None, LATE] = Field(
+        None,
+        description="Of preferences: the rows are answers that were shown to people, and what these"
+        " did with each.",
+    )
 
     @model_validator(mode="after")
     def _check_reading(self) -> LoadStep:
+        if self.engagement is not None:
+            unread = told(self, "format", "columns")
+            if self.type != "preferences" or unread:
+                raise ValueError(
+                    "engagement: only for `type: preferences`, without `format` and `columns`"
+                )
         if self.prompts == "other" and self.type not in ("preferences", "demonstrations"):
             raise ValueError(
                 "prompts: other: only for `type: preferences` or `type: demonstrations`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,6 +15,7 @@ from rlaif.metrics.metrics import Values
 from rlaif.metrics.winrate import Battle
 from rlaif.pipeline.constitutions import run_weights
 from rlaif.pipeline.runs import Run
+from rlaif.pipeline.steps.arena import RESULT, read_battles
 from rlaif.pipeline.steps.context import by_prompt
 
 INITIAL = "M0"
@@ -34,7 +36,8 @@ def run_battles(run: Run) -> dict[str, list[Battle]]:
     A judge of single answers gives the prompt to the higher mean score, as the metric
     `win_rate/JUDGE` does; one that compares gives its mean probability, both orders together. A
     prompt that it has no verdict on is a missing one. Where a prompt has several answers of one
-    model, its length is their mean. Raises ConfigError where nothing is finished.
+    model, its length is their mean. The battles of an arena are those of ARENA/JUDGE. Raises
+    ConfigError where nothing is finished.
     """
     # Every arm is measured by the run's own constitution.
     weights = run_weights(run)
@@ -44,12 +47,31 @@ def run_battles(run: Run) -> dict[str, list[Battle]]:
         for judge in new.judgements:
             wins = _compute_wins(judge, new, old, weights)
             found.setdefault(judge, []).extend(_make_battles(name, new, old, wins))
+    found |= _arena_battles(run)
     if not found:
         raise ConfigError(
-            "no finished evaluation in which a judge saw a later model's answers beside M0's; "
+            "no finished arena, and no finished evaluation in which a judge saw a later model's "
+            "answers beside M0's; "
             "`rlaif status` says where the run stands",
             run.root,
         )
+    return found
+
+
+def _arena_battles(run: Run) -> dict[str, list[Battle]]:
+    """The battles of every finished arena; those of other rounds, arms or seeds of one step go by
+    their round, arm and seed too."""
+    steps = [s for s in run.manifest["steps"] if s["kind"] == "arena"]
+    finished = [s for s in steps if run.store.step(s["hash"]).done() is not None]
+    alike = Counter(step["id"] for step in steps)
+    found = {}
+    for step in finished:
+        folder = run.store.step(step["hash"])
+        result = folder.read(RESULT)[0]
+        parts = [f"{step['id']}/{result['judge']}"]
+        if alike[step["id"]] > 1:
+            parts += [f"round {step['round']}", *step["arms"], f"seed {step['seed']}"]
+        found[" ".join(parts)] = [battle.as_battle() for battle in read_battles(folder)]
     return found
 
 

@@ -469,4 +469,6 @@ def _sets_of(entry: StepEntry) -> list[str]:
         return [] if entry.sample.prompt_set is None else [entry.sample.prompt_set]
     if isinstance(entry.train, RolloutTrain):
         return entry.train.prompts or []
+    if entry.arena is not None:
+        return [] if entry.arena.prompts == MAIN else [entry.arena.prompts]
     return (entry.evaluate.prompts or []) if entry.evaluate is not None else []

@@ -283,12 +283,12 @@ def _refuse_other_yardstick(
     )
 
 
-_MEASURES = ("evaluate", "bench")
+_MEASURES = ("evaluate", "bench", "arena")
 """Kinds of steps that measure all arms alike."""
 
 
 def _find_other_measure(own: Experiment, other: Experiment) -> str | None:
-    """The evaluation or bench, or the judge that one asks, that is another in `other`."""
+    """The evaluation, bench or arena, or the judge that one asks, that is another in `other`."""
     known = {entry.step.id: entry.step for entry in own.entries if entry.kind in _MEASURES}
     for entry in other.entries:
         if entry.kind in _MEASURES and known.get(entry.step.id) != entry.step:
@@ -301,7 +301,7 @@ def _find_other_measure(own: Experiment, other: Experiment) -> str | None:
 
 
 def _judges_asked(experiment: Experiment) -> Iterator[str]:
-    """The judges that evaluations and benches ask."""
+    """The judges that evaluations, benches and arenas ask."""
     judges = experiment.all_judges()
     for entry in experiment.entries:
         if entry.evaluate is not None:
@@ -309,3 +309,5 @@ def _judges_asked(experiment: Experiment) -> Iterator[str]:
             yield from (j for j in (judges if wanted is None else wanted) if j in judges)
         if entry.bench is not None:
             yield from (judge for judge in entry.bench.judges if judge in judges)
+        if entry.arena is not None and entry.arena.judge in judges:
+            yield entry.arena.judge

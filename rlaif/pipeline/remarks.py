@@ -12,7 +12,7 @@ from rlaif.core.errors import ConfigError
 from rlaif.pipeline.explain.facts import list_kept
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 
-THERE_FOR_THEMSELVES = frozenset({"evaluate", "bench", "compare", "logprobs"})
+THERE_FOR_THEMSELVES = frozenset({"evaluate", "bench", "arena", "compare", "logprobs"})
 """Kinds of steps whose output is for people, or belongs to one that is."""
 
 

@@ -13,9 +13,10 @@ from rlaif.core.records import RoundRecord, to_json
 from rlaif.core.store import Store
 from rlaif.pipeline.constitutions import hash_constitution
 from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.steps.arena import RESULT as ARENA
 from rlaif.pipeline.steps.bench import RESULT
 from rlaif.pipeline.steps.evaluate import OF_SET
-from rlaif.report.view import BenchRow, HeldOutRow, LineageRow, RoundRow, StepRow
+from rlaif.report.view import ArenaRow, BenchRow, HeldOutRow, LineageRow, RoundRow, StepRow
 
 
 def pair_rows(
@@ -125,6 +126,16 @@ def bench_rows(manifest: Mapping[str, Any], store: Store) -> list[BenchRow]:
         for step in manifest["steps"]
         if step["kind"] == "bench" and store.step(step["hash"]).done() is not None
         for result in store.step(step["hash"]).read(RESULT)
+    ]
+
+
+def arena_rows(manifest: Mapping[str, Any], store: Store) -> list[ArenaRow]:
+    """What the finished arenas found."""
+    return [
+        {**{key: step[key] for key in ("seed", "arms", "round", "id")}, "result": result}  # type: ignore[misc]
+        for step in manifest["steps"]
+        if step["kind"] == "arena" and store.step(step["hash"]).done() is not None
+        for result in store.step(step["hash"]).read(ARENA)
     ]
 
 

@@ -27,6 +27,7 @@ from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.revised import read_revisions
 from rlaif.pipeline.rollouts import latest_rollout, marks, rollout_rows, unfinished_notes
 from rlaif.pipeline.run_rows import (
+    arena_rows,
     bench_rows,
     held_out_answers,
     list_lineage,
@@ -410,6 +411,7 @@ class Run:
             rollouts=rollout_rows(self.store, self.manifest["steps"], loaded),
             proxies=status["over_optimisation"],
             benches=bench_rows(self.manifest, self.store),
+            arenas=arena_rows(self.manifest, self.store),
             shown=gather_shown(sources, by_arm=len(arms_of(rounds)) > 1),
             constitutions=constitution_texts(self),
             key=self.key(),

@@ -190,14 +190,14 @@ def _plan_inputs(request: Request) -> PlanInputs:
     constitution = None
     if request.constitution is not None:
         constitution = load_constitution(find(request.constitution))
-    thinking = thinking_of(_named_spec(name)[1] for name in request.models.values())
+    thinking = thinking_of(named_spec(name)[1] for name in request.models.values())
     others = experiment.all_judges()
     judges = {n: build_judge(s, constitution, None, thinking, others) for n, s in others.items()}
     own = request.models.get("by", request.models.get("start"))
     named = {name for judge in experiment.all_judges().values() for name in judge.asks().values()}
     named = {*named, *request.models.values()} - RESERVED_MODELS
-    specs = {"policy": experiment.models["policy"] if own is None else _named_spec(own)[1]}
-    specs |= {name: _named_spec(name)[1] for name in sorted(named)}
+    specs = {"policy": experiment.models["policy"] if own is None else named_spec(own)[1]}
+    specs |= {name: named_spec(name)[1] for name in sorted(named)}
     keys = {name: model_key(spec, True) for name, spec in specs.items() if name != "policy"}
     # Where no model is asked, none is fetched.
     keys["policy"] = "none" if own is None else keys[own]
@@ -331,11 +331,13 @@ def _load_prompts(request: Request) -> PromptSet:
             "its records do not say what was asked; name the prompts with --prompts", own
         )
     else:
-        given = _read_prompts(request.prompts)
+        given = read_prompts(request.prompts)
     return PromptSet([], given, 0) if request.kind == "evaluate" else PromptSet(given, [], 0)
 
 
-def _read_prompts(folder: Path | None) -> list[Prompt]:
+def read_prompts(folder: Path | None) -> list[Prompt]:
+    """All prompts of a file, or those that `rlaif sample` left in its folder; none without one.
+    Raises ConfigError."""
     if folder is None:
         return []
     if folder.is_dir():
@@ -368,11 +370,13 @@ def asking(folder: Path) -> Iterator[tuple[Store, EnginePool]]:
 def named_model(name: str) -> Model:
     """The model that `--model` names: builtin/NAME, a folder, a hub id, or a YAML file with a
     model's keys as in an experiment (`path`, `engine`, ...). Raises ConfigError."""
-    called, spec = _named_spec(name)
+    called, spec = named_spec(name)
     return Model(model_key(spec, True), called, spec)
 
 
-def _named_spec(name: str) -> tuple[str, ModelSpec]:
+def named_spec(name: str) -> tuple[str, ModelSpec]:
+    """What a command's model is called, and its keys: of builtin/NAME, a folder, a hub id, or a
+    YAML file of keys."""
     if not name.endswith((".yaml", ".yml")):
         return Path(name).name, ModelSpec(path=name)
     path = find(name)

@@ -22,6 +22,7 @@ from rlaif.metrics.figure_rules import without_set
 from rlaif.metrics.intervals import show_ends, show_interval, show_number, show_value
 from rlaif.metrics.over_optimisation import root_kl
 from rlaif.report import plots
+from rlaif.report.arenas import make_arena_tables
 from rlaif.report.arms import answer_sentences, difference_tables, label_rows, mark_judges, mark_of
 from rlaif.report.benches import make_bench_tables
 from rlaif.report.browser import embed_json
@@ -172,6 +173,7 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
         "trained": _draw_trainings(run.rollouts, len(names) > 1),
         "proxies": make_proxy_sections(run.proxies),
         "benches": make_bench_tables(run.benches, len(names) > 1),
+        "arenas": make_arena_tables(run.arenas, len(names) > 1),
         "distributions": _draw_distributions(run),
         "flow": draw_flow(run.flow) if run.flow is not None else None,
         "totals": _sum_steps(run.steps),

@@ -152,6 +152,16 @@ class BenchRow(TypedDict):
     models: dict[str, str]
 
 
+class ArenaRow(TypedDict):
+    """What one `arena` found: `result` is its record."""
+
+    seed: int
+    arms: list[str]
+    round: int
+    id: str
+    result: dict[str, Any]
+
+
 class LineageRow(TypedDict):
     """One thing the run rests on: a model, a prompt set, a constitution, a template."""
 
@@ -218,6 +228,7 @@ class RunView:
     rollouts: list[RolloutRow] = field(default_factory=list)
     proxies: list[ProxyRow] = field(default_factory=list)
     benches: list[BenchRow] = field(default_factory=list)
+    arenas: list[ArenaRow] = field(default_factory=list)
     remote: dict[str, dict[str, Any]] = field(default_factory=dict)
     shown: Shown = Shown()
     constitutions: Mapping[str, str] = field(default_factory=dict)

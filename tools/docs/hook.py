@@ -22,7 +22,7 @@ BROUGHT = {
 """Files of the project that pages link to, by the page that they become."""
 SECTIONS = {
     "Experiments": ["experiments", "language", "explain", "new", "prompts", "data", "datasets"],
-    "Judging": ["constitutions", "rules", "judges", "judge-bench", "judge-training"],
+    "Judging": ["constitutions", "rules", "judges", "judge-bench", "arena", "judge-training"],
     "Training": ["training", "environments", "engines", "gpu"],
     "Results": ["diagnostics"],
 }

@@ -87,6 +87,8 @@ RESPONSES = Format(
     columns=("prompt", "response"),
     optional=("system", "source"),
     read=read_completion,
-    # Rated or labelled answers are not all good ones.
-    fits=lambda row: not row.keys() & {"chosen", "rejected", "label", "score", "rating"},
+    # Rated, labelled or merely shown answers are not all good ones.
+    fits=lambda row: (
+        not row.keys() & {"chosen", "rejected", "label", "score", "rating", "impression"}
+    ),
 )

@@ -280,7 +280,7 @@ class _Builder:
     def _find_unused(self, group: Group, own: set[int], read: set[str]) -> str:
         """What of the node no other step uses. An evaluation is there for itself, and so is the
         last policy."""
-        if {"evaluate", "bench", *self.kept} & set(group.key[1:]):
+        if {"evaluate", "bench", "arena", *self.kept} & set(group.key[1:]):
             return ""
         wanted = read | self.last
         used = {row.round for row in group.rows if row.hash in wanted}

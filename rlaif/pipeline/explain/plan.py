@@ -92,12 +92,12 @@ def _list_idle(inputs: PlanInputs, plan: Sequence[Planned]) -> list[str]:
     train = {prompt.prompt_id for one in every for prompt in one.train}
     heldout = {prompt.prompt_id for one in every for prompt in one.heldout}
     judging = (p for p in plan if p.kind == "judge")
-    asked = {p.step.id for p in judging}
+    asked = {p.step.id for p in judging} | {p.step.judge for p in plan if p.kind == "arena"}
     used = {m.key for p in plan for role, m in p.models.items() if role != "made"}
     for planned in plan:
         asked |= set(getattr(planned.step, "reward_judges", ()))
     models = {name for name in experiment.models if inputs.keys[name] in used}
     drawn = {name for p in plan for name in p.prompts} & train
-    measured = any(p.kind == "evaluate" for p in plan)
+    measured = any(p.kind in ("evaluate", "arena") for p in plan)
     counts = list_undrawn(len(train), len(drawn), len(heldout), measured)
     return counts + list_unasked(experiment, asked, models)

@@ -106,6 +106,13 @@ def _describe_bench(planned: Planned) -> list[str]:
     return [f"{', '.join(step.judges)}{by} on labelled pairs of {prompts}"]
 
 
+def _describe_arena(planned: Planned) -> list[str]:
+    step = planned.step
+    prompts = count_words(len(planned.prompts), "prompt")
+    drawn = "" if step.battles is None else f", at most {count_words(step.battles, 'battle')}"
+    return [f"{count_words(len(step.models), 'model')} on {prompts}, judged by {step.judge}{drawn}"]
+
+
 def _describe_filter(planned: Planned) -> list[str]:
     filters = [_name_filter(one) for one in planned.step.filters]
     return [f"{planned.step.records} that pass: {', '.join(filters)}"]
@@ -228,6 +235,7 @@ _WORDS: dict[str, Callable[[Planned], list[str]]] = {
     "load": _describe_load,
     "questions": _describe_questions,
     "bench": _describe_bench,
+    "arena": _describe_arena,
     "filter": _describe_filter,
     "judge": _describe_judge,
     "pair": _describe_pair,
@@ -244,6 +252,7 @@ _SAID: dict[str, set[str]] = {
     "load": {"type", "dataset", "path"},
     "questions": {"judge", "orders"},
     "bench": {"judges", "pairs"},
+    "arena": {"models", "judge", "battles"},
     "filter": {"records"},
     "judge": {"principles"},
     "pair": {"strategy", "of", "better", "pick", "chosen", "rejected", "match", "candidates"},

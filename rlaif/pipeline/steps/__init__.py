@@ -27,6 +27,7 @@ STEPS: dict[str, str | None] = {
     "train": "rlaif.config.methods:AnyTrain",
     "average": "rlaif.config.average:AverageStep",
     "bench": "rlaif.config.judge_training:BenchStep",
+    "arena": "rlaif.config.arena:ArenaStep",
     "evaluate": "rlaif.config.steps:EvaluateStep",
     # No steps of an experiment's file: evaluations and stages have them planned.
     "logprobs": None,

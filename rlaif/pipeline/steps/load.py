@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import structs
 
 from rlaif.config.arms import MAIN
+from rlaif.config.engagement import EngagementSpec
 from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import GivenPair, LabelledPair, SingleAnswer, given_pair
@@ -25,6 +26,8 @@ from rlaif.core.records import (
     content_hash,
     make_prompt,
 )
+from rlaif.data.events import read_events
+from rlaif.data.given import read_given
 from rlaif.data.loaded import record_of
 from rlaif.data.readers import (
     LabelledReading,
@@ -42,6 +45,7 @@ from rlaif.data.votes import read_items, read_settings, read_votes
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk, round_prompts
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
+from rlaif.preferences.engagement import Engaged, weigh_engagement
 from rlaif.preferences.labels import given_label
 from rlaif.preferences.votes import votes_to_judgements
 
@@ -49,6 +53,8 @@ VERSION = 2
 MAKES = "records"
 SECONDS_PER_UNIT = 0.0
 
+ENGAGED = "engagement"
+"""What preferences made of events are from."""
 OF_NO_ROUND = ("demonstrations", "text")
 """What is loaded for training alone: nothing is judged or paired of it."""
 BATCH = 1000
@@ -101,7 +107,7 @@ def _how_read(step: LoadStep) -> dict[str, Any]:
     """The keys that decide how the rows of a file are read, where they are set."""
     return step.model_dump(
         mode="json",
-        include={"format", "columns", "on_error", "prompts", "source"},
+        include={"format", "columns", "on_error", "prompts", "source", "engagement"},
         exclude_defaults=True,
     )
 
@@ -128,51 +134,101 @@ def run(context: StepContext) -> dict[str, Any]:
     source = loaded_source(step, name, context.inputs.path)
     if step.type == "pairs":
         return _run_pairs(context, _read_watched(step, source), source)
-    records, left_out = _read_source(context, step, source)
-    if not records:
+    found = _read_source(context, step, source)
+    if not found.records:
         raise ConfigError("no rows in this file that could be used", str(source))
     name = "texts" if step.type == "text" else step.type
     done = len(context.folder.read(name))
-    for start in range(done, len(records), BATCH):
-        context.folder.append(name, records[start : start + BATCH])
-    return {"counts": {name: len(records), **left_out}}
+    for start in range(done, len(found.records), BATCH):
+        context.folder.append(name, found.records[start : start + BATCH])
+    summary: dict[str, Any] = {"counts": {name: len(found.records), **found.counts}}
+    return summary | ({"notes": list(found.notes)} if found.notes else {})
 
 
-def _read_source(
-    context: StepContext, step: LoadStep, source: Source
-) -> tuple[list[Any], dict[str, int]]:
-    """All records of a file, and how many rows gave none, by why."""
+class _Loaded(NamedTuple):
+    """The records of a file, what was counted beside them, such as the rows that gave none, by why,
+    and what a reader of the run should know of them."""
+
+    records: list[Any]
+    counts: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+def _read_source(context: StepContext, step: LoadStep, source: Source) -> _Loaded:
     if step.type == "text":
         return _read_texts(step, source)
     if step.type == "judgements" and isinstance(source, Path) and is_votes(source):
-        return _read_votes(source, step.id), {}
+        return _Loaded(_read_votes(source, step.id), {})
     if step.type not in ("preferences", "demonstrations"):
-        return _read_records(step.type, source, context.prompts), {}
-    if step.type == "preferences":
-        records, left_out = _read_preferences(step, source, context.planned.round)
+        return _Loaded(_read_records(step.type, source, context.prompts), {})
+    if step.engagement is not None:
+        found = _read_engagement(step, step.engagement, source, context.planned.round)
+    elif step.type == "preferences":
+        found = _Loaded(*_read_preferences(step, source, context.planned.round))
     else:
-        records, left_out = _read_demonstrations(step, source)
+        found = _read_demonstrations(step, source)
     if step.source is not None:
-        records = [structs.replace(record, source=step.source) for record in records]
-    if step.prompts == "other":
-        return _of_others(records, left_out, context, source)
-    return records, left_out
+        named = [structs.replace(record, source=step.source) for record in found.records]
+        found = found._replace(records=named)
+    return _of_others(found, context, source) if step.prompts == "other" else found
 
 
-def _read_texts(step: LoadStep, source: Source) -> tuple[list[dict[str, str]], dict[str, int]]:
+def _read_texts(step: LoadStep, source: Source) -> _Loaded:
     column = None if step.columns is None else step.columns.text
     found = read_texts(source, column, step.on_error == "skip")
     rows = [{"text_id": "t_" + content_hash(text), "text": text} for text in found.texts]
-    return rows, {"skipped": len(found.skipped)} if found.skipped else {}
+    return _Loaded(rows, {"skipped": len(found.skipped)} if found.skipped else {})
 
 
-def _read_demonstrations(step: LoadStep, source: Source) -> tuple[list[Preference], dict[str, int]]:
+def _read_demonstrations(step: LoadStep, source: Source) -> _Loaded:
     """Good answers to prompts of their own, each a preference whose other side is empty."""
     reading = read_demonstrations(source, step.format, step.columns, step.on_error)
     _refuse_second_file(reading, source)
     found = [single_preference(one) for one in reading if isinstance(one, SingleAnswer)]
     counts = {f"without_{name}": count for name, count in reading.lost.items()}
-    return found, counts | ({"skipped": len(reading.skipped)} if reading.skipped else {})
+    counts |= {"skipped": len(reading.skipped)} if reading.skipped else {}
+    return _Loaded(found, counts)
+
+
+def _read_engagement(
+    step: LoadStep, spec: EngagementSpec, source: Source, round_number: int
+) -> _Loaded:
+    """The preferences of an events file, with the examination and the size of the weights said."""
+    events = read_events(source, step.on_error == "skip")
+    made = weigh_engagement(events.impressions, spec)
+    records = [_engaged_preference(one, spec, round_number) for one in made.preferences]
+    theta = ", ".join(f"{position}: {value:.3g}" for position, value in made.theta.items())
+    notes = [
+        f"{step.id}: {made.signals} signals with an effective sample size of {made.effective:.1f}",
+        *([f"{step.id}: examination by position: {theta}"] if theta else []),
+    ]
+    if made.clipped:
+        notes.append(f"{step.id}: {made.clipped} inverse probabilities clipped: a biased estimate")
+    counts = {
+        "impressions": len(events.impressions),
+        "shown": sum(map(len, events.impressions.values())),
+        "signals": made.signals,
+        "clipped": made.clipped,
+        "skipped": len(events.skipped),
+    }
+    return _Loaded(records, {name: n for name, n in counts.items() if n}, tuple(notes))
+
+
+def _engaged_preference(engaged: Engaged, spec: EngagementSpec, round_number: int) -> Preference:
+    chosen, rejected = (
+        [] if side is None else side.answer.messages for side in (engaged.chosen, engaged.rejected)
+    )
+    said = "shown, and looked at without it" if engaged.chosen is None else "with the signal"
+    made = _make_preference(
+        ENGAGED,
+        engaged.prompt,
+        chosen,
+        rejected,
+        (None, None, None),
+        round_number,
+        f"{said}: {spec.signal}",
+    )
+    return structs.replace(made, weight=engaged.weight)
 
 
 def _read_votes(path: Path, judge: str, by_content: bool = False) -> list[Judgement]:
@@ -183,13 +239,17 @@ def _read_votes(path: Path, judge: str, by_content: bool = False) -> list[Judgem
 
 
 def _read_records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> list[Any]:
-    """Every row as a record. Raises ConfigError for a row that is none, for an id that comes twice,
-    and for a completion of a prompt that the experiment does not have."""
+    """Every row as a record, or anyone's answers beside their prompts as completions. Raises
+    ConfigError for a row that is none, for an id that comes twice, and for a completion of a prompt
+    that the experiment does not have."""
     record, key = KINDS[kind]
     places: dict[str, str] = {}
     found = []
-    for place, row in source_rows(source):
-        made = record_of(record, row, place)
+    if kind == "completions" and isinstance(source, Path) and _are_given(source):
+        rows = [(str(source), made) for made in read_given(source).completions]
+    else:
+        rows = ((place, record_of(record, row, place)) for place, row in source_rows(source))
+    for place, made in rows:
         name = getattr(made, key)
         if places.setdefault(name, place) != place:
             raise ConfigError(
@@ -203,6 +263,12 @@ def _read_records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> l
             )
         found.append(made)
     return found
+
+
+def _are_given(path: Path) -> bool:
+    """Whether the rows of a file are answers beside their prompts, without ids."""
+    head = next(source_rows(path, lambda fault: None), None)
+    return head is not None and not head[1].keys() & {"completion_id", "prompt_id"}
 
 
 def _read_watched(step: LoadStep, source: Source) -> LabelledReading:
@@ -255,25 +321,21 @@ def _scale_weights(preferences: list[Preference]) -> list[Preference]:
     return [structs.replace(p, weight=p.weight / mean) for p in preferences]
 
 
-def _of_others(
-    preferences: list[Preference],
-    left_out: dict[str, int],
-    context: StepContext,
-    source: Source,
-) -> tuple[list[Preference], dict[str, int]]:
+def _of_others(found: _Loaded, context: StepContext, source: Source) -> _Loaded:
     """The preferences of conversations that none of the experiment's prompts begins like: turns of
     one conversation may stand in several rows. Raises ConfigError where there are none."""
     own = {_first_turn(context.prompts[p].messages) for p in context.planned.prompts}
-    others = [p for p in preferences if _first_turn(p.prompt) not in own]
+    others = [p for p in found.records if _first_turn(p.prompt) not in own]
     if not others:
         what = "demonstrations" if context.planned.step.type == "demonstrations" else "pairs"
         raise ConfigError(
-            f"`prompts: other`: all of its {len(preferences)} {what} are of the experiment's "
+            f"`prompts: other`: all of its {len(found.records)} {what} are of the experiment's "
             "own prompts. Lower `prompts.limit`, or load another file.",
             str(source),
         )
-    count = len(preferences) - len(others)
-    return others, left_out | ({"of_own_prompts": count} if count else {})
+    count = len(found.records) - len(others)
+    counts = found.counts | ({"of_own_prompts": count} if count else {})
+    return found._replace(records=others, counts=counts)
 
 
 def _first_turn(messages: Sequence[Message]) -> str:

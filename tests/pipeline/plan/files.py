@@ -92,6 +92,30 @@ def answers() -> list[dict[str, Any]]:
     return rows
 
 
+def events() -> list[dict[str, Any]]:
+    """Two answers to each of four prompts, shown in both orders, and what people did with them."""
+    rows = []
+    for number, question in enumerate(QUESTIONS[:4]):
+        for turn in range(4):
+            for position in (1, 2):
+                answer = (position + turn) % 2
+                rows.append(
+                    {
+                        "impression": f"{number}.{turn}",
+                        "prompt": question,
+                        "response": f"Answer {answer} to {number}",
+                        "position": position,
+                        "propensity": 0.9 / position**2,
+                        "random": turn < 2,
+                        "examined": position == 1,
+                        "clicked": (number + turn + position) % 3 > 0,
+                        "liked": (number + turn) % 2 == answer,
+                        "dwell": float(3 * number + 5 * turn + position),
+                    }
+                )
+    return rows
+
+
 def write_files(folder: Path) -> None:
     """Everything but the models."""
     rows = [
@@ -106,6 +130,7 @@ def write_files(folder: Path) -> None:
     _jsonl(folder / "prompts.jsonl", rows)
     _jsonl(folder / "few.jsonl", [{"text": q, "kinds": ["fruit"]} for q in QUESTIONS[:5]])
     _jsonl(folder / "answers.jsonl", answers())
+    _jsonl(folder / "events.jsonl", events())
     (folder / "constitution.yaml").write_text(yaml.safe_dump(CONSTITUTION))
     other = CONSTITUTION | {"principles": CONSTITUTION["principles"][:3]}
     (folder / "other.yaml").write_text(yaml.safe_dump(other))

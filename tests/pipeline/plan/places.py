@@ -150,6 +150,24 @@ ASKED = experiment(
     ],
 )
 """Questions about loaded pairs, and the judge that asks them on the held-out ones."""
+MET = experiment(
+    models=SERVED,
+    prompt_sets=SETS,
+    prompts={"path": "prompts.jsonl", "holdout": 4},
+    judges=[WRITES, {"id": "longest", "kind": "longer"}],
+    steps=[
+        {"load": {"id": "given", "type": "completions", "path": "answers.jsonl"}},
+        {
+            "arena": {
+                "models": ["policy", "other", "given"],
+                "judge": "longest",
+                "split": "all",
+                "max_new_tokens": 6,
+            }
+        },
+    ],
+)
+"""Two models and given answers, which meet."""
 MARKED = experiment(
     models=SERVED,
     prompts={"holdout": 2},
@@ -220,6 +238,7 @@ def played(environment: dict[str, Any]) -> dict[str, Any]:
 
 MORE: dict[str, dict[str, Any]] = {
     **{f"play {name}": played(keys) for name, keys in PLAYED.items()},
+    "arena": MET,
     "asked pairs": ASKED,
     "marked": MARKED,
     "compared": experiment(models=SERVED, steps=COMPARED),
@@ -352,6 +371,17 @@ MORE: dict[str, dict[str, Any]] = {
     "load of texts": altered(
         "load", (LOADED, {"type": "text", "path": "table.jsonl", "columns": {"text": "chosen"}})
     ),
+    "load of events": altered(
+        "load",
+        (
+            LOADED,
+            {
+                "type": "preferences",
+                "path": "events.jsonl",
+                "engagement": {"signal": "clicked", "examination": [1.0, 0.5]},
+            },
+        ),
+    ),
     "load of data": altered("load", (LOADED, {"type": "preferences"}), (("data",), "table.jsonl")),
     "arms trained": BASES["label"]
     | {
@@ -415,6 +445,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "NumberSpec": ("play number", ("prompts", "environment")),
     "RoomsSpec": ("play rooms", ("prompts", "environment")),
     "CustomSpec": ("play letters", ("prompts", "environment")),
+    "ArenaStep": ("arena", ("steps", 1, "arena")),
     "CustomJudge": ("judge custom", JUDGE),
     "ParseSpec": ("judge template", (*JUDGE, "parse")),
     "RubricClass": ("judge rbrm", (*JUDGE, "classes", 0)),
@@ -474,6 +505,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "AgreesFilter": ("filter agrees", ("steps", 4, "filter", "filters", 0)),
     "BalanceFilter": ("filter balance", ("steps", 4, "filter", "filters", 0)),
     "FilterStep": ("filter rule", ("steps", 1, "filter")),
+    "EngagementSpec": ("load of events", (*LOADED, "engagement")),
     "LabelColumns": ("all columns", ("steps", 0, "load", "columns")),
     "LabelValues": ("all columns", ("steps", 0, "load", "columns", "labels")),
     "CheckSpec": ("check", ("steps", 2, "evaluate", "checks", 0)),

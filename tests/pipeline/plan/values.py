@@ -105,6 +105,8 @@ COMPARING = {
     "cot": True,
     "structured": Case(True, WRITTEN),
 }
+DRAWN = {"battles": 9, "batch": 3}
+"""A budget of an arena."""
 YES_NO = {"yes_labels": ["x"], "no_labels": ["y"]}
 EXPECTED: dict[str, Any] = {
     "min_label_mass": Case(0.95, {"expected": True}),
@@ -648,6 +650,18 @@ VALUES |= {
         "prompts": Case("other", {"path": "mixed.jsonl"}),
         "holdout": Case(2, base=("loaded set", LOADED)),
         "source": "mine",
+        "engagement": Case(
+            {"signal": "clicked", "examination": [1.0]}, {"path": "events.jsonl"}, refused=True
+        ),
+    },
+    "EngagementSpec": {
+        "signal": "liked",
+        "form": "answers",
+        "against": "skipped_above",
+        "examination": "position_model",
+        "max_weight": 1.5,
+        "long_dwell": Case(9.0, {"signal": "dwell", "long_dwell": 5.0}),
+        "short_dwell": Case(4.0, {"signal": "dwell", "long_dwell": 9.0, "form": "answers"}),
     },
     "EvaluateStep": {
         "id": "else",
@@ -901,6 +915,21 @@ VALUES |= {
         "judge": "scores",
         "orders": "fixed",
         "uses": ["load"],
+    },
+    "ArenaStep": {
+        "id": "else",
+        "models": ["other", "given"],
+        "judge": "compare",
+        "prompts": "others",
+        "split": Case("held_out"),
+        "temperature": 0.3,
+        "max_new_tokens": 4,
+        "battles": 3,
+        "pairing": Case("variance", DRAWN),
+        "explore": Case(1.0, DRAWN),
+        "min_battles": Case(0, DRAWN),
+        "batch": Case(1, DRAWN),
+        "anchor": "given",
     },
     "BenchStep": {"id": "else", "judges": ["scores"], "pairs": "more", "by": ["other"]},
     "Columns": {
