@@ -66,8 +66,9 @@ NETWORK = re.compile(
 )
 """Types of file systems whose locks and shared memory other machines do not see."""
 
+# Without the named index, SQLite may sort all open items to hand out the first of them.
 NEXT_ITEM = """
-SELECT item_id FROM items AS i WHERE open = 1 AND gold = 0
+SELECT item_id FROM items AS i INDEXED BY open_items WHERE open = 1 AND gold = 0
     AND NOT EXISTS (SELECT 1 FROM votes AS v
         WHERE v.annotator = :who AND v.item_id = i.item_id AND v.undone IS NULL)
     AND i.votes + (SELECT count(*) FROM handed AS h
@@ -75,7 +76,7 @@ SELECT item_id FROM items AS i WHERE open = 1 AND gold = 0
 ORDER BY place LIMIT 1
 """
 NEXT_GOLD = """
-SELECT item_id FROM items AS i WHERE gold = 1
+SELECT item_id FROM items AS i INDEXED BY gold_items WHERE gold = 1
     AND NOT EXISTS (SELECT 1 FROM votes AS v
         WHERE v.annotator = :who AND v.item_id = i.item_id AND v.undone IS NULL)
 ORDER BY place LIMIT 1

@@ -12,6 +12,8 @@ from msgspec import structs
 from rlaif.core.errors import StoreError
 from rlaif.data import vote_store
 from rlaif.data.vote_store import (
+    NEXT_GOLD,
+    NEXT_ITEM,
     VoteRefused,
     VoteStore,
     create_votes,
@@ -134,6 +136,16 @@ def test_no_item_is_in_more_hands_than_the_overlap(store: VoteStore) -> None:
     more = [handed(store, who) for who in ("fay", "gil", "hal", "ida")]
     assert more[3] is None and None not in more[:3]
     assert store.hand_out("ida", NOW).state == "waiting"
+
+
+@pytest.mark.parametrize("query", [NEXT_ITEM, NEXT_GOLD], ids=["item", "gold"])
+def test_handing_out_sorts_no_items(store: VoteStore, query: str) -> None:
+    """It would take longer with every item: 0.2 s with 100,000."""
+    asked = {"who": "ada", "now": 0.0, "overlap": 1}
+    with open_votes(store.path) as db:
+        plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}", asked)]
+    assert "USING INDEX" in plan[0]
+    assert not [line for line in plan if "ORDER BY" in line]
 
 
 def test_an_item_waits_for_the_lease_and_no_longer(store: VoteStore) -> None:
