@@ -215,6 +215,7 @@ class Crowd:
 
     def run(self, kills: int, every: int) -> None:
         """Everybody votes `each` times; a kill after every `every` committed votes."""
+
         def work(number: int, name: str) -> None:
             self.confirmed[name] = vote_all(self.server.links[name], number, self.each)
 
