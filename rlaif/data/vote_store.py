@@ -185,7 +185,9 @@ def create_votes(path: Path, settings: VoteSettings, items: Sequence[VoteItem]) 
             db.close()
         os.rename(partial, path)
     except (OSError, sqlite3.OperationalError) as error:
-        raise StoreError(f"{path}: the votes database cannot be written: {error}") from None
+        raise StoreError(
+            f"{path}: the votes database cannot be written ({error}); name another file with --db"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
