@@ -87,6 +87,7 @@ SELECT item_id FROM handed AS h WHERE annotator = :who AND expires > :now
         WHERE v.annotator = :who AND v.item_id = h.item_id AND v.undone IS NULL)
 ORDER BY expires DESC LIMIT 1
 """
+COUNT_OPEN = "SELECT count(*) FROM items WHERE open = 1 AND gold = 0"
 COUNT_VOTES = """
 UPDATE items SET votes = (SELECT count(*) FROM votes
     WHERE item_id = :item AND undone IS NULL AND verdict <> 'skip') WHERE item_id = :item
@@ -216,6 +217,8 @@ class VoteStore:
                 "SELECT value FROM meta WHERE name = 'secret'"
             ).fetchone()
             (self.total,) = self._db.execute("SELECT count(*) FROM items WHERE gold = 0").fetchone()
+            # Kept, since counting takes a hundredth of a second with 100,000 items.
+            (self._open_items,) = self._db.execute(COUNT_OPEN).fetchone()
         except BaseException:
             self._file_lock.release()
             raise
@@ -256,6 +259,7 @@ class VoteStore:
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+                (self._open_items,) = self._db.execute(COUNT_OPEN).fetchone()
                 raise
 
     def change_settings(self, settings: VoteSettings) -> None:
@@ -264,6 +268,7 @@ class VoteStore:
             body = msgspec.json.encode(settings)
             db.execute("UPDATE meta SET value = ? WHERE name = 'settings'", (body,))
             db.execute("UPDATE items SET open = votes < ?", (settings.overlap,))
+            (self._open_items,) = db.execute(COUNT_OPEN).fetchone()
         self.settings = settings
 
     def hand_out(self, annotator: str, now: float) -> Handed:
@@ -380,11 +385,15 @@ class VoteStore:
             self._hold(db, annotator, row[0], now)
 
     def _count(self, db: sqlite3.Connection, item_id: str) -> None:
+        is_open = "SELECT open AND NOT gold FROM items WHERE item_id = ?"
+        (before,) = db.execute(is_open, (item_id,)).fetchone()
         db.execute(COUNT_VOTES, {"item": item_id})
         db.execute(
             "UPDATE items SET open = votes < ? WHERE item_id = ?",
             (self.settings.overlap, item_id),
         )
+        (after,) = db.execute(is_open, (item_id,)).fetchone()
+        self._open_items += after - before
 
     def progress(self, annotator: str) -> Progress:
         """Where a person stands."""
@@ -392,12 +401,10 @@ class VoteStore:
             (done,) = self._db.execute(
                 "SELECT count(*) FROM votes WHERE annotator = ? AND undone IS NULL", (annotator,)
             ).fetchone()
-            (left,) = self._db.execute(
-                "SELECT count(*) FROM items WHERE open = 1 AND gold = 0"
-            ).fetchone()
             last = self._db.execute(
                 "SELECT vote_id FROM votes WHERE annotator = ? AND undone IS NULL "
                 "ORDER BY place DESC LIMIT 1",
                 (annotator,),
             ).fetchone()
-        return Progress(done, self.total - left, self.total, None if last is None else last[0])
+        complete = self.total - self._open_items
+        return Progress(done, complete, self.total, None if last is None else last[0])

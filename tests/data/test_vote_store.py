@@ -219,6 +219,42 @@ def test_a_larger_overlap_opens_items_again(tmp_path: Path) -> None:
     assert read_settings(store.path).overlap == 2
 
 
+def test_the_complete_items_are_those_of_the_database(tmp_path: Path) -> None:
+    """Through votes, skips, votes again, undo, gold questions, refusals and another overlap."""
+    items = make_items(6)
+    items[5] = structs.replace(items[5], gold="a")
+    path = make_database(tmp_path / "v.db", items)
+
+    def check(store: VoteStore) -> int:
+        with open_votes(path) as db:
+            sql = "SELECT count(*) FROM items WHERE open = 0 AND gold = 0"
+            (closed,) = db.execute(sql).fetchone()
+        assert store.progress("ada").complete == closed
+        return int(closed)
+
+    store = VoteStore(path)
+    seen = [check(store)]
+    for number, (item, verdict) in enumerate(
+        [("i0", "a"), ("i0", "b"), ("i1", "skip"), ("i5", "a")]
+    ):
+        store.record(vote_of(item, "ada", number, verdict), f"{number}")
+        seen.append(check(store))
+    with pytest.raises(VoteRefused):
+        store.record(vote_of("i2", "ada", 0), "another")
+    store.undo("ada", "vote-000000000001", NOW)
+    seen.append(check(store))
+    store.record(vote_of("i0", "ada", 7), "7")
+    store.change_settings(structs.replace(store.settings, overlap=2))
+    seen.append(check(store))
+    store.record(vote_of("i0", "ben", 8), "8")
+    seen.append(check(store))
+    store.close()
+    again = VoteStore(path)
+    seen.append(check(again))
+    again.close()
+    assert seen == [0, 1, 1, 1, 1, 0, 0, 1, 1]
+
+
 def test_the_slot_is_drawn_by_person_and_item() -> None:
     slots = {(w, n): slot_of_a(0, w, f"i{n}") for w in ("ada", "ben") for n in range(400)}
     assert 340 < sum(slots.values()) < 460
