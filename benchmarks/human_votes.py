@@ -16,6 +16,7 @@ import argparse
 import json
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,12 @@ CHANGED = """([before, texts]) => {
 
 def main(given: Sequence[str] | None = None) -> None:
     """Print the seconds of each part, how well the votes follow the rule, and the answer."""
+    with timed("all of it"):
+        run_study(given)
+
+
+def run_study(given: Sequence[str] | None) -> None:
+    """Make pairs, let people vote, train and compare the arms."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="Folder to write or go on with.")
     parser.add_argument("--model", default="builtin/smollm2-135m-instruct")
@@ -72,10 +79,18 @@ def as_options(sets: Sequence[str]) -> list[str]:
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Print how long a part took."""
-    began = time.monotonic()
+    """Print how long a part took, and the processor time of it and of all that it started: on two
+    cores with nothing beside it, a part takes no less than half of this."""
+    began, used = time.monotonic(), processor_seconds()
     yield
-    print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+    seconds, used = time.monotonic() - began, processor_seconds() - used
+    print(f"{what}: {seconds:.0f} s, processor {used:.0f} s", flush=True)
+
+
+def processor_seconds() -> float:
+    """The processor time of this process and of its children that have ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
 def call(*words: Any) -> str:

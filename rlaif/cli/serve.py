@@ -45,9 +45,9 @@ def reward(model: Path, host: str, port: int, dtype: str) -> None:
     service = RewardService(load(spec, folder, model.name))
     try:
         server = RewardServer(service, host, port)
-    except OSError as error:
+    except ConfigError:
         service.close()
-        raise ConfigError(f"{host}:{port} cannot be listened on: {error.strerror}") from None
+        raise
     click.echo(f"serving {model} at http://{host}:{server.port}")
     try:
         server.serve_forever()

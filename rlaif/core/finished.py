@@ -124,7 +124,8 @@ def _find_changed(
         # Earlier versions kept the size alone.
         size = known if isinstance(known, int) else known["size"]
         if not path.is_file() or path.stat().st_size != size:
-            raise StoreError(f"{path}: changed or removed after the step was finished. {advice}")
+            shown = os.path.normpath(path)
+            raise StoreError(f"{shown}: changed or removed after the step was finished. {advice}")
         own = path.stat().st_mtime_ns
         if isinstance(known, int) or own == known["mtime_ns"]:
             continue

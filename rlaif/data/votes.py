@@ -169,6 +169,8 @@ def settings_of(db: sqlite3.Connection) -> VoteSettings:
 def open_votes(path: Path) -> Iterator[sqlite3.Connection]:
     """A votes database to read from, also while a server writes to it. Raises StoreError where it
     is none, or of another version."""
+    if path.is_dir():
+        raise StoreError(f"{path}: a folder, and a votes database is a file; name one with --db")
     if not path.is_file():
         raise StoreError(f"{path}: no such file; `rlaif annotate` makes a votes database")
     db = sqlite3.connect(path, timeout=30.0)

@@ -288,31 +288,47 @@ def human_ceiling(votes: Iterable[Vote], items: Mapping[str, VoteItem]) -> list[
     blind = (v for v in votes if v.kind == "pair" and not v.gold and not v.prelabel_shown)
     table = vote_table(blind, items)
     counts = table.counts()[:, :3]
+    codes = judge_codes([items[name] for name in table.items])
+    found = (
+        measure_ceiling(judge, counts, codes[judge], table.prompts, table.own)
+        for judge in sorted(codes)
+    )
+    return [ceiling for ceiling in found if ceiling is not None]
+
+
+def measure_ceiling(
+    judge: str, counts: Floats, codes: Ints, prompts: Sequence[str], own: Floats | None = None
+) -> Ceiling | None:
+    """A judge beside the human ceiling on the pairs that it decided and two people or more did;
+    None without such a pair.
+
+    counts: how many people said a, b and tie of each pair, (pairs, 3); codes: what the judge said,
+    (pairs,), 0, 1, 2, or -1 where it said nothing; own: the pairs' Hájek weights, (pairs,).
+    """
     size = counts.sum(axis=1)
     agreed = np.einsum("ik,kl,il->i", counts, CREDIT, counts) - counts @ np.diag(CREDIT)
-    pairs = np.where(size >= 2, size * (size - 1.0), np.nan)
-    codes = judge_codes([items[name] for name in table.items])
-    found = []
-    for judge in sorted(codes):
-        known = codes[judge]
-        said = CREDIT[known.astype(np.int64)]
-        people = np.where(known >= 0, agreed / pairs, np.nan)
-        judged = np.where(
-            np.isnan(people), np.nan, (counts * said).sum(axis=1) / np.maximum(size, 1)
-        )
-        figures = {
-            "people_agreement": mean_of(people),
-            "judge_agreement": mean_of(judged),
-            "ceiling_gap": mean_of(judged - people),
-        }
-        weighted = {name: weigh_figure(f, table.own) for name, f in figures.items() if f.n}
-        ends = figure_intervals(weighted, table.prompts) if weighted else {}
-        if ends:
-            found.append(Ceiling(judge, *(ends[name] for name in figures)))
-    return found
+    shared = (size >= 2) & (codes >= 0)
+    people = np.where(shared, agreed / np.where(shared, size * (size - 1.0), 1.0), np.nan)
+    judged = np.where(shared, (counts * CREDIT[codes]).sum(axis=1) / np.maximum(size, 1), np.nan)
+    figures = {
+        "people_agreement": mean_of(people),
+        "judge_agreement": mean_of(judged),
+        "ceiling_gap": mean_of(judged - people),
+    }
+    if not shared.any():
+        return None
+    if own is not None:
+        figures = {name: weigh_figure(figure, own) for name, figure in figures.items()}
+    ends = figure_intervals(figures, prompts)
+    return Ceiling(judge, *(ends[name] for name in figures))
 
 
-def judge_codes(items: Sequence[VoteItem]) -> dict[str, Floats]:
+def verdict_code(prob: float) -> int:
+    """The code in `CLASSES` of a probability that answer a is better: one half is a tie."""
+    return 2 if prob == 0.5 else int(prob < 0.5)
+
+
+def judge_codes(items: Sequence[VoteItem]) -> dict[str, Ints]:
     """By judge, the code of what it said of each pair, (items,), and -1 where it said nothing. Of
     several verdicts of a judge the mean counts."""
     said: dict[str, dict[int, list[float]]] = {}
@@ -322,9 +338,8 @@ def judge_codes(items: Sequence[VoteItem]) -> dict[str, Floats]:
                 said.setdefault(one.judge, {}).setdefault(place, []).append(one.prob_a)
     found = {}
     for judge, by_place in said.items():
-        codes = np.full(len(items), -1.0)
+        codes = np.full(len(items), -1, dtype=np.int64)
         for place, probs in by_place.items():
-            mean = fsum(probs) / len(probs)
-            codes[place] = 2.0 if mean == 0.5 else float(mean < 0.5)
+            codes[place] = verdict_code(fsum(probs) / len(probs))
         found[judge] = codes
     return found

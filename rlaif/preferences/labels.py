@@ -11,7 +11,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from rlaif.core.labelled import GivenPair, LabelledPair
-from rlaif.core.records import Completion, Judgement, Preference, Prompt, content_hash
+from rlaif.core.records import (
+    AnnotatorKind,
+    Completion,
+    Judgement,
+    Preference,
+    Prompt,
+    content_hash,
+)
 from rlaif.preferences.aggregate import answer_probability, combine, weights_of
 
 Verdicts = dict[str, float]
@@ -36,16 +43,39 @@ def given_label(
     vote = (given.pair_id, annotator, prob)
     call = "c_" + content_hash(judge, *vote, alike[vote])
     alike[vote] += 1
-    return Judgement(
-        judgement_id="j_" + content_hash(call),
-        call_id=call,
-        prompt_id=given.prompt_id,
-        subject_kind="completion",
-        shown=[given.first, given.second],
-        subject=given.first,
+    return pair_judgement(
+        call,
+        given.prompt_id,
+        [given.first, given.second],
+        prob,
         judge=judge,
         annotator_id=annotator,
         annotator_kind=pair.annotator_kind,
+    )
+
+
+def pair_judgement(
+    call: str,
+    prompt_id: str,
+    shown: list[str],
+    prob: float,
+    *,
+    judge: str,
+    annotator_id: str,
+    annotator_kind: AnnotatorKind,
+) -> Judgement:
+    """What a label says of two answers, ids in the order `shown`: the first is the better one with
+    probability `prob`, and one half is a tie. `call` is its call's id."""
+    return Judgement(
+        judgement_id="j_" + content_hash(call),
+        call_id=call,
+        prompt_id=prompt_id,
+        subject_kind="completion",
+        shown=shown,
+        subject=shown[0],
+        judge=judge,
+        annotator_id=annotator_id,
+        annotator_kind=annotator_kind,
         principle=None,
         status="tie" if prob == 0.5 else "ok",
         prob_first=prob,

@@ -45,7 +45,7 @@ def _vote_judgement(
         raise ConfigError(
             f"vote {vote.vote_id} of {vote.annotator}: the database has no item {vote.item_id}"
         )
-    shown = sorted(_answer_ids(item, by_content))
+    shown = sorted(answer_ids(item, by_content))
     call = "c_" + content_hash(judge, vote.item_id, vote.annotator)
     return Judgement(
         judgement_id="j_" + content_hash(call),
@@ -59,11 +59,13 @@ def _vote_judgement(
         annotator_kind="human",
         principle=None,
         rationale=vote.comment or None,
-        **_read_verdict(vote, scale, shown[0] == _answer_ids(item, by_content)[0]),
+        **_read_verdict(vote, scale, shown[0] == answer_ids(item, by_content)[0]),
     )
 
 
-def _answer_ids(item: VoteItem, by_content: bool) -> list[str]:
+def answer_ids(item: VoteItem, by_content: bool) -> list[str]:
+    """The ids of an item's answers, a before b: those of the run that they came from or, with
+    `by_content`, those that files give them."""
     sides = [(item.a, item.a_id), (item.b, item.b_id)]
     return [
         answer_id(item.prompt, messages) if by_content else name

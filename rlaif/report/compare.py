@@ -214,9 +214,10 @@ def _draw_ceilings(result: Result) -> Markup | None:
     """Every source's agreement with a person beside two people's with one another."""
     rows: list[tuple[str, IntervalJson, bool]] = []
     for row in _list_ceilings(result):
-        label = f"two people of {row['people_of']}"
-        if label not in [name for name, _, _ in rows]:
-            rows.append((label, row["figures"]["person"], True))
+        label, person = f"two people of {row['people_of']}", row["figures"]["person"]
+        # Two sources may have decided different pairs, on which people agree differently.
+        if (label, person) not in [(name, value) for name, value, _ in rows]:
+            rows.append((label, person, True))
         rows.append((row["judge"], row["figures"]["judge"], False))
     if not rows:
         return None

@@ -24,7 +24,8 @@ BODY_SECONDS = 60.0
 
 
 class RewardServer(SocketServer):
-    """A server for a reward model on a socket that it listens on from the start. Raises OSError."""
+    """A server for a reward model on a socket that it listens on from the start. Raises ConfigError
+    where the port is taken."""
 
     def __init__(self, service: RewardService, host: str, port: int):
         super().__init__(listen(host, port), make_app(service))

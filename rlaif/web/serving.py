@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import socket
 
@@ -10,6 +11,8 @@ import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from rlaif.core.errors import ConfigError
 
 HEAD_SECONDS = 20.0
 """How long a client may take over the head of a request."""
@@ -51,9 +54,17 @@ class PatientProtocol(H11Protocol):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, on a free port for 0. Raises OSError."""
+    """A socket that listens, on a free port for 0. Raises ConfigError where it cannot."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=WAITING)
+    try:
+        return socket.create_server((host, port), family=family, backlog=WAITING)
+    except OSError as error:
+        # Python's own text names the address once more.
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {why}. Choose another --port, or 0 for a free "
+            "one."
+        ) from None
 
 
 class SocketServer:

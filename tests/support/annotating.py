@@ -20,7 +20,7 @@ from typing import Any
 
 from rlaif.core.records import content_hash
 from rlaif.data.vote_store import VoteStore, create_votes
-from rlaif.data.votes import ItemJudge, VoteItem, VoteSettings
+from rlaif.data.votes import ItemJudge, VoteItem, VoteSettings, open_votes
 from rlaif.web.annotate.server import AnnotationServer, Place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,7 +215,6 @@ class Crowd:
 
     def run(self, kills: int, every: int) -> None:
         """Everybody votes `each` times; a kill after every `every` committed votes."""
-        from rlaif.data.votes import read_votes
 
         def work(number: int, name: str) -> None:
             self.confirmed[name] = vote_all(self.server.links[name], number, self.each)
@@ -226,7 +225,7 @@ class Crowd:
         for thread in threads:
             thread.start()
         for kill in range(1, kills + 1):
-            while len(read_votes(self.server.database)) < kill * every:
+            while count_votes(self.server.database) < kill * every:
                 assert any(thread.is_alive() for thread in threads), "all voted before the kill"
                 time.sleep(0.01)
             self.server.stop()
@@ -235,10 +234,14 @@ class Crowd:
             thread.join()
 
 
+def count_votes(path: Path) -> int:
+    """How many votes a database has."""
+    with open_votes(path) as db:
+        return int(db.execute("SELECT count(*) FROM votes WHERE undone IS NULL").fetchone()[0])
+
+
 def check_votes(crowd: Crowd) -> tuple[int, int, int]:
     """How many votes were confirmed, and of those how many the database lacks or has double."""
-    from rlaif.data.votes import open_votes
-
     with open_votes(crowd.server.database) as db:
         rows = [name for (name,) in db.execute("SELECT vote_id FROM votes WHERE undone IS NULL")]
     sent = [vote["vote_id"] for votes in crowd.confirmed.values() for vote in votes]

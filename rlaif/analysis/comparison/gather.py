@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
-from rlaif.analysis.comparison.vote_files import item_ids, read_vote_file
+from rlaif.analysis.comparison.vote_files import read_vote_file
 from rlaif.config.arms import HUMAN
 from rlaif.config.columns import LabelColumns
 from rlaif.core.errors import ConfigError
@@ -38,7 +38,8 @@ from rlaif.metrics.battles import make_battle, read_battles
 from rlaif.metrics.winrate import Battle
 from rlaif.pipeline.constitutions import run_weights
 from rlaif.pipeline.runs import Run, load_run
-from rlaif.preferences.labels import given_label
+from rlaif.preferences.labels import given_label, pair_judgement
+from rlaif.preferences.votes import answer_ids
 
 MANIFEST = "manifest.json"
 EXPORTED = ("step", "run_seed", "run_round", "run_arms", "answers")
@@ -239,7 +240,7 @@ def _add_votes(gathered: Gathered, name: str, path: Path) -> None:
     for item in items:
         prompt = make_prompt(item.prompt, tags=item.tags)
         gathered.prompts.setdefault(prompt.prompt_id, prompt)
-        for own, side in zip(item_ids(item), (item.a, item.b or []), strict=True):
+        for own, side in zip(answer_ids(item, True), (item.a, item.b or []), strict=True):
             gathered.texts.setdefault(own, Text(prompt.prompt_id, message_text(side[-1])))
     for judgement in judgements:
         key = gathered.add_judgement(judgement, name)
@@ -284,20 +285,15 @@ def _add_preference(gathered: Gathered, key: SourceKey, place: str, row: Prefere
     gathered.prompts.setdefault(prompt.prompt_id, prompt)
     turns = (row.chosen, row.rejected)
     sides = [_add_side(gathered, prompt.prompt_id, row.prompt, side) for side in turns]
-    name = content_hash(key.name, row.preference_id)
-    judgement = Judgement(
-        judgement_id="j_" + name,
-        call_id="c_" + name,
-        prompt_id=prompt.prompt_id,
-        subject_kind="completion",
-        shown=sides,
-        subject=sides[0],
+    call = "c_" + content_hash(key.name, row.preference_id)
+    judgement = pair_judgement(
+        call,
+        prompt.prompt_id,
+        sides,
+        1.0,
         judge=key.name,
         annotator_id=key.name,
         annotator_kind=key.kind,
-        principle=None,
-        status="ok",
-        prob_first=1.0,
     )
     gathered.loaded.add(gathered.add_judgement(judgement, place))
 

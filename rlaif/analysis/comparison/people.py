@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from rlaif.analysis.comparison.agree import agreement_of
 from rlaif.analysis.comparison.pairs import UNNAMED, Compared, Source
 from rlaif.constitution import textstats
-from rlaif.metrics.alt_test import VotedItem, run_alt_test, side_of
+from rlaif.metrics.alt_test import VotedItem, run_alt_test
 from rlaif.metrics.disagreement import (
     MIN_PAIRS,
     Disagreement,
@@ -21,8 +20,8 @@ from rlaif.metrics.disagreement import (
     differing_votes,
     explain_disagreement,
 )
-from rlaif.metrics.intervals import IntervalJson, paired_interval, share_interval
-from rlaif.metrics.metrics import per_prompt
+from rlaif.metrics.intervals import IntervalJson
+from rlaif.metrics.people import measure_ceiling, verdict_code
 from rlaif.metrics.weighted import Floats
 
 
@@ -30,30 +29,28 @@ def person_row(compared: Compared, judge: Source, people: Source) -> dict[str, A
     """How often the judge agrees with a person drawn at random, two people with one another, on the
     same pairs, and the difference; `figures` is None without a pair that two people and the judge
     decided. A tie on either side counts one half. `agreement` is with the people's majority."""
-    rows = []
-    for name, votes in people.votes.items():
-        if name in judge.probs and len(votes) > 1:
-            sides = [side_of(vote) for vote in votes.values()]
-            # Two sides a and b of 1, 0 or -1 agree by (1 + a b) / 2.
-            alike = side_of(judge.probs[name]) * fmean(sides)
-            squares = sum(sides) ** 2 - sum(side * side for side in sides)
-            both = squares / (len(sides) * (len(sides) - 1))
-            rows.append((compared.pairs[name].prompt_id, (1 + alike) / 2, (1 + both) / 2))
-    machine = per_prompt((prompt, share) for prompt, share, _ in rows)
-    person = per_prompt((prompt, share) for prompt, _, share in rows)
-    found = {
-        "judge": share_interval(machine, 0.5),
-        "person": share_interval(person, 0.5),
-        "difference": paired_interval(machine, person),
-    }
-    figures = {name: i.to_json() for name, i in found.items() if i is not None}
+    voted = {n: own for n, own in people.votes.items() if n in judge.probs and len(own) > 1}
+    counts = [
+        np.bincount([*map(verdict_code, own.values())], minlength=3) for own in voted.values()
+    ]
+    ceiling = measure_ceiling(
+        judge.name,
+        np.asarray(counts, dtype=np.float64).reshape(-1, 3),
+        np.asarray([verdict_code(judge.probs[name]) for name in voted], dtype=np.int64),
+        [compared.pairs[name].prompt_id for name in voted],
+    )
     names = [n for n in compared.pairs if n in judge.probs and n in people.probs]
     label = agreement_of(compared, people.probs, judge.probs, names, ("agreement",))
     return {
         "judge": judge.name,
         "people_of": people.name,
-        "pairs": len(rows),
-        "figures": figures or None,
+        "pairs": len(voted),
+        "figures": ceiling
+        and {
+            "judge": ceiling.judged.to_json(),
+            "person": ceiling.people.to_json(),
+            "difference": ceiling.difference.to_json(),
+        },
         "agreement": label.get("agreement"),
     }
 

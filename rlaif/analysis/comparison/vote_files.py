@@ -9,10 +9,10 @@ from pathlib import Path
 from msgspec import structs
 
 from rlaif.core.records import Judgement, content_hash, make_prompt
-from rlaif.data.readers.base import answer_id
 from rlaif.data.readers.votes import VALUES
 from rlaif.data.votes import ItemJudge, Vote, VoteItem, read_items, read_settings, read_votes
-from rlaif.preferences.votes import votes_to_judgements
+from rlaif.preferences.labels import pair_judgement
+from rlaif.preferences.votes import answer_ids, votes_to_judgements
 
 
 def read_vote_file(path: Path, judge: str) -> tuple[list[VoteItem], list[Judgement], int]:
@@ -42,7 +42,7 @@ def read_vote_file(path: Path, judge: str) -> tuple[list[VoteItem], list[Judgeme
 def _with_principles(vote: Vote, item: VoteItem, whole: Judgement) -> Iterator[Judgement]:
     """A vote on the whole and on each principle, with the answers in the order in which the person
     saw them."""
-    ids = item_ids(item)
+    ids = answer_ids(item, by_content=True)
     shown = ids if vote.slot_of_a == 0 else ids[::-1]
     yield _in_order(whole, shown)
     for principle, said in sorted(vote.principles.items()):
@@ -68,25 +68,14 @@ def _in_order(judgement: Judgement, shown: list[str]) -> Judgement:
     return structs.replace(judgement, shown=shown, subject=shown[0], prob_first=prob)
 
 
-def item_ids(item: VoteItem) -> list[str]:
-    """The ids of an item's two answers by content."""
-    return [answer_id(item.prompt, side) for side in (item.a, item.b) if side is not None]
-
-
 def _judge_verdict(item: VoteItem, said: ItemJudge) -> Judgement:
-    name = content_hash(said.judge, said.annotator, item.item_id)
-    shown = item_ids(item)
-    return Judgement(
-        judgement_id="j_" + name,
-        call_id="c_" + name,
-        prompt_id=make_prompt(item.prompt).prompt_id,
-        subject_kind="completion",
-        shown=shown,
-        subject=shown[0],
+    assert said.prob_a is not None, "a verdict on a pair"
+    return pair_judgement(
+        "c_" + content_hash(said.judge, said.annotator, item.item_id),
+        make_prompt(item.prompt).prompt_id,
+        answer_ids(item, by_content=True),
+        said.prob_a,
         judge=said.judge,
         annotator_id=said.annotator,
         annotator_kind=said.annotator_kind,
-        principle=None,
-        status="tie" if said.prob_a == 0.5 else "ok",
-        prob_first=said.prob_a,
     )

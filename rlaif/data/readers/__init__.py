@@ -255,6 +255,8 @@ def _good_alone(found: Found | ConfigError) -> Found | ConfigError:
 
 def nothing_read(rows: int, skipped: Sequence[str]) -> str:
     """That none of a file's rows could be used, and why."""
+    if not rows and not skipped:
+        return "there are no rows in this file"
     reasons = "".join(f"\n  {message}" for message in skipped[:5])
     return f"no row that could be used (of {max(rows, len(skipped))}){reasons}"
 

@@ -30,12 +30,7 @@ class AnnotationServer(SocketServer):
         check_people(people)
         # Before it listens: an address that nobody could open is no reason to take the port.
         address_of(place.host, place.port, place.public)
-        try:
-            listening = listen(place.host, place.port)
-        except OSError as error:
-            raise ConfigError(
-                f"{place.host}:{place.port} cannot be listened on: {error.strerror}"
-            ) from None
+        listening = listen(place.host, place.port)
         port = int(listening.getsockname()[1])
         self.access = Access(store.secret, people)
         self.address = address_of(place.host, port, place.public)

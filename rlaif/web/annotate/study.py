@@ -64,7 +64,10 @@ def open_study(db: Path, study: Study) -> VoteStore:
     """The database, made from the study's items where there is none. Raises RlaifError."""
     if not db.exists():
         if study.source is None:
-            raise ConfigError(f"{db} does not exist yet: name the pairs that it is to be made from")
+            raise ConfigError(
+                f"{db} does not exist yet: name the run or the file of pairs that it is to be made "
+                f"from, as in `rlaif annotate PAIRS --db {db}`"
+            )
         create_votes(db, *make_study(study))
     else:
         _compare(db, study)
@@ -231,7 +234,8 @@ def _compare(db: Path, study: Study) -> None:
         if given[name] and own != wanted:
             raise ConfigError(
                 f"its {name.replace('_', ' ')} is {_brief(own)}, and {_brief(wanted)} is asked "
-                "for; start another database with --db, or leave the option out",
+                "for; start another database with --db, or leave "
+                f"{'the pairs' if name == 'source' else 'the option'} out",
                 db,
             )
 

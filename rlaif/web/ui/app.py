@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import webbrowser
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,10 +18,11 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.errors import RlaifError
 from rlaif.report import flow_style
 from rlaif.report.build import make_environment
 from rlaif.web.security import LocalGuard, local_hosts
+from rlaif.web.serving import listen
 from rlaif.web.ui.indexer import Indexer
 from rlaif.web.ui.library import Library, open_library
 from rlaif.web.ui.pages import NotFound, Site, Values, place_words
@@ -160,11 +160,11 @@ def _prompt(site: Site, request: Request) -> Values:
 
 
 class UiServer:
-    """The server of the pages, on a socket that it listens on from the start. Raises OSError where
-    the port is taken."""
+    """The server of the pages, on a socket that it listens on from the start. Raises ConfigError
+    where the port is taken."""
 
     def __init__(self, library: Library, port: int):
-        self.socket = socket.create_server((HOST, port))
+        self.socket = listen(HOST, port)
         self.port = int(self.socket.getsockname()[1])
         self.indexer = Indexer()
         app = make_app(Site(library, self.indexer), local_hosts(self.port))
@@ -195,14 +195,7 @@ class UiServer:
 def open_server(folders: Sequence[Path], port: int) -> UiServer:
     """A server of the runs in or below some folders. Raises ConfigError for a folder without a run,
     and where the port is taken."""
-    library = open_library(folders)
-    try:
-        return UiServer(library, port)
-    except OSError as error:
-        raise ConfigError(
-            f"{HOST}:{port} cannot be listened on: {error.strerror}. Choose another --port, or 0 "
-            "for a free one."
-        ) from None
+    return UiServer(open_library(folders), port)
 
 
 def serve_pages(

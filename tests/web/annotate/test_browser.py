@@ -17,7 +17,7 @@ from rlaif.data.vote_store import slot_of_a
 from rlaif.data.votes import AskedPrinciple, VoteItem, read_votes
 from rlaif.web.annotate.server import AnnotationServer
 from tests.support.annotating import Process, make_database, make_items, serve
-from tests.support.browsing import CHROMIUM, needs_chromium
+from tests.support.browsing import axe_faults, launched, needs_chromium
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = needs_chromium
@@ -39,10 +39,8 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as played:
-        launched = played.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
+    with launched() as chromium:
+        yield chromium
 
 
 class Watched:
@@ -82,17 +80,6 @@ def opened(browser: Any, server: AnnotationServer | str, who: str, size: Any) ->
     yield watched
     assert watched.said == [] and watched.elsewhere == []
     context.close()
-
-
-def axe_faults(page: Any) -> list[str]:
-    """The serious and critical faults that axe-core finds."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    found = axe.Axe().run(page).response["violations"]
-    return [
-        f"{fault['id']}: {fault['nodes'][0]['html']}"
-        for fault in found
-        if fault["impact"] in ("serious", "critical")
-    ]
 
 
 def test_votes_by_keyboard(browser: Any, tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path, server: AnnotationServer) 
     from rlaif.data.vote_store import VoteStore
 
     store = VoteStore(make_database(tmp_path / "v.db", make_items(1)))
-    with pytest.raises(ConfigError, match="cannot be listened on"):
+    with pytest.raises(ConfigError, match=r"in use\. Choose another --port"):
         AnnotationServer(store, ["ada"], Place(port=server.port))
     store.close()
 

@@ -113,7 +113,7 @@ def test_held_out_answers_are_of_models_that_were_evaluated() -> None:
 
 def test_a_database_is_made_once_and_gone_on_with(tmp_path: Path, pairs: Path) -> None:
     db = tmp_path / "v.db"
-    with pytest.raises(ConfigError, match="does not exist yet: name the pairs"):
+    with pytest.raises(ConfigError, match="does not exist yet: name the run or the file of pairs"):
         open_study(db, Study())
     open_study(db, Study(source=str(pairs), seed=3, overlap=2)).close()
     first = read_items(db)

@@ -86,15 +86,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, write_experiment: Callable[..
     return folder
 
 
-@pytest.fixture
-def server(
-    runs: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[UiServer]:
+@pytest.fixture(scope="module")
+def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UiServer]:
     """A real server of the runs, on a free port."""
-    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path_factory.mktemp("cache")))
-    made = UiServer(open_library([runs]), 0)
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLAIF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        made = UiServer(open_library([runs]), 0)
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,16 @@ import pytest
 
 from rlaif.web.ui.app import UiServer
 from rlaif.web.ui.library import open_library, run_id
-from tests.support.browsing import CHROMIUM, needs_chromium
+from tests.support.browsing import axe_faults, launched, needs_chromium
 from tests.web.ui.conftest import SAFE, add_judgements
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = needs_chromium
-WIDE, NARROW = (1280, 900), (375, 740)
+WIDE: Mapping[str, Any] = {"viewport": {"width": 1280, "height": 900}}
+NARROW: Mapping[str, Any] = {
+    "viewport": {"width": 375, "height": 740},
+    "has_touch": True,
+    "is_mobile": True,
+}
 
 
 class Watch:
@@ -49,33 +53,34 @@ class Watch:
 
     def check(self) -> None:
         """Nothing happened that should not, nothing sticks out, and axe finds no serious fault."""
-        from axe_playwright_python.sync_playwright import Axe
-
         page = self.page
         assert page.evaluate("window.hacked") is None
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, page.url
-        found = Axe().run(page).response["violations"]
-        serious = [
-            (fault["id"], [node["html"][:200] for node in fault["nodes"]][:3])
-            for fault in found
-            if fault["impact"] in ("serious", "critical")
-        ]
+        # A phone would show a wider page smaller, with a larger inner width.
+        width = page.viewport_size["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, page.url
+        serious = axe_faults(page)
         assert not serious, (page.url, serious)
         assert not self.faults, page.url
 
 
+@pytest.fixture(scope="module")
+def browser():
+    with launched() as chromium:
+        yield chromium
+
+
 @contextmanager
-def browsed(server: UiServer, size: tuple[int, int], **more: Any) -> Iterator[Watch]:
-    with playwright_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        width, height = size
-        page = chromium.new_page(viewport={"width": width, "height": height}, **more)
-        yield Watch(page, server.url)
-        chromium.close()
+def browsed(
+    browser: Any, server: UiServer, size: Mapping[str, Any], **more: Any
+) -> Iterator[Watch]:
+    """A page of its own in the browser of this module."""
+    context = browser.new_context(**size, **more)
+    yield Watch(context.new_page(), server.url)
+    context.close()
 
 
-def test_by_mouse_from_the_list_to_a_judgement(server: UiServer, runs: Path) -> None:
-    with browsed(server, WIDE) as watch:
+def test_by_mouse_from_the_list_to_a_judgement(browser: Any, server: UiServer, runs: Path) -> None:
+    with browsed(browser, server, WIDE) as watch:
         page = watch.page
         page.goto(server.url)
         assert page.locator(".card").count() == 3
@@ -111,8 +116,8 @@ def test_by_mouse_from_the_list_to_a_judgement(server: UiServer, runs: Path) -> 
         assert page.locator("li:target").inner_text() == text
 
 
-def test_by_keyboard_on_a_phone(server: UiServer, runs: Path) -> None:
-    with browsed(server, NARROW, has_touch=True) as watch:
+def test_by_keyboard_on_a_phone(browser: Any, server: UiServer, runs: Path) -> None:
+    with browsed(browser, server, NARROW) as watch:
         page = watch.page
         page.goto(f"{server.url}run/{run_id((runs / 'second').resolve())}/browse?show=answers")
         watch.settle()
@@ -143,8 +148,10 @@ def test_by_keyboard_on_a_phone(server: UiServer, runs: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["desktop", "phone"])
-def test_every_other_page(server: UiServer, runs: Path, size: tuple[int, int]) -> None:
-    with browsed(server, size) as watch:
+def test_every_other_page(
+    browser: Any, server: UiServer, runs: Path, size: Mapping[str, Any]
+) -> None:
+    with browsed(browser, server, size) as watch:
         page = watch.page
         page.goto(server.url)
         for box in page.get_by_role("checkbox").all()[:2]:
@@ -175,7 +182,47 @@ def test_every_other_page(server: UiServer, runs: Path, size: tuple[int, int]) -
         watch.check()
 
 
-def test_it_is_live_while_a_run_writes(server: UiServer, runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["mouse", "keyboard"])
+def test_how_the_feedback_of_runs_compares(
+    browser: Any, server: UiServer, runs: Path, size: Mapping[str, Any]
+) -> None:
+    with browsed(browser, server, size) as watch:
+        page, by_mouse = watch.page, size is WIDE
+
+        def press(found: Any, key: str = "Enter") -> None:
+            if by_mouse:
+                found.click()
+            else:
+                found.focus()
+                page.keyboard.press(key)
+
+        page.goto(server.url)
+        for name in ("first", "second"):
+            press(page.get_by_label(f"Mark {name}", exact=True), "Space")
+        press(page.get_by_role("button", name="Compare feedback"))
+        page.get_by_role("heading", name="AI and human feedback compared").wait_for()
+        names = [run_id((runs / name).resolve()) for name in ("first", "second")]
+        assert [part.partition("=")[2] for part in page.url.partition("?")[2].split("&")] == names
+        watch.check()
+        press(page.get_by_role("link", name="Agreement", exact=True))
+        assert page.url.endswith("#h-agreement")
+        parts = page.locator("section:has(#h-agreement) details").first
+        shown = parts.evaluate("part => part.open")
+        press(parts.locator("summary"))
+        assert parts.evaluate("part => part.open") != shown
+        watch.check()
+        press(page.get_by_role("link", name="rlaif", exact=True))
+        page.get_by_role("heading", name="Runs").wait_for()
+        press(page.get_by_role("button", name="Compare feedback"))
+        assert "Choose one run or several in the list." in page.inner_text("main")
+        # The browser says aloud that a page was not found.
+        watch.faults = [fault for fault in watch.faults if "404" not in fault]
+        watch.check()
+
+
+def test_it_is_live_while_a_run_writes(
+    browser: Any, server: UiServer, runs: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "live"
     shutil.copytree(runs / "first", folder)
     add_judgements(folder, 3, "one")
@@ -183,7 +230,7 @@ def test_it_is_live_while_a_run_writes(server: UiServer, runs: Path, tmp_path: P
     thread = threading.Thread(target=own.serve_forever)
     thread.start()
     try:
-        with browsed(own, WIDE) as watch:
+        with browsed(browser, own, WIDE) as watch:
             page = watch.page
             page.goto(f"{own.url}run/{run_id(folder.resolve())}")
             step = page.locator("#steps tr", has_text="checks").filter(has_text="running")
@@ -204,8 +251,8 @@ def test_it_is_live_while_a_run_writes(server: UiServer, runs: Path, tmp_path: P
         thread.join()
 
 
-def test_the_pages_need_no_script(server: UiServer, runs: Path) -> None:
-    with browsed(server, WIDE, java_script_enabled=False) as watch:
+def test_the_pages_need_no_script(browser: Any, server: UiServer, runs: Path) -> None:
+    with browsed(browser, server, WIDE, java_script_enabled=False) as watch:
         page = watch.page
         base = f"{server.url}run/{run_id((runs / 'first').resolve())}"
         for _ in range(50):
