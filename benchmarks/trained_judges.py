@@ -109,14 +109,14 @@ MODEL = {"path": "builtin/smollm2-135m-instruct"}
 LORA = {"r": 16, "alpha": 32}
 SHORT = 24
 """New tokens of a written verdict."""
-TRAIN, HELD_OUT = 32, 32
+TRAIN, HELD_OUT = 16, 24
 
 LEARN = {"learning_rate": 1e-4, "batch_size": 8, "lora": LORA}
 
 SEED_STAGE: dict[str, Any] = {
     "judges.self": {"samples": 2, "max_new_tokens": SHORT, "template": "grade.j2"},
     "steps.sft": LEARN,
-    "steps.sample": {"n": 4, "prompts": 16, "max_new_tokens": 32},
+    "steps.sample": {"n": 4, "prompts": 8, "max_new_tokens": 32},
     "steps.dpo": LEARN,
 }
 SIZES: dict[str, dict[str, Any]] = {
@@ -124,7 +124,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "meta-rewarding": SEED_STAGE
     | {
         "judges.self": {"samples": 3, "max_new_tokens": SHORT, "template": "grade.j2"},
-        "steps.sample": {"n": 3, "prompts": 12, "max_new_tokens": 32},
+        "steps.sample": {"n": 3, "prompts": 8, "max_new_tokens": 32},
     },
     "self-taught-from-own-answers": {
         "judges.compare": {"max_new_tokens": SHORT, "template": "compare.j2"},
@@ -255,7 +255,7 @@ def make_experiment(method: str) -> dict[str, Any]:
     stages[1].pop("at", None)
     models = ["initial", "sft", "dpo@1", "dpo@2"]
     bench = {"bench": {"judges": ["self"], "pairs": "ranked", "by": models}}
-    prompts = {"path": str(ROOT / "prompts/seeds/everyday.jsonl"), "holdout": HELD_OUT}
+    prompts = {"path": str(ROOT / "prompts/seeds/everyday.jsonl"), "holdout": 16}
     return file | {"prompts": prompts, "stages": [*stages, {"id": "measure", "steps": [bench]}]}
 
 
