@@ -207,8 +207,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     prompts = Path(__file__).resolve().parents[1] / "prompts"
     texts = [p.read_text("utf-8") for p in sorted(prompts.rglob("*.j*")) if p.is_file()]
-    tokenizer = make_tokenizer()
-    found = tokenizer.train_new_from_iterator(texts, 1000, show_progress=False)
+    # A label that is read is one token.
+    texts.append("\nYes\nNo\nyes\nno Yes No yes no" * 300)
+    found = make_tokenizer().train_new_from_iterator(texts, 1000, show_progress=False)
     found.chat_template = TEMPLATE
     folder = tmp_path_factory.mktemp("model") / "small"
     found.save_pretrained(folder)
