@@ -1,12 +1,13 @@
 """Does a judge learn from marks of its own verdicts, and does GRPO add to the cold start?
 
-    python benchmarks/judge_training.py [--seeds 1 2 3] [--rollouts 25] [--pairs 256]
+    python benchmarks/judge_training.py [--seeds 1 2 3] [--rollouts 25] [--pairs 256] [--epochs 6]
         [--out DIR] [--quick] [--json]
 
 Of two answers the better one is that which names a digit, which nobody tells the judge. It begins
 as a small model that has learned the form of a verdict and no more: its verdicts in the examples
 are coins. Then it answers questions about pairs, and a program marks the answers: SFT on its own
 right verdicts (the cold start), GRPO with `both_orders` from there, and GRPO from the beginning.
+Fewer `--epochs` of the cold start leave GRPO something to add.
 Each is measured on held-out pairs in both orders; a verdict that cannot be read is wrong. Intervals
 are over pairs and seeds. A run that is in DIR is not run again.
 """
@@ -110,7 +111,7 @@ def make_model(folder: Path, seed: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def make_experiment(folder: Path, seed: int, rollouts: int) -> dict[str, Any]:
+def make_experiment(folder: Path, seed: int, rollouts: int, epochs: int) -> dict[str, Any]:
     """The experiment file of one seed."""
     train = {"schedule": "constant", "warmup_ratio": 0.0, "precision": "fp32"}
     sft = train | {"method": "sft", "batch_size": 16, "learning_rate": 2e-3}
@@ -169,7 +170,7 @@ def make_experiment(folder: Path, seed: int, rollouts: int) -> dict[str, Any]:
                             ],
                         }
                     },
-                    {"train": sft | {"id": "cold", "uses": ["correct"], "epochs": 6}},
+                    {"train": sft | {"id": "cold", "uses": ["correct"], "epochs": epochs}},
                     {"train": grpo | {"id": "j1"}},
                     {"train": grpo | {"id": "grpo", "from": "start", "policy": False}},
                     {"bench": {"judges": ["compare"], "pairs": "labelled", "by": list(MODELS)}},
@@ -179,7 +180,7 @@ def make_experiment(folder: Path, seed: int, rollouts: int) -> dict[str, Any]:
     }
 
 
-def measure(seed: int, rollouts: int, pairs: int, base: Path) -> dict[str, Any]:
+def measure(seed: int, rollouts: int, pairs: int, epochs: int, base: Path) -> dict[str, Any]:
     """Train with one seed; by model and pair, whether the verdict is right in both orders, and the
     share of orders in which it is."""
     from rlaif.core.progress import QuietProgress
@@ -196,7 +197,9 @@ def measure(seed: int, rollouts: int, pairs: int, base: Path) -> dict[str, Any]:
     if not (folder / "model").exists():
         make_model(folder / "model", seed)
     path = folder / "experiment.yaml"
-    path.write_text(yaml.safe_dump(make_experiment(folder, seed, rollouts), sort_keys=False))
+    path.write_text(
+        yaml.safe_dump(make_experiment(folder, seed, rollouts, epochs), sort_keys=False)
+    )
     began = time.monotonic()
     run_experiment(path, folder / "run", (), QuietProgress())
     store, steps = Store(folder / "run"), read_manifest(folder / "run")["steps"]
@@ -250,6 +253,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rollouts", type=int, default=25)
     parser.add_argument("--pairs", type=int, default=256, help="pairs to train on")
+    parser.add_argument("--epochs", type=int, default=6, help="of the cold start")
     parser.add_argument("--out", type=Path, help="where the runs are kept [default: a new folder]")
     parser.add_argument("--quick", action="store_true", help="one seed, two rollouts, few pairs")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -260,7 +264,7 @@ def main() -> int:
     print("held-out pairs right in both orders (and orders right)")
     rows = []
     for seed in seeds:
-        rows.append(measure(seed, rollouts, pairs, base.resolve()))
+        rows.append(measure(seed, rollouts, pairs, options.epochs, base.resolve()))
         print(show_seed(rows[-1]), flush=True)
     said: dict[str, Any] = {}
     for model in MODELS:
@@ -271,7 +275,8 @@ def main() -> int:
         said[name] = over_seeds(rows, "both", model, less).to_json()
         print(f"{name:15} {show_interval(said[name], signed=True)}")
     if options.json:
-        print(json.dumps({"runs": rows, "rollouts": rollouts, "pairs": pairs, "over_seeds": said}))
+        sizes = {"rollouts": rollouts, "pairs": pairs, "epochs": options.epochs}
+        print(json.dumps({"runs": rows, **sizes, "over_seeds": said}))
     return 0
 
 

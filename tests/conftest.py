@@ -223,6 +223,39 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_model` with a vocabulary of a thousand tokens, learned from what ships: sampling,
+    loading and training take a fraction of the time, and a judge's question still fits."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    prompts = Path(__file__).resolve().parents[1] / "prompts"
+    texts = [p.read_text("utf-8") for p in sorted(prompts.rglob("*.j*")) if p.is_file()]
+    # A label that is read is one token.
+    texts.append("\nYes\nNo\nyes\nno Yes No yes no" * 300)
+    found = make_tokenizer().train_new_from_iterator(texts, 1000, show_progress=False)
+    found.chat_template = TEMPLATE
+    folder = tmp_path_factory.mktemp("model") / "small"
+    found.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(found),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=found.eos_token_id,
+        pad_token_id=found.pad_token_id,
+    )
+    torch.manual_seed(5)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[[int], Path]:
     """seed -> folder of a bf16 checkpoint; one folder per seed."""
     from transformers import LlamaConfig, LlamaForCausalLM

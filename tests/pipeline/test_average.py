@@ -27,8 +27,6 @@ from rlaif.pipeline.remarks import list_remarks
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps import choose
 from rlaif.pipeline.steps.average import Means
-from tests.pipeline.test_kills import killed_in
-from tests.pipeline.test_published import kept
 
 TRAIN = {"method": "sft", "learning_rate": 5e-3, "batch_size": 2, "precision": "fp32"}
 EVALUATE = {"evaluate": {"judges": ["gold"], "max_new_tokens": 5}}
@@ -46,7 +44,7 @@ GREEDY = {"id": "soup", "models": ["a", "b", "c"], "method": "greedy", "by": "go
 
 
 @pytest.fixture
-def write(tmp_path: Path, tiny_model: Path) -> Write:
+def write(tmp_path: Path, small_model: Path) -> Write:
     """`write(STEPS, KEY=VALUE)`: an experiment of the tiny model."""
     prompts = "".join(f'{{"prompt": "Question number {n}?"}}\n' for n in range(12))
     (tmp_path / "prompts.jsonl").write_text(prompts)
@@ -56,7 +54,7 @@ def write(tmp_path: Path, tiny_model: Path) -> Write:
     def write_file(steps: list[Any], **keys: Any) -> Path:
         whole = {
             "name": "average",
-            "models": {"policy": {"path": str(tiny_model), "dtype": "float32"}},
+            "models": {"policy": {"path": str(small_model), "dtype": "float32"}},
             "constitution": "constitutions/concise_helper.yaml",
             "prompts": {"path": "prompts.jsonl", "holdout": 2, "validation": 4},
             "judges": [{"id": "gold", "kind": "rules"}],
@@ -366,13 +364,13 @@ def test_unlike_models_are_refused_by_their_names(
 
 
 def test_members_without_masters_make_a_model_without(
-    write: Write, tmp_path: Path, tiny_model: Path
+    write: Write, tmp_path: Path, small_model: Path
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    for file in tiny_model.iterdir():
+    for file in small_model.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(tiny_model / "model.safetensors")
+    tensors = load_file(small_model / "model.safetensors")
     save_file(
         {n: t * 1.5 for n, t in tensors.items()}, other / "model.safetensors", {"format": "pt"}
     )
@@ -395,15 +393,6 @@ def test_a_choice_without_any_value_says_so(
     )
     with pytest.raises(RlaifError, match="judge gold gave no value to any answer of the 3 models"):
         run_experiment(path, tmp_path / "run")
-
-
-def test_a_killed_average_ends_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
-    path = write([*THREE, {"average": GREEDY}, EVALUATE])
-    done = killed_in(tmp_path, path, "soup")
-    steps = read_manifest(tmp_path / "0")["steps"]
-    assert done["soup"] < len(steps)
-    assert kept(tmp_path / "1") == kept(tmp_path / "0")
-    assert not list((tmp_path / "1" / "models").glob("*.partial"))
 
 
 def test_choose_and_average_measure_alike(write: Write) -> None:

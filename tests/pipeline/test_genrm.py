@@ -69,7 +69,7 @@ def taught(data: TrainingData, reason: str) -> Counter[tuple[str, str]]:
 
 
 def test_genrm_learns_verdicts_and_reasons_as_it_is_asked(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned: list[TrainingData] = []
 
@@ -78,7 +78,7 @@ def test_genrm_learns_verdicts_and_reasons_as_it_is_asked(
         return learned[-1]
 
     monkeypatch.setattr(train_step, "read_data", read)
-    path, run = write_genrm(tmp_path, tiny_model), tmp_path / "run"
+    path, run = write_genrm(tmp_path, small_model), tmp_path / "run"
     inputs = prepare(path)
     planned = {row.id: row for row in forecast(inputs, Store(run))}
     run_experiment(path, run)

@@ -29,7 +29,6 @@ from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.judge import Groups
 from rlaif.report.build import build_report
-from tests.pipeline.test_kills import killed_in, rows, weights
 
 TRAIN = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32"}
 COMPARE = {"id": "compare", "kind": "pairwise", "by": "policy", "verdict": "written",
@@ -68,7 +67,7 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path, tiny_model: Path) -> Write:
+def write(tmp_path: Path, small_model: Path) -> Write:
     """`write(KEY=VALUE)`: J1 of the tiny model, beside labelled pairs."""
     pairs = [
         {"prompt": f"Which {n}?", "chosen": f"The {n}th.", "rejected": "No."} for n in range(6)
@@ -78,7 +77,7 @@ def write(tmp_path: Path, tiny_model: Path) -> Write:
     def write_file(**keys: Any) -> Path:
         whole = {
             "name": "j1",
-            "models": {"policy": {"path": str(tiny_model), "dtype": "float32"}},
+            "models": {"policy": {"path": str(small_model), "dtype": "float32"}},
             "prompts": {"holdout": 2},
             "judges": JUDGES,
             "steps": STEPS,
@@ -160,28 +159,6 @@ def test_j1_leaves_its_trace(write: Write, tmp_path: Path, monkeypatch: pytest.M
     assert by == ["M0", "cold", "j1"]
     page = build_report(Run(run).view(), tmp_path / "report.html").read_text()
     assert "Judges on labelled pairs" in page and "<td>cold</td>" in page
-
-
-def kept(out: Path) -> dict[str, Any]:
-    """All of a run that time does not change."""
-
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: timeless(v) for k, v in value.items() if "seconds" not in k}
-        return [timeless(v) for v in value] if isinstance(value, list) else value
-
-    found = {name: timeless(own) for name, own in rows(out).items() if "/work/" not in name}
-    return {"rows": found, "weights": weights(out)}
-
-
-def test_a_run_killed_in_each_new_step_ends_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
-    ids = ("cases", "j1", "bench.compare.1", "bench")
-    done = killed_in(tmp_path, write(), *ids)
-    assert list(done.values()) == sorted(set(done.values())) and min(done.values()) > 0
-    assert kept(tmp_path / "1") == kept(tmp_path / "0")
-    steps = {step["id"]: step["hash"] for step in read_manifest(tmp_path / "0")["steps"]}
-    folder = tmp_path / "1" / "steps" / steps["bench"]
-    assert len((folder / "bench.jsonl").read_text().splitlines()) == 1
 
 
 def plan_of(path: Path) -> Any:

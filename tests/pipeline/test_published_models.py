@@ -18,14 +18,12 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
 from rlaif.report.flow_text import render_text
-from tests.pipeline.test_kills import killed_in
 from tests.pipeline.test_published import (
     EVALUATE,
     SAMPLE,
     TRAIN,
     Write,
     evaluated,
-    kept,
     trained,
     write,
 )
@@ -159,13 +157,6 @@ def test_on_policy_distillation(write: Write, tmp_path: Path) -> None:
     ] * 3
     detail = {row["name"]: row["detail"] for row in Run(run).view().lineage}
     assert "taught by teacher" in detail["student (seed 0)"]
-
-
-def test_a_killed_distillation_ends_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
-    path = write(stages=DISTILLING)
-    done = killed_in(tmp_path, path, "student")
-    assert 0 < done["student"] < len(read_manifest(tmp_path / "0")["steps"])
-    assert kept(tmp_path / "1") == kept(tmp_path / "0")
 
 
 def test_a_held_out_prompt_of_a_teacher_is_found(write: Write, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run, load_run
 from rlaif.pipeline.steps.revision_turns import draw_principle
-from tests.pipeline.test_kills import killed, rows
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 Writer = Callable[..., Path]
@@ -333,32 +332,6 @@ def test_what_revisions_cost_at_most_is_known_before(
     longer = cost(max_new_tokens=128)
     # What is read grows too: the critique stands in the second request.
     assert longer - cost() > 2.0 * 20 * 64 / 1e6
-
-
-def test_a_killed_revision_ends_in_the_same_bytes(tmp_path: Path, write_experiment: Writer) -> None:
-    steps = [
-        DRAFTS,
-        revise(times=2, keep="all", temperature=1.0),
-        {"judge": {"id": "checks", "kind": "rules"}},
-        {
-            "filter": {
-                "records": "completions",
-                "filters": [
-                    {"kind": "score", "by": "checks", "least": 0.5},
-                    {"kind": "balance", "by": "principle"},
-                ],
-            }
-        },
-        {"pair": {"strategy": "all"}},
-    ]
-    path = write(tmp_path, write_experiment, steps)
-    assert killed(tmp_path, 3, 5, "run", str(path), "-q") >= 3
-    whole = rows(tmp_path / "0")
-    assert any(name.endswith("revisions.jsonl") for name in whole)
-    assert any(name.endswith("critiques.jsonl") for name in whole)
-    assert any(name.endswith("refused.jsonl") for name in whole)
-    for number in ("1", "2", "3"):
-        assert rows(tmp_path / number) == whole
 
 
 def test_two_like_steps_of_a_round_revise_differently(

@@ -61,10 +61,10 @@ def test_a_reviser_that_writes_what_was_there_raises_nothing(
     assert not found["low"] or found["low"] <= 0, found
 
 
-def test_constitutional_ais_supervised_stage_runs_on_a_tiny_model(
-    tiny_model: Path, tmp_path: Path, write_experiment: Writer
+def test_constitutional_ais_supervised_stage_runs_on_a_small_model(
+    small_model: Path, tmp_path: Path, write_experiment: Writer
 ) -> None:
-    policy = {"path": str(tiny_model), "dtype": "float32", "system_prompt": "drop"}
+    policy = {"path": str(small_model), "dtype": "float32", "system_prompt": "drop"}
     sampled = {"temperature": 1.0, "max_new_tokens": 6}
     stage = {
         "id": "supervised",

@@ -30,7 +30,6 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
 from rlaif.report.build import build_report
-from tests.pipeline.test_kills import killed_in, rows
 
 TRAIN = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32", "max_length": 2000}
 SHORT = {"max_new_tokens": 4}
@@ -63,7 +62,7 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path, tiny_model: Path) -> Write:
+def write(tmp_path: Path, small_model: Path) -> Write:
     """`write(STEP, ..., KEY=VALUE)`: an experiment of the tiny model."""
     rows = [{"prompt": f"Question number {n}?"} for n in range(6)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -76,7 +75,7 @@ def write(tmp_path: Path, tiny_model: Path) -> Write:
         whole = {
             "name": "own-questions",
             "seed": SEED,
-            "models": {"policy": {"path": str(tiny_model), "dtype": "float32"}},
+            "models": {"policy": {"path": str(small_model), "dtype": "float32"}},
             "constitution": "constitution.yaml",
             "prompts": {"path": "prompts.jsonl", "holdout": 2},
             "judges": JUDGES,
@@ -223,21 +222,6 @@ def test_a_rule_says_which_answers_are_right_or_better(write: Write, tmp_path: P
         assert values.keys() == {"higher", "lower"} and values["higher"] > values["lower"]
     marks = records(run, "true", Judgement)
     assert len(marks) == len(wanted["verify"]) and {m.status for m in marks} == {"ok"}
-
-
-def test_a_run_killed_at_its_questions_ends_in_the_same_bytes(write: Write, tmp_path: Path) -> None:
-    path = write(
-        {"sample": ANSWERS},
-        {"judge": {**MARK, "principles": ["plain"]}},
-        {"pair": {"id": "own", "strategy": "all"}},
-        {"questions": {"id": "cases", "judge": "compare"}},
-        {"sample": {"id": "tries", "n": 2, "prompts": "cases", **SHORT}},
-        {"judge": {"id": "consistent", "uses": ["tries"]}},
-    )
-    done = killed_in(tmp_path, path, "cases", "tries")
-    assert list(done.values()) == [3, 4]
-    found = rows(tmp_path / "1")
-    assert found == rows(tmp_path / "0") and any("questions.jsonl" in name for name in found)
 
 
 def plan_of(path: Path) -> dict[str, Any]:

@@ -237,9 +237,9 @@ def done(run: Run, name: str) -> dict[str, Any]:
 
 
 def test_demonstrations_then_ppo_with_pretraining_text(
-    tmp_path: Path, tiny_model: Path, write_experiment: Writer
+    tmp_path: Path, small_model: Path, write_experiment: Writer
 ) -> None:
-    path = instructgpt(tmp_path, write_experiment, tiny_model)
+    path = instructgpt(tmp_path, write_experiment, small_model)
     run_experiment(path, tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert done(run, "demos")["counts"] == {"demonstrations": 2}
@@ -268,13 +268,13 @@ def heldout_question() -> str:
 
 @pytest.mark.parametrize("system", [False, True])
 def test_a_held_out_demonstration_is_found_two_trainings_back(
-    tmp_path: Path, tiny_model: Path, write_experiment: Writer, system: bool
+    tmp_path: Path, small_model: Path, write_experiment: Writer, system: bool
 ) -> None:
     question = heldout_question()
     asked = [{"role": "user", "content": f"{question}\n" if system else question}]
     before = [{"role": "system", "content": "Be kind."}] if system else []
     leak = {"messages": [*before, *asked, {"role": "assistant", "content": "Yes."}]}
-    path = instructgpt(tmp_path, write_experiment, tiny_model, [*SHOWN, leak])
+    path = instructgpt(tmp_path, write_experiment, small_model, [*SHOWN, leak])
     with pytest.raises(RlaifError, match="is held out and was trained on") as caught:
         run_experiment(path, tmp_path / "run")
     message = str(caught.value)
@@ -284,7 +284,7 @@ def test_a_held_out_demonstration_is_found_two_trainings_back(
 
 
 def test_sampled_answers_are_learned_from_without_those_that_failed(
-    tmp_path: Path, tiny_model: Path, write_experiment: Writer
+    tmp_path: Path, small_model: Path, write_experiment: Writer
 ) -> None:
     asked = [make_prompt([{"role": "user", "content": text}]) for text in QUESTIONS]
     train = sorted(asked, key=lambda p: p.prompt_id)[3:]
@@ -309,7 +309,7 @@ def test_sampled_answers_are_learned_from_without_those_that_failed(
         {"load": {"id": "kept", "type": "completions", "path": "kept.jsonl"}},
         sft(id="copy", **FAST),
     ]
-    path = write_experiment(tmp_path, tiny_model, steps=steps, rounds=1)
+    path = write_experiment(tmp_path, small_model, steps=steps, rounds=1)
     write_rows(tmp_path / "kept.jsonl", rows)
     run_experiment(path, tmp_path / "run")
     run = load_run(tmp_path / "run")
@@ -388,7 +388,7 @@ def test_the_lineage_goes_through_reward_models(tmp_path: Path) -> None:
 
 
 def test_loaded_answers_to_held_out_prompts_are_found(
-    tmp_path: Path, tiny_model: Path, write_experiment: Writer
+    tmp_path: Path, small_model: Path, write_experiment: Writer
 ) -> None:
     held = make_prompt([{"role": "user", "content": heldout_question()}])
     row = to_json(Completion("k", held.prompt_id, 0, ANSWER, "elsewhere", "", {}, "stop"))
@@ -397,7 +397,7 @@ def test_loaded_answers_to_held_out_prompts_are_found(
         sft(id="copy", **FAST),
         {"evaluate": {"judges": [], "max_new_tokens": 4}},
     ]
-    path = write_experiment(tmp_path, tiny_model, steps=steps, rounds=1)
+    path = write_experiment(tmp_path, small_model, steps=steps, rounds=1)
     write_rows(tmp_path / "kept.jsonl", [row])
     with pytest.raises(RlaifError, match=r"is held out and was trained on: 'copy'.*'kept' gave"):
         run_experiment(path, tmp_path / "run")

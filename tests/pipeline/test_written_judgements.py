@@ -96,7 +96,7 @@ def taught(data: TrainingData) -> list[tuple[str, str]]:
 
 def test_sft_learns_the_judges_own_questions_and_answers(
     tmp_path: Path,
-    tiny_model: Path,
+    small_model: Path,
     write_experiment: Writer,
     server: ScriptedServer,
     learned: list[TrainingData],
@@ -108,7 +108,7 @@ def test_sft_learns_the_judges_own_questions_and_answers(
         sft("self", max_length=2000, **FAST),
     ]
     path = write_experiment(
-        tmp_path, tiny_model, models=served(server, tiny_model), steps=steps, rounds=1
+        tmp_path, small_model, models=served(server, small_model), steps=steps, rounds=1
     )
     run_experiment(path, tmp_path / "run")
     run = load_run(tmp_path / "run")
@@ -132,7 +132,7 @@ def test_sft_learns_the_judges_own_questions_and_answers(
 
 def test_pairs_of_comparisons_by_what_people_say(
     tmp_path: Path,
-    tiny_model: Path,
+    small_model: Path,
     write_experiment: Writer,
     server: ScriptedServer,
     learned: list[TrainingData],
@@ -144,8 +144,8 @@ def test_pairs_of_comparisons_by_what_people_say(
         {"pair": {"of": "compare", "better": "labels"}},
         {"train": {"max_length": 2000, **FAST}},
     ]
-    keys: dict[str, Any] = {"models": served(server, tiny_model), "prompts": {"holdout": 1}}
-    path = write_experiment(tmp_path, tiny_model, steps=steps, rounds=1, data="pairs.jsonl", **keys)
+    keys: dict[str, Any] = {"models": served(server, small_model), "prompts": {"holdout": 1}}
+    path = write_experiment(tmp_path, small_model, steps=steps, rounds=1, data="pairs.jsonl", **keys)
     rows = [
         {"prompt": f"Which is {n}?", "chosen": f"It is {n}.", "rejected": f"Not {n}, no."}
         for n in range(5)
@@ -170,7 +170,7 @@ def test_pairs_of_comparisons_by_what_people_say(
 
 
 def test_a_held_out_prompt_is_found_in_judgements(
-    tmp_path: Path, tiny_model: Path, write_experiment: Writer
+    tmp_path: Path, small_model: Path, write_experiment: Writer
 ) -> None:
     asked = {
         p.question: p for p in (make_prompt([{"role": "user", "content": q}]) for q in QUESTIONS)
@@ -188,10 +188,10 @@ def test_a_held_out_prompt_is_found_in_judgements(
         {"evaluate": {"judges": [], "max_new_tokens": 4}},
     ]
     models = {
-        "policy": {"path": str(tiny_model), "dtype": "float32"},
+        "policy": {"path": str(small_model), "dtype": "float32"},
         "writer": {"path": "none", "engine": "fake", "script": "script.yaml"},
     }
-    path = write_experiment(tmp_path, tiny_model, steps=steps, rounds=1, models=models)
+    path = write_experiment(tmp_path, small_model, steps=steps, rounds=1, models=models)
     write_rows(tmp_path / "kept.jsonl", [to_json(row)])
     write_rows(tmp_path / "script.yaml", [script])
     with pytest.raises(RlaifError, match="is held out and was trained on") as caught:
@@ -317,7 +317,7 @@ def test_candidates_are_those_that_every_judge_was_asked_about(tmp_path: Path) -
 
 def test_context_is_kept_as_the_model_was_told(
     tmp_path: Path,
-    tiny_model: Path,
+    small_model: Path,
     write_experiment: Writer,
     server: ScriptedServer,
     learned: list[TrainingData],
@@ -331,7 +331,7 @@ def test_context_is_kept_as_the_model_was_told(
         sft("told", "plain", id="dropped", **FAST),
     ]
     path = write_experiment(
-        tmp_path, tiny_model, models=served(server, tiny_model), steps=steps, rounds=1
+        tmp_path, small_model, models=served(server, small_model), steps=steps, rounds=1
     )
     run_experiment(path, tmp_path / "run")
     kept, dropped = learned
