@@ -39,7 +39,7 @@ from rlaif.metrics.pooled import seeds_interval  # noqa: E402
 LIMIT = 0.4
 ARMS: dict[str, dict[str, float]] = {
     "ppo": {"start": 0.0},
-    "lagrangian": {"start": 1.0, "rate": 1.0, "max": 5.0, "window": 48},
+    "lagrangian": {"start": 1.0, "rate": 1.0, "max": 5.0, "window": 24},
 }
 MAX_NEW_TOKENS = 40
 COMMAS = {
@@ -68,7 +68,7 @@ def experiment(arm: str, seed: int, rollouts: int, commas: Path) -> dict[str, An
         "beta": 0.005,
         "lam": 1.0,
         "max_new_tokens": MAX_NEW_TOKENS,
-        "learning_rate": 3e-4,
+        "learning_rate": 5e-4,
         "warmup_ratio": 0.0,
         "schedule": "constant",
         "lora": {"r": 16, "alpha": 32},

@@ -109,7 +109,7 @@ def _add_tokens(tokenizer: Any, count: int) -> list[int]:
     Returns their ids."""
     texts = [token_text(q) for q in range(1, count + 1)]
     tokenizer.add_tokens(texts, special_tokens=True)
-    lead = "{{- '<|quantile_' ~ (" + VARIABLE + " | default(1)) ~ '|>' -}}"
+    lead = "{{ '<|quantile_' ~ (" + VARIABLE + " | default(1)) ~ '|>' }}"
     tokenizer.chat_template = lead + tokenizer.chat_template
     ids: list[int] = tokenizer.convert_tokens_to_ids(texts)
     return ids
