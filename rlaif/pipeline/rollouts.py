@@ -129,8 +129,8 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _select_figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """The reward or the KL to the teacher, what gates look at, and what is of one term, cost or quantile. The
-    entropy is that of the steps where no gate asked."""
+    """The reward or the KL to the teacher, what gates look at, and what is of one term, cost or
+    quantile. The entropy is that of the steps where no gate asked."""
     own = {name: row[name] for name in ("reward", "kl_teacher", "entropy") if name in row}
     of_terms = {name: value for name, value in row.items() if name.startswith(OF_TERMS)}
     return {**own, **figures(row), **of_terms}

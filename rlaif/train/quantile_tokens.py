@@ -119,7 +119,7 @@ def _add_tokens(tokenizer: Any, count: int) -> list[int]:
 def widen_vocabulary(module: Any, rows: Tensor, start: Path) -> Any:
     """Make the tokens with these embeddings part of the plain `module`, in fp32; the tokenizer of
     `start` with them. An output head of its own gives them its mean logit, and a tied one what
-    follows from their embeddings: nothing was learned of it."""
+    follows from their embeddings: neither was learned, so the generation config suppresses them."""
     tokenizer = load_tokenizer(start)
     ids = _add_tokens(tokenizer, len(rows))
     table, head = module.get_input_embeddings(), module.get_output_embeddings()
@@ -130,4 +130,6 @@ def widen_vocabulary(module: Any, rows: Tensor, start: Path) -> Any:
     module.get_input_embeddings().weight[ids] = rows.to(mean.device)
     if not tied:
         module.get_output_embeddings().weight[ids] = mean
+    generation = module.generation_config
+    generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *ids})
     return tokenizer

@@ -198,10 +198,8 @@ def test_an_embedding_that_is_more_than_a_table_is_refused(
         add_quantile_tokens(model, 2, seed=0)
 
 
-def task_of(
-    model: TrainModel, pool: list[Scored], quantiles: list[int], reference: Any, **keys: Any
-) -> QuarkTask:
-    return QuarkTask(pool, quantiles, model, options_of("quark", **keys), reference)
+def task_of(model: TrainModel, quantiles: list[int], reference: Any) -> QuarkTask:
+    return QuarkTask(POOL, quantiles, model, options_of("quark"), reference)
 
 
 POOL = [Scored("p", [1, 2, 3], [4, 5], 1.0), Scored("q", [6], [7, 8, 9], 0.0)]
@@ -222,7 +220,7 @@ def test_the_task_learns_answers_after_their_tokens_and_the_reference_sees_none(
         for name, param in model.params.items():
             if "lora_B" in name:
                 param.normal_(std=0.1)
-    task = task_of(model, POOL, [1, 3], model if lora else frozen, quantiles=3)
+    task = task_of(model, [1, 3], model if lora else frozen)
     assert task.total([0, 1]) == 5.0
     loss, sums, _ = task.loss(model, [0, 1], 5.0, 0)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -230,9 +228,9 @@ def test_the_task_learns_answers_after_their_tokens_and_the_reference_sees_none(
     for answer, quantile in zip(POOL, (1, 3), strict=True):
         prompt = [quantile_id(model, quantile), *answer.prompt_ids]
         layout = model.layout([(prompt, (answer.ids,))])
-        own = model.read_vocabulary()(model.predicting(layout))
+        own = model.read_vocabulary()(model.predicting(layout)).detach()
         plain = frozen.layout([(answer.prompt_ids, (answer.ids,))])
-        other = frozen.read_vocabulary()(frozen.predicting(plain))
+        other = frozen.read_vocabulary()(frozen.predicting(plain)).detach()
         nll -= float(own.gather(1, torch.tensor(answer.ids)[:, None]).sum())
         kl += float((own.exp() * (own - other)).sum())
         entropy -= float((own.exp() * own).sum())
@@ -250,7 +248,7 @@ def test_the_kl_is_0_where_the_token_changes_nothing(make_model: Callable[[int],
     """Here the reference sees what the policy sees."""
     model, frozen = trainable(make_model(0)), trainable(make_model(0))
     add_quantile_tokens(model, 2, seed=0)
-    task = task_of(model, POOL, [1, 2], frozen)
+    task = task_of(model, [1, 2], frozen)
     task.examples = [
         replace(example, prompt_ids=example.prompt_ids[1:]) for example in task.examples
     ]
@@ -355,6 +353,7 @@ def test_the_export_has_the_tokens_where_they_are_asked_for(
     assert module.get_input_embeddings().num_embeddings == module.config.vocab_size == words + 3
     # Tied as before.
     assert module.get_output_embeddings().weight is module.get_input_embeddings().weight
+    assert module.generation_config.suppress_tokens == [words, words + 1, words + 2]
     turns = [{"role": "user", "content": "5"}]
 
     def render(**variables: Any) -> list[int]:
