@@ -110,7 +110,7 @@ def test_tokens_that_the_generation_config_suppresses_are_never_sampled(tiny_mod
     engine = HfEngine(free.weights, free.encoding, free.spec)
     result = generated(engine, request)["0-0"]
     assert first not in result.token_ids
-    rows = plain_logprobs(engine, engine.render(user(TEXTS[0]))[1], result.token_ids)[:1]
+    rows = plain_logprobs(engine, engine.render(user(TEXTS[0]))[1], result.token_ids)[:1].clone()
     rows[:, first] = -math.inf
     assert result.token_ids[0] == int(rows[0].argmax())
     # The log-probs are those of what the token was drawn from.
