@@ -20,7 +20,10 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from rlaif.config.methods import METHODS
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError, RlaifError, StoreError
+from rlaif.engines.base import GenerateRequest, Sampling
+from rlaif.engines.local import hf
 from rlaif.train import pool as pools
 from rlaif.train.checkpoint import export
 from rlaif.train.loading import load_module
@@ -286,6 +289,31 @@ def test_rollouts_see_the_best_token_but_the_first(
     for row in rows:
         assert row["pool_reward/1"] > row["pool_reward/2"] > row["pool_reward/3"]
     assert rows[0]["kl"] > 0 and rows[0]["entropy"] > 0
+
+
+def mean_reward(folder: Path, quantile: int) -> float:
+    """Of sixty answers of an exported model after the token of a quantile."""
+    engine: Any = hf.load(
+        ModelSpec(path=str(folder), dtype="float32", chat_template_kwargs={"quantile": quantile}),
+        folder,
+        "policy",
+    )
+    requests = [
+        GenerateRequest(str(i), [{"role": "user", "content": str(i % 4)}], Sampling(6, seed=i))
+        for i in range(60)
+    ]
+    made = [result for batch in engine.generate(requests) for result in batch]
+    return sum(low_tokens(result.token_ids) for result in made) / len(made)
+
+
+def test_answers_follow_the_token_that_they_are_sampled_after(
+    tmp_path: Path, make_model: Callable[[int], Path]
+) -> None:
+    options = options_of("quark", quantiles=3, rollouts=16, keep_tokens=True)
+    learn(make_model(0), tmp_path, options)
+    best, middle, worst = (mean_reward(tmp_path / "out", quantile) for quantile in (1, 2, 3))
+    print(best, middle, worst)
+    assert best > middle + 0.05 and middle > worst + 0.05
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])

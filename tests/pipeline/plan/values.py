@@ -520,6 +520,7 @@ VALUES |= {
         "beta": 0.5,
         "quantiles": 3,
         "entropy_weight": 0.5,
+        "schedule": Case("cosine", {"rollouts": 4}),
         "keep_tokens": True,
         "importance": Refused("mask_token"),
         "importance_cap": Refused(0.5),
