@@ -30,7 +30,7 @@ LEARN = {
     "reinforce": {"n": 6, "learning_rate": 1e-2},
     "reinforce_pp": {"n": 6, "batch_size": 2, "sync_every": 2, "learning_rate": 1e-2},
     "reinforce_pp_group": {"n": 6, "learning_rate": 1e-2, "baseline": "group"},
-    "quark": {"n": 6, "learning_rate": 1e-2, "epochs": 2},
+    "quark": {"n": 6, "learning_rate": 2e-2, "epochs": 6},
     "sppo": {"n": 6, "learning_rate": 2e-2, "beta": 0.005},
 }
 

@@ -261,7 +261,7 @@ def test_the_kl_is_0_where_the_token_changes_nothing(make_model: Callable[[int],
 
 # --- whole trainings ----------------------------------------------------------------------------
 
-KEYS: dict[str, Any] = {"rollouts": 4, "checkpoint_every": 2, "quantiles": 3}
+KEYS: dict[str, Any] = {"rollouts": 4, "checkpoint_every": 2, "quantiles": 3, "epochs": 2}
 
 
 def rows_of(work: Path) -> list[dict[str, Any]]:
@@ -272,7 +272,8 @@ def rows_of(work: Path) -> list[dict[str, Any]]:
 def test_rollouts_see_the_best_token_but_the_first(
     tmp_path: Path, make_model: Callable[[int], Path]
 ) -> None:
-    options = options_of("quark", **KEYS)
+    watched = {"kl": {"warn": 1e9}, "entropy": {"warn": -1.0}}
+    options = options_of("quark", **KEYS, gates=watched)
     real = collector(make_model(0), options, low_tokens)
     seen = []
 
@@ -289,6 +290,10 @@ def test_rollouts_see_the_best_token_but_the_first(
     for row in rows:
         assert row["pool_reward/1"] > row["pool_reward/2"] > row["pool_reward/3"]
     assert rows[0]["kl"] > 0 and rows[0]["entropy"] > 0
+    # Gates look at the policy after the token, and at a reference that sees none: at first both
+    # are the start.
+    assert rows[0]["kl_reference"] == approx(0.0, abs=1e-5)
+    assert abs(rows[-1]["kl_reference"]) > 0.1
 
 
 def mean_reward(folder: Path, quantile: int) -> float:
@@ -309,11 +314,13 @@ def mean_reward(folder: Path, quantile: int) -> float:
 def test_answers_follow_the_token_that_they_are_sampled_after(
     tmp_path: Path, make_model: Callable[[int], Path]
 ) -> None:
-    options = options_of("quark", quantiles=3, rollouts=16, keep_tokens=True)
-    learn(make_model(0), tmp_path, options)
+    """The best token's reward is above the middle's, and that above the worst's; rollouts, which
+    are sampled after the best, end above where they began."""
+    learn(make_model(0), tmp_path, options_of("quark", quantiles=3, rollouts=12, keep_tokens=True))
     best, middle, worst = (mean_reward(tmp_path / "out", quantile) for quantile in (1, 2, 3))
-    print(best, middle, worst)
     assert best > middle + 0.05 and middle > worst + 0.05
+    rewards = [row["reward"] for row in rows_of(tmp_path / "work")]
+    assert sum(rewards[-18:]) / 18 > rewards[0] + 0.05
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
