@@ -39,9 +39,9 @@ from rlaif.metrics.pooled import seeds_interval  # noqa: E402
 LIMIT = 0.4
 ARMS: dict[str, dict[str, float]] = {
     "ppo": {"start": 0.0},
-    "lagrangian": {"start": 1.0, "rate": 1.0, "max": 5.0, "window": 48},
+    "lagrangian": {"start": 1.0, "rate": 1.0, "max": 5.0, "window": 16},
 }
-MAX_NEW_TOKENS = 40
+MAX_NEW_TOKENS = 32
 COMMAS = {
     "name": "no-commas",
     "version": "1",
@@ -63,12 +63,12 @@ def experiment(arm: str, seed: int, rollouts: int, commas: Path) -> dict[str, An
         "costs": [{"judge": "commas", "limit": LIMIT, "higher": "better", **ARMS[arm]}],
         "rollouts": rollouts,
         "n": 4,
-        "batch_size": 6,
+        "batch_size": 4,
         "epochs": 2,
         "beta": 0.005,
         "lam": 1.0,
         "max_new_tokens": MAX_NEW_TOKENS,
-        "learning_rate": 3e-4,
+        "learning_rate": 5e-4,
         "warmup_ratio": 0.0,
         "schedule": "constant",
         "lora": {"r": 16, "alpha": 32},

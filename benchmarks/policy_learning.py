@@ -39,6 +39,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "reinforce": {"n": 4, "batch_size": 6, "beta": 0.005, "critic": "head"},
     "reinforce_pp": {"n": 4, "batch_size": 6, "beta": 0.01},
     "sppo": {"n": 4, "batch_size": 6, "beta": 0.01},
+    # Two steps a rollout, and the evaluation is after the best token, as its rollouts are.
+    "quark": {"n": 4, "batch_size": 6, "epochs": 2, "keep_tokens": True, "learning_rate": 5e-4},
 }
 LEARNING_RATE = 3e-4
 MAX_NEW_TOKENS = 48

@@ -32,6 +32,7 @@ METHODS: SpecTable[TrainStep] = SpecTable(
         "reinforce": "rlaif.train.methods.reinforce:ReinforceTrain",
         "reinforce_pp": "rlaif.train.methods.reinforce_pp:ReinforcePpTrain",
         "sppo": "rlaif.train.methods.sppo:SppoTrain",
+        "quark": "rlaif.train.methods.quark:QuarkTrain",
         "online_dpo": "rlaif.train.methods.on_policy:OnlineDpoTrain",
         "on_policy_distillation": (
             "rlaif.train.methods.on_policy_distillation:OnPolicyDistillationTrain"

@@ -192,6 +192,16 @@ Quantity = Annotated[
 ]
 
 
+def check_template_variables(given: Iterable[str]) -> None:
+    """Raise ValueError for names that are no variables of a chat template."""
+    for key in given:
+        if key in RENDERING_ARGS:
+            raise ValueError(
+                f"chat_template_kwargs: `{key}` is no variable of a chat template; it is set "
+                "where conversations are rendered"
+            )
+
+
 class ModelSpec(Strict):
     """One model, named once. `path` is builtin/NAME, a local folder, a hub id, or with engine
     openai the name that the server knows it by."""
@@ -315,12 +325,7 @@ class ModelSpec(Strict):
             raise ValueError(f"engine_args: `{wrong[0]}` must be a whole number from 1")
 
     def _check_template_kwargs(self) -> None:
-        for key in self.chat_template_kwargs:
-            if key in RENDERING_ARGS:
-                raise ValueError(
-                    f"chat_template_kwargs: `{key}` is no variable of a chat template; it is set "
-                    "where conversations are rendered"
-                )
+        check_template_variables(self.chat_template_kwargs)
         if not self.chat_template_kwargs:
             return
         if self.engine == "openai" and self.api == "completions":

@@ -51,11 +51,12 @@ class RolloutTrain(TrainStep):
     One rollout samples `n` answers to each of `batch_size` x `sync_every` training prompts;
     `batch_size` counts the prompts of one optimiser step, `epochs` the passes over a rollout.
 
-    `ADVANTAGES` is the function that fills in a rollout's. Where the loss of a token is not the
-    clipped one, `LOSS` is its function, which takes the keys in `LOSS_KEYS`.
+    `ADVANTAGES` is the function that fills in a rollout's, None where nothing is learned from by
+    its advantage. Where the loss of a token is not the clipped one, `LOSS` is its function, which
+    takes the keys in `LOSS_KEYS`.
     """
 
-    ADVANTAGES: ClassVar[str]
+    ADVANTAGES: ClassVar[str | None] = None
     SAMPLES = True
     MEMORY_KEYS = ("n", "max_new_tokens", "micro_batch_tokens")
 
@@ -174,6 +175,22 @@ class RolloutTrain(TrainStep):
         """How often, at most, prompts whose answers have equal rewards are replaced in a
         rollout."""
         return 0
+
+    @property
+    def step_examples(self) -> int:
+        """How many of its task's examples an optimiser step learns from."""
+        return self.batch_size
+
+    @property
+    def quantile_tokens(self) -> int:
+        """How many tokens stand for quantiles of the rewards; 0 where answers are learned from
+        without any."""
+        return 0
+
+    @property
+    def keeps_quantile_tokens(self) -> bool:
+        """Whether the exported vocabulary has them."""
+        return False
 
     @property
     def critic_steps(self) -> int:

@@ -28,7 +28,7 @@ from rlaif.config.base import (
 )
 from rlaif.config.columns import LabelColumns
 from rlaif.config.engagement import EngagementSpec
-from rlaif.config.models import INITIAL, POLICY, RESERVED_MODELS
+from rlaif.config.models import INITIAL, POLICY, RESERVED_MODELS, check_template_variables
 from rlaif.constitution.rules import validate_check
 
 
@@ -525,6 +525,11 @@ class EvaluateStep(Strict):
         description="Sets whose held-out prompts are answered; default: main. The figures of others"
         " are called SET:FIGURE.",
     )
+    chat_template_kwargs: Annotated[dict[str, Any], LATE] = Field(
+        {},
+        description="Variables of the model's chat template in this evaluation, beside its own; not"
+        " of the models that it is compared with.",
+    )
     judged_by: Annotated[str, LATE] = Field(
         INITIAL,
         description="The frozen model that judges where a judge's model is the policy of the "
@@ -541,6 +546,11 @@ class EvaluateStep(Strict):
         """What the model is compared with: with M0 in any case where another one is named."""
         named = set(self.against) - RESERVED_MODELS
         return list(dict.fromkeys([*([INITIAL] if named else []), *self.against]))
+
+    @model_validator(mode="after")
+    def _check_variables(self) -> EvaluateStep:
+        check_template_variables(self.chat_template_kwargs)
+        return self
 
     @model_validator(mode="before")
     @classmethod

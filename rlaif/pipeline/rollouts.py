@@ -15,8 +15,11 @@ from rlaif.core.store import Store
 from rlaif.report.view import RolloutRow
 from rlaif.train.gates import STOPPED_FILE, describe_rollbacks, figures, read_rollbacks
 
-OF_TERMS = ("value/", "missing/", "contribution/", "cost/", "missing_cost/", "multiplier/")
-"""How the metrics of a reward's terms and of costs begin: the rest is the term's name."""
+OF_TERMS = (
+    *("value/", "missing/", "contribution/", "cost/", "missing_cost/", "multiplier/"),
+    "pool_reward/",
+)
+"""How the metrics of a reward's terms, of costs and of quantiles begin: the rest is a name."""
 
 
 def unfinished_notes(folder: Path) -> list[str]:
@@ -126,8 +129,8 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _select_figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """The reward or the KL to the teacher, what gates look at, and what is of one term or cost. The
-    entropy is that of the steps where no gate asked."""
+    """The reward or the KL to the teacher, what gates look at, and what is of one term, cost or
+    quantile. The entropy is that of the steps where no gate asked."""
     own = {name: row[name] for name in ("reward", "kl_teacher", "entropy") if name in row}
     of_terms = {name: value for name, value in row.items() if name.startswith(OF_TERMS)}
     return {**own, **figures(row), **of_terms}

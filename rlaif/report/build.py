@@ -311,8 +311,9 @@ TERM_FIGURES = {
     "cost/": ("Cost by {}", "mean over the answers of a rollout; the line is its limit"),
     "missing_cost/": ("Missing costs by {}", "share of answers that lack the cost"),
     "multiplier/": ("Multiplier of {}", "how much the cost counts, where the reward counts 1"),
+    "pool_reward/": ("Pool, quantile {}", "mean reward of the pool's answers there; 1 is the best"),
 }
-"""Figures of one term or cost, by how its metric begins: the rest is its name."""
+"""Figures of one term, cost or quantile, by how its metric begins: the rest is its name."""
 
 
 def _rollout_figures(row: RolloutRow) -> dict[str, tuple[str, str]]:

@@ -46,6 +46,7 @@ from rlaif.train import parallel
 from rlaif.train.depth import cut
 from rlaif.train.loading import load_module
 from rlaif.train.model import TrainModel, add_lora, causal
+from rlaif.train.quantile_tokens import widen_vocabulary
 
 PREFIX = "checkpoint-"
 ROWS = "metrics.jsonl"
@@ -84,7 +85,7 @@ def save(
         states = {f"{kind}|{n}": v for n, own in enumerate(random) for kind, v in own.items()}
         save_file(states, temporary / "random.safetensors")
         # What the checkpoint counts on is on disk before it.
-        log = describe_rows(work)
+        log = describe_log(work / ROWS)
         kept = {**state, "step": step, "parts": _count_parts(sharded), "metrics": log}
         (temporary / "state.json").write_text(json.dumps(kept))
         _publish_checkpoint(temporary, final, older)
@@ -241,9 +242,9 @@ def write_row(work: Path, row: dict[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def describe_rows(work: Path) -> dict[str, Any]:
-    """What a checkpoint keeps of the file, which is then on disk: its size and checksum."""
-    path = work / ROWS
+def describe_log(path: Path) -> dict[str, Any]:
+    """What a checkpoint keeps of a file that rows are appended to, which is then on disk: its size
+    and checksum."""
     if not path.exists():
         return {"size": 0, "digest": digest(b"")}
     sync_to_disk(path)
@@ -254,17 +255,22 @@ def keep_rows(work: Path, steps: int, state: Mapping[str, Any] | None) -> list[d
     """The rows up to step `steps`, that of the checkpoint with this `state`; later rows are dropped
     from the file. Raises StoreError where those that the checkpoint counts on are damaged."""
     path = work / ROWS
-    # Read whole: it has a row for each step.
+    if state is None:
+        return keep_log(path, None)
+    return keep_log(path, state.get("metrics") or _up_to(path, steps))
+
+
+def keep_log(path: Path, log: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows that a checkpoint counts on by what `describe_log` said then (None: no rows); later
+    ones are dropped from the file. Raises StoreError where they are damaged."""
+    # Read whole: each row is wanted.
     data = path.read_bytes() if path.exists() else b""
-    size = 0
-    if state is not None:
-        log = state.get("metrics") or _up_to(data, steps)
-        size = log["size"]
-        if digest(data[:size]) != log["digest"]:
-            raise StoreError(
-                f"{path}: damaged: it is not what the last checkpoint counts on. Delete the folder "
-                f"{work} to train again from the start."
-            )
+    size = 0 if log is None else log["size"]
+    if log is not None and digest(data[:size]) != log["digest"]:
+        raise StoreError(
+            f"{path}: damaged: it is not what the last checkpoint counts on. Delete the folder "
+            f"{path.parent} to train again from the start."
+        )
     # All ranks have read the file before the first one cuts it.
     parallel.wait()
     if parallel.rank() == 0 and size < len(data):
@@ -275,9 +281,10 @@ def keep_rows(work: Path, steps: int, state: Mapping[str, Any] | None) -> list[d
     return [json.loads(line) for line in data[:size].splitlines()]
 
 
-def _up_to(data: bytes, steps: int) -> dict[str, Any]:
-    """`describe_rows` of the rows up to a step, for a checkpoint of an earlier version, which did
+def _up_to(path: Path, steps: int) -> dict[str, Any]:
+    """`describe_log` of the rows up to a step, for a checkpoint of an earlier version, which did
     not say. What cannot be read as rows up to there has no checksum."""
+    data = path.read_bytes() if path.exists() else b""
     size = 0
     for line in data.splitlines(keepends=True):
         try:
@@ -296,10 +303,11 @@ def export(
     out: Path,
     lora: LoraOptions | None,
     region: Region | None = None,
+    tokens: Tensor | None = None,
 ) -> None:
     """Write `out`, complete or not at all: a bf16 checkpoint with its tokenizer and fp32 masters,
     or with `lora` what its `export` says; beside a reward model the `region` of its training
-    answers.
+    answers. The vocabulary gets quantile tokens with the embeddings in `tokens`.
 
     Adapters are merged in fp32 into the weights of `start`. The model cannot be used afterwards. A
     sharded one must have been gathered.
@@ -308,7 +316,7 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     masters, module = model.masters, model.module
-    if lora is not None or model.sharded:
+    if lora is not None or model.sharded or tokens is not None:
         # The local name too: two copies in fp32 may not fit.
         del module
         module = _reload_exact(model, start, lora, is_reward(causal(model.module)))
@@ -320,7 +328,14 @@ def export(
             # Merging uses the adapter up, so it has been written by now.
             module = module.merge_and_unload()
             masters = dict(module.named_parameters())
+        tokenizer = None
+        if tokens is not None:
+            tokenizer = widen_vocabulary(module, tokens, start)
+            masters = dict(module.named_parameters())
         write_checkpoint(module, masters, start, temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+            write_older_names(temporary)
     if region is not None:
         save_region(region, temporary)
     publish_folder(temporary, out)

@@ -52,7 +52,7 @@ class DistillTask:
         branches = [self.examples[i].branches for i in micro]
         layout = model.layout(branches)
         hidden = model.predicting(layout)  # [tokens, width]
-        given = self._teacher_states(model, branches).to(hidden.device)
+        given = frozen_states(model, self.teacher, branches).to(hidden.device)
         read = model.read_vocabulary(self.options.temperature)
         with torch.no_grad():
             read_teacher = self.teacher.read_vocabulary(self.options.temperature)
@@ -62,7 +62,7 @@ class DistillTask:
             student = read(own)
             with torch.no_grad():
                 teacher = read_teacher(other)
-            _refuse_other_width(student, teacher)
+            refuse_other_width(student, teacher)
             kl = losses.full_kl(student.detach(), teacher)
             return torch.stack([self._divergence(student, teacher), kl])
 
@@ -83,17 +83,20 @@ class DistillTask:
             return losses.reverse_kl(student, teacher)
         return losses.jsd(student, teacher, self.options.beta)
 
-    @torch.no_grad()
-    def _teacher_states(self, model: TrainModel, branches: Sequence[Branches]) -> Tensor:
-        """(N, width) the teacher's hidden states that predict the same tokens."""
-        off: Callable[[], AbstractContextManager[object]] = (
-            model.without_adapter if self.teacher is model else nullcontext
-        )
-        with off():
-            return self.teacher.predicting(self.teacher.layout(branches))
+
+@torch.no_grad()
+def frozen_states(model: TrainModel, frozen: TrainModel, branches: Sequence[Branches]) -> Tensor:
+    """(N, width) the frozen model's hidden states that predict the branches' tokens. `frozen` is
+    `model` itself where its adapters are to be switched off."""
+    off: Callable[[], AbstractContextManager[object]] = (
+        model.without_adapter if frozen is model else nullcontext
+    )
+    with off():
+        return frozen.predicting(frozen.layout(branches))
 
 
-def _refuse_other_width(student: Tensor, teacher: Tensor) -> None:
+def refuse_other_width(student: Tensor, teacher: Tensor) -> None:
+    """Raise EngineError where log-probs (N, V) are over vocabularies of different sizes."""
     if student.shape[1] != teacher.shape[1]:
         raise EngineError(
             f"the student has {student.shape[1]} logits and the teacher {teacher.shape[1]}: their "

@@ -327,13 +327,20 @@ class Collect(Protocol):
     """Samples from a policy, and asks the judges."""
 
     def __call__(
-        self, number: int, model: TrainModel, /, *, redraw: Redraw | None = None, rollbacks: int = 0
+        self,
+        number: int,
+        model: TrainModel,
+        /,
+        *,
+        redraw: Redraw | None = None,
+        rollbacks: int = 0,
+        lead: int | None = None,
     ) -> Sequence[Group]:
         """Fresh answers of the policy `model` with the values of the reward's terms, for rollout
         `number` (from 0) after so many rollbacks, each with answers of its own. Below 0 it is a
         draw from the start policy that `normalise: reference` is fitted on: only the values of such
         terms are needed. A `redraw` is of other prompts for the rollout; none where all have been
-        asked."""
+        asked. `lead` is a token that the policy sees before every prompt."""
 
 
 OUTCOME = "outcome.json"

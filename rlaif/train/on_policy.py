@@ -56,6 +56,22 @@ from rlaif.train.loop import (
 from rlaif.train.methods.on_policy_distillation import OnPolicyDistillationTrain
 from rlaif.train.model import TrainModel, kernels_in_use
 from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
+from rlaif.train.pool import (
+    POOL,
+    Scored,
+    add_to_pool,
+    pool_metrics,
+    rank_quantiles,
+    read_pool,
+    scored_answers,
+)
+from rlaif.train.quantile_tokens import (
+    add_quantile_tokens,
+    check_tokenizer,
+    drop_quantile_tokens,
+    quantile_id,
+)
+from rlaif.train.quark import QuarkTask
 from rlaif.train.redraws import Drawn, draw_groups
 from rlaif.train.rewards import (
     Moments,
@@ -83,6 +99,8 @@ def train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
             refuse_other_tokens(job.start, job.reference, None, "teacher")
         else:
             refuse_other_tokens(job.start, job.reference)
+    if options.quantile_tokens:
+        check_tokenizer(job.start, options.quantile_tokens, options.keeps_quantile_tokens)
     torch.manual_seed(job.seed)
     ptx: list[Example] = []
     if options.mixes_data:
@@ -100,6 +118,8 @@ def train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
             # A critic of its own starts from the policy's weights.
             own = load_trainable(job) if options.critic_kind == "separate" else None
             critic = add_critic(model, own, len(acting_places(options.constraints)))
+        if options.quantile_tokens:
+            add_quantile_tokens(model, options.quantile_tokens, job.seed)
         frozen = _reference_model(job, model)
     outcome = run_on_policy(job, model, frozen, critic, ptx)
     # Before the export: a model in `out` without its outcome would be trained again.
@@ -107,7 +127,9 @@ def train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
     # The critic's weights are among the masters, and a policy's checkpoint has no place for them.
     if critic is not None:
         drop_critic(model)
-    export(model, job.start, job.out, options.lora)
+    tokens = drop_quantile_tokens(model) if options.quantile_tokens else None
+    kept = tokens if options.keeps_quantile_tokens else None
+    export(model, job.start, job.out, options.lora, tokens=kept)
     checkpoint.clear(work)
     del model, frozen
     release_freed_memory()
@@ -172,6 +194,7 @@ def _run_from_checkpoint(
     if state:
         model.sync()
     rows = checkpoint.keep_rows(work, first * per_rollout, state or None)
+    pool = read_pool(work, state or None) if options.quantile_tokens else []
     terms = options.terms
     fitted = fit_reference(lambda draw: collect(draw, model), terms, work, first > 0)
 
@@ -182,6 +205,8 @@ def _run_from_checkpoint(
         kept["running"] = moments_to_json(running)
         if costs:
             kept["multipliers"] = multipliers_to_json(costs, multipliers)
+        if options.quantile_tokens:
+            kept["pool"] = checkpoint.describe_log(work / POOL)
         older = last_good(done, every) * per_rollout if options.rollback_keys else None
         checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept, older=older)
 
@@ -220,10 +245,13 @@ def _run_from_checkpoint(
                 if number > first:
                     save_checkpoint(number)
                 raise_stopped(work, hit, number)
-            task = _make_task(rollout, options, beta, reference, critic, ptx, number)
+            if options.quantile_tokens:
+                task = _pool_task(rollout, pool, model, options, reference, work)
+            else:
+                task = _make_task(rollout, options, beta, reference, critic, ptx, number)
+                together = {group.prompt_id: group.together for group in groups}
             figures = rollout.metrics
             answers = sum(len(group.answers) for group in groups)
-            together = {group.prompt_id: group.together for group in groups}
         for row in _learn_rollout(job, task, model, optimizer, number, together):
             row |= {"rollout": number + 1, "beta": beta, **figures}
             row |= {"rollbacks": len(past)} if past else {}
@@ -266,6 +294,9 @@ def _draw_groups(
     draw = partial(collect, number, model)
     if rollbacks:
         draw = partial(draw, rollbacks=rollbacks)
+    # The first answers are the start's, which knows no token.
+    if job.options.quantile_tokens and number > 0:
+        draw = partial(draw, lead=quantile_id(model, 1))
     if not most:
         groups = list(draw())
         return Drawn(groups, groups, math.nan)
@@ -296,6 +327,23 @@ def _make_task(
     return PolicyTask(rollout, options, beta, critic, ptx, number)
 
 
+def _pool_task(
+    rollout: Rollout,
+    pool: list[Scored],
+    model: TrainModel,
+    options: RolloutTrain,
+    reference: TrainModel | None,
+    work: Path,
+) -> Task:
+    """What is learned from the pool once the rollout's answers have joined it."""
+    answers = scored_answers(rollout)
+    add_to_pool(work, answers)
+    pool += answers
+    quantiles = rank_quantiles([answer.reward for answer in pool], options.quantile_tokens)
+    rollout.metrics |= pool_metrics(pool, quantiles)
+    return QuarkTask(pool, quantiles, model, options, reference)
+
+
 def _given_task(
     options: RolloutTrain, examples: Sequence[Example], teacher: TrainModel, number: int
 ) -> Task:
@@ -323,8 +371,9 @@ def _reward_groups(
     """The rollout of these answers, with their rewards and costs."""
     costs = options.constraints
     rewards = summed(without_unknown_costs(groups, costs), options.terms, moments)
-    # Whole distributions of the teacher are not kept: they are looked at in the loss.
+    # Whole distributions are not kept: they are looked at in the loss.
     whole = isinstance(options, OnPolicyDistillationTrain) and options.divergence == "jsd"
+    whole |= options.quantile_tokens > 0 and options.gates.kl is None
     rollout = measure(model, groups, rewards, options, None if whole else reference, critic)
     add_costs(rollout, costs, multipliers)
     rollout.metrics |= reward_metrics(groups, options.terms, moments)
@@ -384,7 +433,10 @@ def _learn_rollout(
     for epoch in range(options.epochs):
         # Every epoch of every rollout has an order of its own.
         order = number * options.epochs + epoch
-        for batch in plan_epoch(sizes, options.batch_size, budget, job.seed, order, groups):
+        size = options.step_examples
+        batches = plan_epoch(sizes, size, budget, job.seed, order, groups)
+        # Of a pool an epoch is a part.
+        for batch in batches[: options.sync_every]:
             yield optimiser_step(task, model, optimizer, batch, options, step, total, job.work)
             step += 1
 

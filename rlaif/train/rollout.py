@@ -69,18 +69,23 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt's sampled answers. Prompts that are `together` are learned from in one batch."""
+    """A prompt's sampled answers. Prompts that are `together` are learned from in one batch.
+
+    `lead` is a token that the policy saw before the prompt; a reference does not see it.
+    """
 
     prompt_id: str
     prompt_ids: list[int]
     answers: tuple[Answer, ...]
     together: str | None = None
+    lead: int | None = None
 
     @property
     def example(self) -> Example:
         """The group as the loop's unit of batching."""
         branches = tuple(answer.sequence for answer in self.answers)
-        return Example(self.prompt_id, self.prompt_id, self.prompt_ids, branches)
+        seen = self.prompt_ids if self.lead is None else [self.lead, *self.prompt_ids]
+        return Example(self.prompt_id, self.prompt_id, seen, branches)
 
 
 @dataclass(slots=True)
@@ -149,11 +154,12 @@ def measure(
             rollout.values = [own[:, 0] for own in columns]
             heads = range(1, columns[0].shape[1])
             rollout.cost_values = [[own[:, head] for own in columns] for head in heads]
+    plain = [replace(group, lead=None) for group in groups]
     if reference is model:
         with model.without_adapter():
-            rollout.reference, _ = token_values(model, groups, options)
+            rollout.reference, _ = token_values(model, plain, options)
     elif reference is not None:
-        rollout.reference, _ = token_values(reference, groups, options)
+        rollout.reference, _ = token_values(reference, plain, options)
     rollout.metrics |= _measure_gated(model, rollout, options)
     return rollout
 
@@ -270,7 +276,7 @@ def _learned_answers(group: Group, rewards: Tensor, options: RolloutTrain) -> Te
 
 def add_advantages(rollout: Rollout, options: RolloutTrain, beta: float) -> None:
     """Fill in the per-token advantages (and PPO's returns), and the rollout's metrics."""
-    if options.pair_loss is None:
+    if options.ADVANTAGES is not None:
         find_object(options.ADVANTAGES)(rollout, options, beta)
         _subtract_costs(rollout, options, beta)
         if options.whitens_advantages:
@@ -292,6 +298,7 @@ def _subtract_costs(rollout: Rollout, options: RolloutTrain, beta: float) -> Non
     for place, (costs, name) in enumerate(zip(rollout.costs, rollout.cost_names, strict=True)):
         values = rollout.cost_values[place] if rollout.cost_values else None
         of_cost = replace(rollout, rewards=costs, values=values, costs=[], metrics={})
+        assert options.ADVANTAGES is not None
         find_object(options.ADVANTAGES)(of_cost, options, -beta)
         for own, more in zip(total, of_cost.advantages, strict=True):
             own -= rollout.multipliers[place] * more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_greedy_takes_the_likeliest_token(engine: HfEngine) -> None:
     prompt = engine.render(user(TEXTS[0]))[1]
     rows = plain_logprobs(engine, prompt, result.token_ids)
     assert rows[:-1].argmax(-1).tolist() == result.token_ids
+
+
+def test_tokens_that_the_generation_config_suppresses_are_never_sampled(tiny_model: Path) -> None:
+    free = engine_of(tiny_model)
+    request = asked(TEXTS[:1], 1, temperature=0.0)
+    first = generated(free, request)["0-0"].token_ids[0]
+    free.model.generation_config.suppress_tokens = [first]
+    engine = HfEngine(free.weights, free.encoding, free.spec)
+    result = generated(engine, request)["0-0"]
+    assert first not in result.token_ids
+    rows = plain_logprobs(engine, engine.render(user(TEXTS[0]))[1], result.token_ids)[:1].clone()
+    rows[:, first] = -math.inf
+    assert result.token_ids[0] == int(rows[0].argmax())
+    # The log-probs are those of what the token was drawn from.
+    assert result.logprobs[0] == pytest.approx(float(rows[0].log_softmax(-1).max()), abs=1e-5)
 
 
 def test_length_and_its_reason(engine: HfEngine) -> None:

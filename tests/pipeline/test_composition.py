@@ -102,6 +102,34 @@ def test_offset_and_scale_of_a_normalised_term_change_nothing(
     assert largest({n: plain[n] for n in start}, {n: t.float() for n, t in start.items()}) > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("method", "scale", "keys"),
+    [
+        ("quark", 7.0, {}),
+        ("sppo", 1.0, {}),
+        *(
+            pytest.param(m, 7.0, {}, marks=pytest.mark.slow)
+            for m in ("online_dpo", "gspo", "cispo")
+        ),
+        pytest.param("reinforce_pp", 7.0, {"baseline": "group"}, marks=pytest.mark.slow),
+    ],
+    ids=["quark", "sppo", "online_dpo", "gspo", "cispo", "reinforce_pp"],
+)
+def test_offset_and_scale_of_the_raw_reward_change_nothing_where_only_differences_count(
+    experiments: Experiments, method: str, scale: float, keys: dict[str, Any]
+) -> None:
+    """Ranks for Quark, the best and the worst for pairs, a mean and a deviation for the others;
+    SPPO's win rates know the scale."""
+    about: Any = {"method": method, "rewards": [{"judge": "a"}], "beta": 0.01, **keys}
+    plain = experiments.train("plain", {"a": {}}, **about)
+    moved = experiments.train("moved", {"a": {"scale": scale, "offset": -40.0}}, **about)
+    assert largest(plain, moved) < 1e-6
+    turned = experiments.train("turned", {"a": {"scale": -scale}}, **about)
+    assert largest(plain, turned) > 1e-4
+    rows = [experiments.metrics(name)[0] for name in ("plain", "moved")]
+    assert rows[0]["reward"] - rows[1]["reward"] > 30
+
+
 def test_a_penalty_is_a_negative_weight_and_no_weight_is_no_term(experiments: Experiments) -> None:
     """Bit for bit, also where the judge of weight 0 lacks values."""
     about: Any = {"method": "grpo", "scale": "none"}
@@ -134,6 +162,7 @@ def test_a_penalty_is_a_negative_weight_and_no_weight_is_no_term(experiments: Ex
     ("method", "normalise"),
     [
         ("grpo", "group"),
+        ("quark", "running"),
         pytest.param("grpo", "range", marks=pytest.mark.slow),
         pytest.param("ppo", "running", marks=pytest.mark.slow),
     ],

@@ -30,6 +30,7 @@ LEARN = {
     "reinforce": {"n": 6, "learning_rate": 1e-2},
     "reinforce_pp": {"n": 6, "batch_size": 2, "sync_every": 2, "learning_rate": 1e-2},
     "reinforce_pp_group": {"n": 6, "learning_rate": 1e-2, "baseline": "group"},
+    "quark": {"n": 6, "learning_rate": 2e-2, "epochs": 6},
     "sppo": {"n": 6, "learning_rate": 2e-2, "beta": 0.005},
 }
 
@@ -45,11 +46,11 @@ def collector(folder, options, reward, cost=None):
     """Answers from the policy itself; the prompts are numbers. `cost` gives an answer's costs."""
     tokenizer = load_tokenizer(folder)
 
-    def collect(number, model):
+    def collect(number, model, *, lead=None):
         groups = []
         with model.generating() as module:
             spec = ModelSpec(path=str(folder), dtype="float32")
-            encoding = Encoding(tokenizer, spec.chat, 2048, "policy")
+            encoding = Encoding(tokenizer, spec.chat, 2048, "policy", lead=lead)
             engine = HfEngine(Weights(module, "x"), encoding, spec)
             requests = [
                 GenerateRequest(
@@ -75,7 +76,7 @@ def collector(folder, options, reward, cost=None):
                     )
                     for i, r in enumerate(rows)
                 ]
-                groups.append(Group(str(p), ids, tuple(answers)))
+                groups.append(Group(str(p), ids, tuple(answers), lead=lead))
         return groups
 
     return collect

@@ -119,7 +119,7 @@ def test_metrics_are_flushed_before_their_checksum_is_taken(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", synced)
     checkpoint.write_row(tmp_path, {"step": 1})
-    assert checkpoint.describe_rows(tmp_path)["size"] > 0
+    assert checkpoint.describe_log(tmp_path / checkpoint.ROWS)["size"] > 0
     assert flushed == [str(tmp_path / checkpoint.ROWS)]
 
 

@@ -563,6 +563,18 @@ DEFAULTS = {
         "clip_high": 0.2,
     },
     "sppo": FRESH | {"n": 5, "beta": 0.001, "learning_rate": 5e-7, "importance": "none"},
+    "quark": FRESH
+    | {
+        "n": 1,
+        "batch_size": 128,
+        "quantiles": 5,
+        "beta": 0.05,
+        "entropy_weight": 0.06,
+        "learning_rate": 1e-5,
+        "schedule": "linear",
+        "importance": "none",
+        "keep_tokens": False,
+    },
     "rloo": FRESH | {"n": 4, "beta": 0.03, "costs": []},
     "ppo": FRESH
     | {

@@ -30,7 +30,10 @@ from tests.support.on_policy import LEARN, collector, learn, low_tokens, options
 
 CPU = torch.device("cpu")
 COSTS = [{"judge": "harm", "limit": 0.1, "higher": "worse"}]
-VARIANTS = ("grpo_dr", "grpo_dapo", "ppo_separate", "cispo", "reinforce", "reinforce_pp_group")
+VARIANTS = (
+    *("grpo_dr", "grpo_dapo", "ppo_separate", "cispo", "reinforce", "reinforce_pp_group"),
+    "quark",
+)
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,15 @@ class Encoded:
 @dataclass(frozen=True)
 class Encoding:
     """A model's tokenizer and chat template. `context` is the longest prompt plus answer, `limits`
-    are the model's own."""
+    are the model's own, and `lead` is a token of a policy in training that stands before every
+    prompt."""
 
     tokenizer: Any
     chat: ChatSettings
     context: int
     name: str
     limits: Limits = NO_LIMITS
+    lead: int | None = None
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
@@ -102,6 +104,7 @@ class Encoding:
                 tail = self._encode_continuation(request, text, ids)
                 ids = ids + tail
             self._refuse_unknown(ids)
+            ids = ids if self.lead is None else [self.lead, *ids]
             why = overflow(len(ids), new, self.context)
             if why is None and isinstance(request, ScoreRequest) and request.labels:
                 # No label stands at the next token where the template has just begun to think.

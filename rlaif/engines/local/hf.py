@@ -7,6 +7,7 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -81,7 +82,10 @@ class HfEngine:
         self.name = encoding.name
         self.weights_hash = weights.digest
         self.device = weights.model.device
-        self.end_ids = end_ids(weights.model.generation_config, self.tokenizer)
+        generation = weights.model.generation_config
+        self.end_ids = end_ids(generation, self.tokenizer)
+        # As transformers' own `generate` has it.
+        self.suppressed: list[int] = list(generation.suppress_tokens or [])
 
     @property
     def model(self) -> Any:
@@ -185,6 +189,8 @@ class HfEngine:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One token for each row of hidden states (R, H), and its log-prob at temperature 1."""
         logits = self.weights.head.finish(self.model.get_output_embeddings()(hidden).float())
+        if self.suppressed:
+            logits[:, self.suppressed] = -math.inf
         picked = sample_tokens(logits, uniform, sampling)
         return picked, logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
 

@@ -198,6 +198,11 @@ def _describe_train(planned: Planned) -> list[str]:
         words.append(
             f"prompts whose answers all have the same reward are replaced, {times} at most"
         )
+    if step.quantile_tokens:
+        words.append(
+            f"all answers so far are learned from in {step.quantile_tokens} quantiles, and sampled "
+            "after the best one's token"
+        )
     if step.critic_steps:
         words.append(f"the critic alone learns in {count_words(step.critic_steps, 'step')}")
     return words
@@ -205,7 +210,10 @@ def _describe_train(planned: Planned) -> list[str]:
 
 def _describe_evaluate(planned: Planned) -> list[str]:
     prompts = count_words(len(planned.prompts), "held-out prompt")
-    return [f"{prompts}, {count_words(planned.step.n, 'answer')} to each"]
+    answers = f"{prompts}, {count_words(planned.step.n, 'answer')} to each"
+    variables = planned.step.chat_template_kwargs.items()
+    given = ", ".join(f"{name} {value}" for name, value in sorted(variables))
+    return [f"{answers}, with {given} in the chat template" if given else answers]
 
 
 def _describe_choice(planned: Planned) -> list[str]:

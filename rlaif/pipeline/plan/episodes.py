@@ -81,9 +81,10 @@ def _fault_of_judges(judges: Iterable[JudgeBase]) -> tuple[None, str] | None:
 
 
 def _fault_of_rollouts(step: RolloutTrain) -> tuple[str, str] | None:
-    if not isinstance(step, OnPolicyTrain) or step.pair_loss is not None:
+    by_text = not isinstance(step, OnPolicyTrain) or step.pair_loss or step.quantile_tokens
+    if by_text:
         return "method", (
-            f"{step.method} compares whole texts, and of an episode only the policy's own turns "
+            f"{step.method} learns from whole texts, and of an episode only the policy's own turns "
             "are learned from: take a method that goes by advantages (grpo, rloo, reinforce, ppo "
             "and their relatives)"
         )

@@ -34,6 +34,7 @@ from rlaif.pipeline.steps.label import given_pairs
 from rlaif.pipeline.steps.load import loaded_pairs
 from rlaif.pipeline.steps.pair import group_by_prompt
 from rlaif.pipeline.steps.sample import sampled
+from rlaif.pipeline.steps.template_variables import measured_under, with_variables
 from rlaif.preferences.aggregate import compared_scores, weights_of
 from rlaif.preferences.labels import annotator_verdicts
 from rlaif.train.trackers import Tracked, open_trackers
@@ -120,7 +121,8 @@ def plan(walk: Walk, index: int, step: EvaluateStep) -> None:
             "evaluation after it, or name other `judges`",
             "judges",
         )
-    evaluated(walk, index, step, walk.model(index, step.model, "model"))
+    model = walk.model(index, step.model, "model")
+    evaluated(walk, index, step, with_variables(walk, index, step, model))
 
 
 def evaluated(walk: Walk, index: int, step: EvaluateStep, model: Model) -> None:
@@ -186,8 +188,9 @@ def _plan_sets(walk: Walk, index: int, step: EvaluateStep, model: Model) -> dict
 def _plan_measured(walk: Walk, step: EvaluateStep, model: Model, name: str) -> dict[str, str]:
     """Sample the held-out prompts of a set from `model`, judge them, score them under M0."""
     known = walk.evaluations.setdefault((step.id, name), {})
-    if model.key in known:
-        return known[model.key]
+    own_key = measured_under(step, model)
+    if own_key in known:
+        return known[own_key]
     samples = (e.sample for e in walk.yardstick.experiment.entries)
     template = next(filter(None, samples), SampleStep())
     changed: dict[str, Any] = {"n": step.n, "id": f"{step.id}.sample"}
@@ -220,7 +223,7 @@ def _plan_measured(walk: Walk, step: EvaluateStep, model: Model, name: str) -> d
     )
     if name == MAIN:
         parts |= _plan_pairs(walk, step, model)
-    known[model.key] = parts
+    known[own_key] = parts
     return parts
 
 

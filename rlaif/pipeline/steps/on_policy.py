@@ -99,11 +99,19 @@ class Rollouts:
         self.kept = Kept(context.folder)
 
     def collect(
-        self, number: int, model: TrainModel, /, *, redraw: Redraw | None = None, rollbacks: int = 0
+        self,
+        number: int,
+        model: TrainModel,
+        /,
+        *,
+        redraw: Redraw | None = None,
+        rollbacks: int = 0,
+        lead: int | None = None,
     ) -> list[Group]:
         """Rollout `number` (from 0) with the values of the reward's terms, or a redraw of it. Below
         0: answers that `normalise: reference` is fitted on, with the values of such terms alone.
-        After so many rollbacks the same prompts are answered with other seeds."""
+        After so many rollbacks the same prompts are answered with other seeds. `lead` is a token
+        that the policy sees before every prompt."""
         draw = (number, rollbacks) if rollbacks else (number,)
         places = range(len(self.terms)) if number >= 0 else self.fitted
         if redraw is None:
@@ -111,7 +119,7 @@ class Rollouts:
         else:
             prompts = self._choose_others(number, redraw)
         wanted = self.valuation.prompts_by_judge(prompts, places, costs=number >= 0)
-        made = self._sample_and_judge(draw, prompts, model, wanted)
+        made = self._sample_and_judge(draw, prompts, model, wanted, lead)
         judged = {
             name: self._judge_answers(self.context.planned.judges[name], asked, made)
             for name, asked in wanted.items()
@@ -124,7 +132,7 @@ class Rollouts:
             kept = tuple(a for a in answers if a is not None)
             if kept:
                 _, ids_of_prompt = self.encoding.render(prompt.messages)
-                groups.append(Group(prompt.prompt_id, ids_of_prompt, kept, prompt.group))
+                groups.append(Group(prompt.prompt_id, ids_of_prompt, kept, prompt.group, lead))
         if not groups and redraw is None:
             raise RlaifError(
                 f"{_name_rollout(draw)}: no prompt could be answered; see the errors in "
@@ -164,7 +172,8 @@ class Rollouts:
     def _fitting_prompts(self) -> list[Prompt]:
         """The prompts that leave room for an answer. Raises RlaifError when they are too few."""
         step, context = self.step, self.encoding.context
-        room = min(step.max_length, context) - step.max_new_tokens
+        # A quantile token stands before the prompt.
+        room = min(step.max_length, context) - step.max_new_tokens - bool(step.quantile_tokens)
         every = self.context.chosen_prompts()
         fitting = []
         for prompt in every:
@@ -211,7 +220,7 @@ class Rollouts:
             return None
 
     @contextmanager
-    def _open_policy(self, draw: Draw, model: TrainModel) -> Iterator[Sampler]:
+    def _open_policy(self, draw: Draw, model: TrainModel, lead: int | None) -> Iterator[Sampler]:
         """The policy of this moment: the trained module itself, or an engine of its kind that has
         been given its weights."""
         # A hash would mean reading all weights: the step and the rollout name them as well.
@@ -220,7 +229,8 @@ class Rollouts:
         start = planned.models["start"]
         if start.spec.engine == "hf":
             with torch.no_grad(), model.generating() as module:
-                yield HfEngine(Weights(module, digest), self.encoding, start.spec)
+                encoding = replace(self.encoding, lead=lead)
+                yield HfEngine(Weights(module, digest), encoding, start.spec)
             return
         write_weights(model, self.weights)
         yield self.context.engines.with_weights(start, self.weights, digest)
@@ -231,6 +241,7 @@ class Rollouts:
         prompts: Sequence[Prompt],
         model: TrainModel,
         wanted: Mapping[str, Sequence[Prompt]],
+        lead: int | None,
     ) -> dict[str, list[Completion]]:
         """The answers by prompt. Judges on a server are asked about those that are there, of the
         prompts that are `wanted` of them, while the next are sampled; what they said is then found
@@ -241,7 +252,7 @@ class Rollouts:
         # One at a time: what they say goes into one log.
         beside, asked = ThreadPoolExecutor(max_workers=1), []
         try:
-            for ready in self._sample_answers(draw, prompts, model):
+            for ready in self._sample_answers(draw, prompts, model, lead):
                 made |= ready
                 for judge in remote:
                     known = [p for p in wanted[judge.id] if p.prompt_id in ready]
@@ -261,7 +272,7 @@ class Rollouts:
         return bool(models) and all(model.spec.engine in REMOTE for model in models)
 
     def _sample_answers(
-        self, draw: Draw, prompts: Sequence[Prompt], model: TrainModel
+        self, draw: Draw, prompts: Sequence[Prompt], model: TrainModel, lead: int | None
     ) -> Iterator[dict[str, list[Completion]]]:
         """The answers by prompt, as soon as a prompt has all of its own."""
         requests: list[GenerateRequest] = []
@@ -283,7 +294,7 @@ class Rollouts:
                     starts.append(Start(name, prompt, index, prompt.messages, turns))
         # Where all answers are stored no policy is opened.
         if not asked.keys() <= self.completions.keys():
-            with self._open_policy(draw, model) as engine:
+            with self._open_policy(draw, model, lead) as engine:
                 for batch in engine.generate(requests, self.completions.keys()):
                     self._store(
                         self._make_completion(r, *asked[r.request_id], draw, engine) for r in batch

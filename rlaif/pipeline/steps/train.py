@@ -231,11 +231,34 @@ def _refuse_untrainable(
             "start from: take `from: initial`, or distill without `members`",
             "from",
         )
+    _refuse_quantile_tokens(walk, index, step, models["start"], before)
     if isinstance(step, RolloutTrain) and models["start"].spec.engine == "vllm-server":
         raise walk.inputs.fail(
             index,
             f"{step.method} samples from the weights of the moment, and a server would have to be "
             "started again for each of them: use engine vllm or hf for the policy",
+        )
+
+
+def _refuse_quantile_tokens(
+    walk: Walk, index: int, step: TextStep, start: Model, before: Any
+) -> None:
+    """Raise ConfigError for a model that cannot be given quantile tokens. `before` is the step that
+    made it."""
+    if not isinstance(step, RolloutTrain) or not step.quantile_tokens:
+        return
+    if start.spec.engine != "hf":
+        raise walk.inputs.fail(
+            index,
+            f"{step.method} samples after tokens that only the module in training has: use engine "
+            "hf for the policy",
+        )
+    if isinstance(before, RolloutTrain) and before.keeps_quantile_tokens:
+        raise walk.inputs.fail(
+            index,
+            f"{start.label} has quantile tokens of its own, since step {before.id} keeps them: set "
+            "`keep_tokens: false` there, or take another `from`",
+            "from",
         )
 
 

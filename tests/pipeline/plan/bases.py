@@ -131,6 +131,7 @@ ON_POLICY: dict[str, dict[str, Any]] = {
     "reinforce": {"n": 2},
     "reinforce_pp": {"n": 2, "epochs": 2},
     "sppo": {"n": 2},
+    "quark": {"n": 2, "quantiles": 2},
     "online_dpo": {"n": 2},
 }
 STARTS = {"from": "strict", "reference": "strict"}
@@ -247,6 +248,13 @@ BASES |= {
             PAIRS,
             {"train": TRAINING | {"method": "sft", "learning_rate": 0.05}},
             {"evaluate": {"max_new_tokens": 8, "checks": [{"id": "w", **CHECKED}]}},
+        ]
+    },
+    "evaluate quark": BASES["train quark"]
+    | {
+        "steps": [
+            {"train": TRAINING | ROLLED | {"method": "quark", "keep_tokens": True}},
+            {"evaluate": {"max_new_tokens": 8, "temperature": 1.0}},
         ]
     },
     "lora": trained("train", {"method": "sft", "lora": {"r": 2}}, PAIRS),

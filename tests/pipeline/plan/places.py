@@ -479,6 +479,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "ReinforceTrain": ("train reinforce", ("steps", 2, "train")),
     "ReinforcePpTrain": ("train reinforce_pp", ("steps", 2, "train")),
     "SppoTrain": ("train sppo", ("steps", 2, "train")),
+    "QuarkTrain": ("train quark", ("steps", 2, "train")),
     "OnlineDpoTrain": ("train online_dpo", ("steps", 2, "train")),
     "OnPolicyDistillationTrain": ("train on_policy_distillation", ("steps", 2, "train")),
     "AverageStep": ("average", ("steps", 3, "average")),

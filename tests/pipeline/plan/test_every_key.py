@@ -59,6 +59,7 @@ SLOW = {
     *("Experiment.primary", "Experiment.margin"),
     *("Refresh", "BradleyTerryDistill.members", "SftTrain.lora", "SftTrain.trackers"),
     *("GspoTrain", "CispoTrain", "ReinforceTrain", "ReinforcePpTrain", "SppoTrain"),
+    "QuarkTrain",
     *("PpoTrain", "RlooTrain", "OnlineDpoTrain", "MultiObjectiveDistill", "SftTrain.optimizer"),
     *("KWiseDistill", "CostDistill", "ConditionalDistill", "LinearDistill", "GrpoTrain"),
     *("RubricJudge", "RubricWriting", "RubricItem", "UltraFeedbackJudge", "MetaJudge", "JuryJudge"),

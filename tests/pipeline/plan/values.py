@@ -540,6 +540,17 @@ VALUES |= {
         "importance_cap": Refused(0.5),
         "importance_floor": Refused(2.0),
     },
+    "QuarkTrain": {
+        "epochs": 3,
+        "beta": 0.5,
+        "quantiles": 3,
+        "entropy_weight": 0.5,
+        "schedule": Case("cosine", {"rollouts": 4}),
+        "keep_tokens": True,
+        "importance": Refused("mask_token"),
+        "importance_cap": Refused(0.5),
+        "importance_floor": Refused(2.0),
+    },
     "RlooTrain": {"beta": Case(0.5, {"learning_rate": 0.05})},
     "PpoTrain": {
         "beta": Case(0.5, {"learning_rate": 0.05}),
@@ -667,6 +678,9 @@ VALUES |= {
         "id": "else",
         "model": "other",
         "prompts": Case(["others"], base=JUDGED_LATE),
+        "chat_template_kwargs": Case(
+            {"quantile": 2}, base=("evaluate quark", ("steps", 1, "evaluate"))
+        ),
         "judged_by": Case("begun", base=JUDGED_LATE),
         "against": ["initial"],
         "n": 2,
