@@ -436,8 +436,9 @@ def test_an_environment_that_fails_stops_the_run_and_keeps_what_was_played(
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([{"train": TRAIN | {"method": "online_dpo"}}], "online_dpo compares whole texts"),
-        ([{"train": TRAIN | {"method": "sppo"}}], "sppo compares whole texts"),
+        ([{"train": TRAIN | {"method": "online_dpo"}}], "online_dpo learns from whole texts"),
+        ([{"train": TRAIN | {"method": "sppo"}}], "sppo learns from whole texts"),
+        ([{"train": TRAIN | {"method": "quark"}}], "quark learns from whole texts"),
         (
             [{"train": TRAIN | {"overlong_buffer": 2}}],
             "overlong_buffer goes by max_new_tokens, which is the limit of one turn",
