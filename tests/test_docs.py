@@ -18,6 +18,7 @@ from rlaif.cli import cli
 from rlaif.config.arms import ArmSpec
 from rlaif.config.base import Strict
 from rlaif.config.dataset import DatasetSpec
+from rlaif.config.environments import ENVIRONMENTS
 from rlaif.config.filters import FilterStep
 from rlaif.config.judge_training import BenchStep, QuestionsStep
 from rlaif.config.methods import DISTILLATIONS, METHODS
@@ -192,6 +193,7 @@ ELSEWHERE: list[tuple[type[Any], tuple[str, ...]]] = [
     (PoolMember, ("language.md", "datasets.md")),
     (SamplePrinciples, ("language.md", "datasets.md")),
     (TemplateFile, ("language.md",)),
+    *((spec, ("environments.md",)) for spec in ENVIRONMENTS.values()),
     *((spec, ("language.md", "training.md")) for spec in METHODS.values()),
     *((spec, ("language.md", "training.md")) for spec in DISTILLATIONS.values()),
 ]
