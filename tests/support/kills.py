@@ -85,8 +85,11 @@ def kill_anywhere(folder: Path, runs: int, seed: int, arguments: list[str]) -> i
 def kill_in_steps(folder: Path, ids: list[str], arguments: list[str]) -> dict[str, int]:
     """Kill one run in each of some steps; how many steps were done each time."""
     # Every run needs them, and a fork has them for nothing.
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import rlaif.engines.local.hf
+    import rlaif.train.on_policy
+    import rlaif.train.run  # noqa: F401
 
     changes = attempt(arguments, folder / "0", 0)
     assert changes is not None
