@@ -1,7 +1,7 @@
 """Does a judge learn from marks of its own verdicts, and does GRPO add to the cold start?
 
     python benchmarks/judge_training.py [--seeds 1 2 3] [--rollouts 25] [--pairs 256] [--epochs 6]
-        [--out DIR] [--quick] [--json]
+        [--no-start] [--out DIR] [--quick] [--json]
 
 Of two answers the better one is that which names a digit, which nobody tells the judge. It begins
 as a small model that has learned the form of a verdict and no more: its verdicts in the examples
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,11 @@ def make_model(folder: Path, seed: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def make_experiment(folder: Path, seed: int, rollouts: int, epochs: int) -> dict[str, Any]:
-    """The experiment file of one seed."""
+def make_experiment(
+    folder: Path, seed: int, rollouts: int, epochs: int, models: Sequence[str]
+) -> dict[str, Any]:
+    """The experiment file of one seed, which makes some of MODELS."""
+    scratch = {"id": "grpo", "from": "start", "policy": False}
     train = {"schedule": "constant", "warmup_ratio": 0.0, "precision": "fp32"}
     sft = train | {"method": "sft", "batch_size": 16, "learning_rate": 2e-3}
     grpo = train | {
@@ -172,15 +176,17 @@ def make_experiment(folder: Path, seed: int, rollouts: int, epochs: int) -> dict
                     },
                     {"train": sft | {"id": "cold", "uses": ["correct"], "epochs": epochs}},
                     {"train": grpo | {"id": "j1"}},
-                    {"train": grpo | {"id": "grpo", "from": "start", "policy": False}},
-                    {"bench": {"judges": ["compare"], "pairs": "labelled", "by": list(MODELS)}},
+                    *({"train": grpo | scratch} for name in models if name == "grpo"),
+                    {"bench": {"judges": ["compare"], "pairs": "labelled", "by": list(models)}},
                 ],
             },
         ],
     }
 
 
-def measure(seed: int, rollouts: int, pairs: int, epochs: int, base: Path) -> dict[str, Any]:
+def measure(
+    seed: int, rollouts: int, pairs: int, epochs: int, models: Sequence[str], base: Path
+) -> dict[str, Any]:
     """Train with one seed; by model and pair, whether the verdict is right in both orders, and the
     share of orders in which it is."""
     from rlaif.core.progress import QuietProgress
@@ -198,7 +204,7 @@ def measure(seed: int, rollouts: int, pairs: int, epochs: int, base: Path) -> di
         make_model(folder / "model", seed)
     path = folder / "experiment.yaml"
     path.write_text(
-        yaml.safe_dump(make_experiment(folder, seed, rollouts, epochs), sort_keys=False)
+        yaml.safe_dump(make_experiment(folder, seed, rollouts, epochs, models), sort_keys=False)
     )
     began = time.monotonic()
     run_experiment(path, folder / "run", (), QuietProgress())
@@ -209,7 +215,7 @@ def measure(seed: int, rollouts: int, pairs: int, epochs: int, base: Path) -> di
         for j in store.step(labels["hash"]).records(Judgement)
     }
     found: dict[str, dict[str, dict[str, float]]] = {"both": {}, "each": {}}
-    for place, model in enumerate(MODELS):
+    for place, model in enumerate(models):
         (step,) = [s for s in steps if s["id"] == f"bench.compare.{place}"]
         right: dict[str, list[float]] = defaultdict(list)
         for j in store.step(step["hash"]).records(Judgement):
@@ -239,7 +245,7 @@ def show_seed(row: dict[str, Any]) -> str:
     """One line per seed: the share of held-out pairs that are right in both orders, and of orders
     that are."""
     parts = []
-    for model in MODELS:
+    for model in row["both"]:
         both, each = (list(row[kind][model].values()) for kind in ("both", "each"))
         parts.append(f"{model} {sum(both) / len(both):.3f} ({sum(each) / len(each):.3f})")
     return f"seed {row['seed']:>3}  {'  '.join(parts)}  {row['seconds']:.0f} s"
@@ -254,6 +260,7 @@ def main() -> int:
     parser.add_argument("--rollouts", type=int, default=25)
     parser.add_argument("--pairs", type=int, default=256, help="pairs to train on")
     parser.add_argument("--epochs", type=int, default=6, help="of the cold start")
+    parser.add_argument("--no-start", action="store_true", help="leave GRPO from the start out")
     parser.add_argument("--out", type=Path, help="where the runs are kept [default: a new folder]")
     parser.add_argument("--quick", action="store_true", help="one seed, two rollouts, few pairs")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -261,16 +268,17 @@ def main() -> int:
     base = options.out or Path(tempfile.mkdtemp(prefix="judge-training-"))
     seeds = options.seeds[:1] if options.quick else options.seeds
     rollouts, pairs = (2, 32) if options.quick else (options.rollouts, options.pairs)
+    models = MODELS[:-1] if options.no_start else MODELS
     print("held-out pairs right in both orders (and orders right)")
     rows = []
     for seed in seeds:
-        rows.append(measure(seed, rollouts, pairs, options.epochs, base.resolve()))
+        rows.append(measure(seed, rollouts, pairs, options.epochs, models, base.resolve()))
         print(show_seed(rows[-1]), flush=True)
     said: dict[str, Any] = {}
-    for model in MODELS:
+    for model in models:
         said[model] = over_seeds(rows, "both", model, None).to_json()
         print(f"{model:15} {show_interval(said[model])}")
-    for model, less in CLAIMS:
+    for model, less in (claim for claim in CLAIMS if claim[0] in models):
         name = f"{model} less {less}"
         said[name] = over_seeds(rows, "both", model, less).to_json()
         print(f"{name:15} {show_interval(said[name], signed=True)}")
