@@ -79,7 +79,7 @@ class QuarkTask:
         read = model.read_vocabulary(self.options.temperature)
         with torch.no_grad():
             frozen = self.reference
-            read_frozen = frozen and frozen.read_vocabulary(self.options.temperature)
+            read_frozen = frozen.read_vocabulary(self.options.temperature) if frozen else None
 
         def compute(own: Tensor, other: Tensor | None, targets: Tensor) -> Tensor:
             policy, reference = read(own), None

@@ -107,6 +107,7 @@ def _import_for_all() -> None:
 
     import rlaif.engines.local.hf
     import rlaif.train.loop
+    import rlaif.train.on_policy
     import rlaif.train.run  # noqa: F401
 
     # A run that closes a model collects garbage, which in a fork copies every page it looks at.
