@@ -266,6 +266,8 @@ def test_the_schema_refuses_what_the_model_refuses() -> None:
 
 
 ANY_NUMBER = (
+    *(f"EpisodeJudge.properties.{end}" for end in ("low", "high")),
+    *(f"NumberSpec.properties.{end}" for end in ("low", "high")),
     "LabelValues",
     "ParseSpec",
     "CostDistill.properties.safe_at",
