@@ -96,10 +96,23 @@ def profile_ends(
 ) -> tuple[Floats, Floats]:
     """Where the profile of `contrast` . b, contrasts (B, k), has fallen by `fall` / 2, (B,), on
     each side of the maximum `beta`: the ends of an interval by likelihood ratio. Infinite beyond
-    `FARTHEST`."""
+    `FARTHEST`, and where the fall is."""
+    limited = np.isfinite(fall)
+    if not limited.all():
+        # No likelihood falls so far, and the search for where it does would be long.
+        low, high = np.full(fall.shape, -np.inf), np.full(fall.shape, np.inf)
+        if limited.any():
+            some = Trials(
+                trials.features[limited],
+                trials.won[limited],
+                trials.counts[limited],
+                trials.precision,
+            )
+            low[limited], high[limited] = profile_ends(
+                some, beta[limited], contrast[limited], fall[limited]
+            )
+        return low, high
     top = _evaluate_point(trials, beta).value
-    # No likelihood falls so far within reach.
-    fall = np.minimum(fall, FARTHEST**6)
     inverse = _invert_matrices(expected_information(trials, beta))
     variance = np.einsum("bk,bkl,bl->b", contrast, inverse, contrast)
     reach = np.sqrt(variance * fall)

@@ -105,7 +105,7 @@ COMPARING = {
     "cot": True,
     "structured": Case(True, WRITTEN),
 }
-DRAWN = {"battles": 9, "batch": 3}
+DRAWN = {"battles": 12, "batch": 4}
 """A budget of an arena."""
 YES_NO = {"yes_labels": ["x"], "no_labels": ["y"]}
 EXPECTED: dict[str, Any] = {
@@ -938,7 +938,7 @@ VALUES |= {
         "split": Case("held_out"),
         "temperature": 0.3,
         "max_new_tokens": 4,
-        "battles": 3,
+        "battles": 12,
         "pairing": Case("variance", DRAWN),
         "explore": Case(1.0, DRAWN),
         "min_battles": Case(0, DRAWN),
