@@ -72,7 +72,7 @@ Answer 1: {{ response_1 }}
 
 Answer 2: {{ response_2 }}
 
-Which answer is better? Give a reason in a few words. Then end with "Verdict: 1" or "Verdict: 2".
+Which answer is better? Reply with "Verdict: 1" or "Verdict: 2" only.
 ---form---
 Verdict: VALUE
 """
@@ -82,8 +82,8 @@ Question: {{ conversation }}
 
 Answer: {{ response }}
 
-How good is the answer? Give a reason in a few words. Then end with "Score: N", where N is from
-{{ low }} (it answers nothing) to {{ high }} (it answers the question).
+How good is the answer? Reply with "Score: N" only, where N is from {{ low }} (it answers another
+question) to {{ high }} (it answers the question).
 ---form---
 Score: VALUE
 """
@@ -107,14 +107,15 @@ CORRECT = {
 }
 MODEL = {"path": "builtin/smollm2-135m-instruct"}
 LORA = {"r": 16, "alpha": 32}
-SHORT = 24
-"""New tokens of a written verdict."""
+SHORT, BRIEF = 24, 8
+"""New tokens of an answer, and of a verdict: asked for reasons first, the embedded model writes no
+verdict that can be read (of 128 answers in one run a single one was right)."""
 TRAIN, HELD_OUT = 16, 24
 
 LEARN = {"learning_rate": 1e-4, "batch_size": 8, "lora": LORA}
 
 SEED_STAGE: dict[str, Any] = {
-    "judges.self": {"samples": 2, "max_new_tokens": SHORT, "template": "grade.j2"},
+    "judges.self": {"samples": 2, "max_new_tokens": BRIEF, "template": "grade.j2"},
     "steps.sft": LEARN,
     "steps.sample": {"n": 4, "prompts": 8, "max_new_tokens": 32},
     "steps.dpo": LEARN,
@@ -123,21 +124,21 @@ SIZES: dict[str, dict[str, Any]] = {
     "self-rewarding": SEED_STAGE,
     "meta-rewarding": SEED_STAGE
     | {
-        "judges.self": {"samples": 3, "max_new_tokens": SHORT, "template": "grade.j2"},
+        "judges.self": {"samples": 3, "max_new_tokens": BRIEF, "template": "grade.j2"},
         "steps.sample": {"n": 3, "prompts": 8, "max_new_tokens": 32},
     },
     "self-taught-from-own-answers": {
-        "judges.compare": {"max_new_tokens": SHORT, "template": "compare.j2"},
+        "judges.compare": {"max_new_tokens": BRIEF, "template": "compare.j2"},
         "steps.good": {"max_new_tokens": SHORT},
         "steps.changed": {"max_new_tokens": SHORT},
-        "steps.tries": {"n": 4, "max_new_tokens": SHORT},
+        "steps.tries": {"n": 4, "max_new_tokens": BRIEF},
         "steps.evaluator": LEARN,
     },
     "j1": {
-        "judges.compare": {"max_new_tokens": SHORT, "template": "compare.j2"},
-        "steps.tries": {"n": 4, "max_new_tokens": SHORT},
+        "judges.compare": {"max_new_tokens": BRIEF, "template": "compare.j2"},
+        "steps.tries": {"n": 4, "max_new_tokens": BRIEF},
         "steps.cold": LEARN,
-        "steps.j1": LEARN | {"n": 4, "rollouts": 4, "max_new_tokens": SHORT},
+        "steps.j1": LEARN | {"n": 4, "rollouts": 4, "max_new_tokens": BRIEF},
     },
     "genrm": {
         "judges.direct": {"template": "verify.j2"},

@@ -145,7 +145,9 @@ def test_pairs_of_comparisons_by_what_people_say(
         {"train": {"max_length": 2000, **FAST}},
     ]
     keys: dict[str, Any] = {"models": served(server, small_model), "prompts": {"holdout": 1}}
-    path = write_experiment(tmp_path, small_model, steps=steps, rounds=1, data="pairs.jsonl", **keys)
+    path = write_experiment(
+        tmp_path, small_model, steps=steps, rounds=1, data="pairs.jsonl", **keys
+    )
     rows = [
         {"prompt": f"Which is {n}?", "chosen": f"It is {n}.", "rejected": f"Not {n}, no."}
         for n in range(5)
