@@ -79,7 +79,9 @@ class QuarkTask:
         read = model.read_vocabulary(self.options.temperature)
         with torch.no_grad():
             frozen = self.reference
-            read_frozen = frozen.read_vocabulary(self.options.temperature) if frozen else None
+            read_frozen = (
+                None if frozen is None else frozen.read_vocabulary(self.options.temperature)
+            )
 
         def compute(own: Tensor, other: Tensor | None, targets: Tensor) -> Tensor:
             policy, reference = read(own), None
