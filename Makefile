@@ -9,7 +9,7 @@ OUT ?= runs/quickstart
 WORKERS ?= 2
 ENV := TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart install test test-vllm test-peers lint types docs gpu-wheels clean
+.PHONY: quickstart install test test-vllm test-peers lint types docs evidence gpu-wheels clean
 
 quickstart: $(VENV)/.installed
 	$(ENV) $(BIN)/rlaif run experiments/quickstart.yaml --out $(OUT)
@@ -86,6 +86,11 @@ docs: $(DOCS_VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --clean \
 	  --config-file tools/docs/mkdocs.yml
 	$(DOCS_VENV)/bin/python tools/docs/check_site.py build/docs
+
+# Runs the experiments of tools/evidence.yaml, hours on two cores, and writes experiments/EVIDENCE.md. An
+# interrupted run goes on by the same command; `make evidence ONLY="spin cream"` runs these alone.
+evidence: $(VENV)/.installed
+	$(ENV) $(BIN)/python tools/evidence.py $(ONLY)
 
 # What a GPU machine without a network lacks: see docs/gpu.md.
 gpu-wheels: $(VENV)/.installed

@@ -215,8 +215,17 @@ class _Preparing:
                 for name, source in _sources_of(entry, experiment, self.path).items():
                     names.add(name)
                     if name not in self.files:
-                        self.files[name] = _source_hash(source)
+                        self.files[name] = self._source_hash(source)
         return {name: self.files[name] for name in sorted(names)}
+
+    def _source_hash(self, source: Source) -> str:
+        """The hash of what is read: of a dataset's rows, whichever copy of them the hub gave."""
+        if isinstance(source, Path):
+            return _file_hash(source)
+        if not self.fetch and not Path(source.name).exists():
+            self.provisional.append(f"the rows of {source.name} are not here yet")
+            return ABSENT + source.name
+        return rows_hash(source_rows(source))
 
 
 def _load_constitution(name: str | None, path: Path) -> Constitution | None:
@@ -302,11 +311,6 @@ def _sources_of(entry: StepEntry, experiment: Experiment, path: Path) -> dict[st
         return {}
     files: dict[str, Source] = {name: find(name, path) for name in entry.filter.files()}
     return files | {name: model_folder(name, path) for name in entry.filter.models()}
-
-
-def _source_hash(source: Source) -> str:
-    """The hash of what is read: of a dataset's rows, whichever copy of them the hub gave."""
-    return _file_hash(source) if isinstance(source, Path) else rows_hash(source_rows(source))
 
 
 def _file_hash(path: Path) -> str:

@@ -30,7 +30,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_mini_experiment_builds_a_dataset_and_goes_on_after_a_kill(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    path, out = find("experiments/ultrafeedback_mini.yaml"), tmp_path / "run"
+    path, out = find("experiments/ultrafeedback.yaml"), tmp_path / "run"
     settings = [f"models.policy.path={tiny_model}", "models.policy.dtype=float32", *SMALL]
     first = run_experiment(path, out, settings)
     assert first.dataset is not None and not first.dataset.lost

@@ -161,7 +161,7 @@ def check_mermaid(text: str, flow: Flow) -> None:
 
 
 def test_what_is_thrown_away_is_said(pairs: Path) -> None:
-    text = text_of(EXPERIMENTS / "ultrafeedback_mini.yaml", pairs)
+    text = text_of(EXPERIMENTS / "ultrafeedback.yaml", pairs)
     thrown = text[text.index("Thrown away") :]
     assert "116 of 148 training prompts: never drawn" in thrown
     assert "distill reward: no step uses it" in thrown

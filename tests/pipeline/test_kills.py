@@ -139,7 +139,7 @@ def test_the_mini_experiment_killed_anywhere_ends_in_the_same_dataset(
 ) -> None:
     settings = [f"models.policy.path={tiny_model}", "models.policy.dtype=float32", *SMALL]
     given = [part for setting in settings for part in ("--set", setting)]
-    path = str(find("experiments/ultrafeedback_mini.yaml"))
+    path = str(find("experiments/ultrafeedback.yaml"))
     assert killed(tmp_path, 4, 3, "build", path, "-q", *given) >= 4
     whole = files(tmp_path / "0" / "dataset")
     assert whole

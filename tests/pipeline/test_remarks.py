@@ -129,7 +129,7 @@ def test_what_nothing_uses_is_said_and_refused(
 
 
 @pytest.mark.parametrize(
-    "name", ["quickstart", "arm_dpo", "arm_reward_ppo", "safe_rlhf", "spin", "overoptimise"]
+    "name", ["quickstart", "rlaif_three_arms", "instructgpt", "safe_rlhf", "spin", "overoptimise"]
 )
 def test_shipped_files_make_nothing_for_nothing(name: str) -> None:
     assert remarks(Path(str(find(f"experiments/{name}.yaml")))) == []

@@ -1,0 +1,145 @@
+"""The page of evidence: sentences from numbers, pooling over seeds, and what was not run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlaif.metrics.intervals import IntervalJson
+from rlaif.metrics.pooled import seeds_interval
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.runs import load_run
+from tools.evidence import (
+    PAGE,
+    System,
+    change_sentence,
+    chosen,
+    make_text,
+    pool,
+    read_table,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def change(mean: float, half: float, prompts: int = 48) -> IntervalJson:
+    """A difference with a 95% interval of a normal figure."""
+    ends = {"low": mean - half, "high": mean + half, "se": half / 1.96}
+    return {"mean": mean, "n": prompts, "prompts": prompts, **ends}  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "words"),
+    [
+        (0.2, 0.1, "M1 is better than M0 in score/checks (+0.200 [+0.100, +0.300], 48 prompts)."),
+        (-0.2, 0.1, "M1 is worse than M0 in score/checks"),
+        (0.02, 0.01, "M1 is better than, by less than the margin, M0 in score/checks"),
+        (-0.02, 0.01, "M1 is worse than, by less than the margin, M0 in score/checks"),
+        (0.0, 0.03, "M1 is the same within the margin as M0 in score/checks"),
+        (0.1, 0.2, "M1 cannot be told from M0 in score/checks"),
+        # The 90% interval ends at 0.0503, which is outside.
+        (0.0, 0.06, "M1 cannot be told from M0 in score/checks"),
+    ],
+)
+def test_a_planted_difference_in_a_score_has_its_sentence(
+    mean: float, half: float, words: str
+) -> None:
+    said = change_sentence("M1", "score/checks", change(mean, half), "M0", 0.05)
+    assert said.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "words"),
+    [
+        (3.0, 1.0, "length/words of M1 is higher than that of M0 (+3.000"),
+        (-3.0, 1.0, "length/words of M1 is lower than that of M0"),
+        (0.01, 1.0, "length/words of M1 cannot be told from that of M0"),
+    ],
+)
+def test_another_figure_rises_or_falls_and_is_neither_good_nor_bad(
+    mean: float, half: float, words: str
+) -> None:
+    said = change_sentence("M1", "length/words", change(mean, half), "M0", 0.05)
+    assert said.startswith(words)
+
+
+def test_fewer_than_six_prompts_tell_nothing() -> None:
+    said = change_sentence("M1", "score/checks", change(0.2, 0.1, 5), "M0", 0.05)
+    assert "cannot be told from" in said
+
+
+def test_the_table_names_experiments_and_the_page_has_them_all() -> None:
+    margin, systems = read_table()
+    assert margin > 0
+    text = PAGE.read_text("utf-8")
+    for system in systems:
+        assert (ROOT / "experiments" / f"{system.name}.yaml").exists()
+        assert len(system.seeds) in (1, 3) and system.metrics + system.bench
+        assert f"\n## {system.name}\n" in text or f"\n| {system.name} |" in text
+    assert [s.name for s in chosen(systems, ["spin", "cream"])] == ["spin", "cream"]
+    with pytest.raises(SystemExit, match="nothing is no system"):
+        chosen(systems, ["nothing"])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds of a scripted experiment, as `make evidence` leaves them."""
+    folder = tmp_path_factory.mktemp("evidence")
+    experiment: dict[str, Any] = {
+        "name": "planted",
+        "seed": 0,
+        "models": {"policy": {"path": "x", "engine": "fake"}},
+        "constitution": "constitutions/concise_helper.yaml",
+        "prompts": {"path": "prompts/seeds/everyday.jsonl", "holdout": 8},
+        "judges": [{"id": "checks", "kind": "rules"}],
+        "steps": [{"sample": {"n": 1, "prompts": 2}}, {"evaluate": {}}],
+    }
+    path = folder / "planted.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    machine = {"processor": "Abacus", "cores": 2, "device": "cpu", "dtype": "float32"}
+    for seed in (1, 2, 3):
+        run_experiment(path, folder / f"planted-{seed}", [f"seed={seed}"])
+        (folder / f"planted-{seed}.machine.json").write_text(json.dumps(machine))
+    return folder
+
+
+PLANTED = System("planted", [1, 2, 3], "Nothing.", "Everything.", metrics=["score/checks"])
+
+
+def test_seeds_are_pooled_as_the_project_pools_them(runs: Path) -> None:
+    pooled = pool(PLANTED.folders(runs))
+    by_seed = [load_run(folder) for folder in PLANTED.folders(runs).values()]
+    own = [run.values("main", seed, 0)["score/checks"] for seed, run in enumerate(by_seed, 1)]
+    expected = seeds_interval(own)
+    (row,) = pooled.page.latest
+    assert expected is not None
+    assert row["metrics"]["metrics"]["score/checks"]["mean"] == pytest.approx(expected.mean)
+
+
+def test_the_page_has_what_was_run_and_lists_what_was_not(runs: Path) -> None:
+    other = System("other", [1], "Little.", "Much.", metrics=["score/checks"])
+    text = make_text([PLANTED, other], runs, 0.05)
+    assert "## planted" in text and "Abacus, 2 cores, cpu, float32." in text
+    assert "rlaif run experiments/planted.yaml --out runs/evidence/planted-1 --set seed=1" in text
+    assert "| other | 1 | Little. | Much. |" in text and "| planted |" not in text
+    # One seed is missing: nothing is claimed of the two that are there.
+    missing = System("planted", [1, 2, 4], "Nothing.", "Everything.", metrics=["score/checks"])
+    assert "| planted | 3 |" in make_text([missing], runs, 0.05)
+
+
+def test_check_fails_if_the_page_is_another_one(tmp_path: Path) -> None:
+    page, runs = tmp_path / "EVIDENCE.md", tmp_path / "runs"
+    margin, systems = read_table()
+    page.write_text(make_text(systems, runs, margin))
+    words = [sys.executable, "tools/evidence.py", "--check", "--runs", str(runs)]
+    command = [*words, "--page", str(page)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    page.write_text(page.read_text().replace("Not run yet", "Proven"))
+    failed = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert failed.returncode == 1 and "make evidence" in failed.stderr

@@ -1,0 +1,311 @@
+"""Run the experiments of `evidence.yaml` and write experiments/EVIDENCE.md from their run folders.
+
+    python tools/evidence.py [NAME ...] [--runs DIR] [--no-run] [--check]
+
+Each seed of a system is a run, in DIR/NAME-SEED (default runs/evidence); a run that was interrupted
+goes on. The page has a part for each system of which all seeds are done, pooled over the seeds;
+the others are listed as not run. `--no-run` only writes the page, `--check` writes nothing and fails
+if the page is another one than the run folders give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from rlaif.core.records import content_hash  # noqa: E402
+from rlaif.metrics.claims import answer_of  # noqa: E402
+from rlaif.metrics.figure_rules import without_set  # noqa: E402
+from rlaif.metrics.intervals import (  # noqa: E402
+    IntervalJson,
+    direction,
+    prompts_of,
+    show_interval,
+)
+from rlaif.pipeline.runs import Run, load_run  # noqa: E402
+from rlaif.report.merged import Page, make_page  # noqa: E402
+
+TABLE = ROOT / "tools" / "evidence.yaml"
+PAGE = ROOT / "experiments" / "EVIDENCE.md"
+ON_UNIT_SCALE = ("score/", "check/")
+"""Figures from 0 to 1 of which more is better, so that the margin applies."""
+VERDICTS = {
+    "better": "is better than",
+    "better within": "is better than, by less than the margin,",
+    "worse": "is worse than",
+    "worse within": "is worse than, by less than the margin,",
+    "same": "is the same within the margin as",
+    "unknown": "cannot be told from",
+}
+HEAD = """\
+# Evidence
+
+Every system of this folder at its small size, as it came out. This page is written by `make evidence` from run folders:
+no number and no sentence of a result is written by hand. Seeds, metrics and what this size can say were fixed in
+`tools/evidence.yaml` before the first run. Intervals are 95%, over prompts for one seed and over seeds and prompts for three.
+A score is called better or worse by its interval, and the same if its 90% interval is within {margin} of no difference;
+otherwise the run cannot tell. A result that shows nothing is listed like any other.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A row of the table: `metrics` of each policy against M0, `compare` of the arms, `bench` the
+    judges that are measured."""
+
+    name: str
+    seeds: list[int]
+    shows: str
+    cannot: str
+    metrics: list[str] = field(default_factory=list)
+    compare: list[str] = field(default_factory=list)
+    bench: list[str] = field(default_factory=list)
+
+    def folders(self, runs: Path) -> dict[int, Path]:
+        """The run folder of each seed."""
+        return {seed: runs / f"{self.name}-{seed}" for seed in self.seeds}
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """The runs of a system by seed, and the page of all of them."""
+
+    runs: dict[int, Run]
+    page: Page
+
+
+def pool(folders: Mapping[int, Path]) -> Pooled:
+    """The runs in these folders as one: rows of several seeds are merged as those of one run are."""
+    runs = {seed: load_run(folder) for seed, folder in folders.items()}
+    experiment = next(iter(runs.values())).experiment()
+    page = make_page(
+        [row for run in runs.values() for row in run.round_rows()],
+        [row for run in runs.values() for row in run.comparisons()],
+        lambda arm, seed, point: runs[seed].values(arm, seed, point),
+        experiment.primary,
+        experiment.trained_judges,
+    )
+    return Pooled(runs, page)
+
+
+def read_table(path: Path = TABLE) -> tuple[float, list[System]]:
+    """The margin and the systems. Raises TypeError for an unknown key."""
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return data["margin"], [System(name, **row) for name, row in data["systems"].items()]
+
+
+def command(system: System, seed: int, out: Path) -> list[str]:
+    """The command that runs, or goes on with, one seed of a system."""
+    file = f"experiments/{system.name}.yaml"
+    return ["rlaif", "run", file, "--out", str(out), "--set", f"seed={seed}"]
+
+
+def run_system(system: System, runs: Path) -> bool:
+    """Run what is missing of a system; whether all of it is done. The machine that each run was
+    made on is noted beside its folder."""
+    runs.mkdir(parents=True, exist_ok=True)
+    places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+    for seed, folder in system.folders(runs).items():
+        machine = folder.with_name(f"{folder.name}.machine.json")
+        if not machine.exists():
+            machine.write_text(json.dumps(describe_machine()) + "\n", encoding="utf-8")
+        words = [sys.executable, "-m", *command(system, seed, folder), "--quiet"]
+        if subprocess.run(words, cwd=ROOT, env=environment, check=False).returncode != 0:
+            return False
+    return True
+
+
+def describe_machine() -> dict[str, Any]:
+    """The processor, its cores, and the dtype that models have on it."""
+    from rlaif.kernels.device import pick_device, pick_dtype
+
+    device = pick_device("auto")
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "device": str(device),
+        "dtype": str(pick_dtype("auto", device)).removeprefix("torch."),
+    }
+
+
+def processor_name() -> str:
+    """As the kernel calls it, where it has a name."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def is_done(system: System, runs: Path) -> bool:
+    """Whether every seed has been run, with all its steps."""
+    return all(
+        (folder / "manifest.json").exists() and load_run(folder).status()["state"] == "done"
+        for folder in system.folders(runs).values()
+    )
+
+
+def change_sentence(name: str, metric: str, change: IntervalJson, base: str, margin: float) -> str:
+    """What a difference says: better, worse, the same or unknown of a score; of another figure
+    whether it rose or fell."""
+    shown = f"{show_interval(change, signed=True)}, {prompts_of(change)} prompts"
+    if without_set(metric).startswith(ON_UNIT_SCALE):
+        verdict = answer_of(change, margin).verdict
+        return f"{name} {VERDICTS[verdict]} {base} in {metric} ({shown})."
+    side = direction(change)
+    moved = "is higher than" if side > 0 else "is lower than" if side < 0 else "cannot be told from"
+    return f"{metric} of {name} {moved} that of {base} ({shown})."
+
+
+def policy_sentences(page: Page, system: System, margin: float) -> Iterator[str]:
+    """Each arm's last policy against M0, a sentence for every metric."""
+    rows = page.latest
+    for row in rows:
+        name = row["label"] if len(rows) == 1 else f"{row['label']} of arm {row['arm']}"
+        changes = row["metrics"]["deltas"].get("initial", {})
+        for metric in system.metrics:
+            if metric in changes:
+                yield change_sentence(name, metric, changes[metric], "M0", margin)
+            elif metric in row["metrics"]["metrics"]:
+                value = show_interval(row["metrics"]["metrics"][metric])
+                yield f"{metric} of {name} is {value}; M0 has no such figure."
+            else:
+                yield f"{metric} of {name} was not measured."
+
+
+def arm_sentences(page: Page, system: System, margin: float) -> Iterator[str]:
+    """The other arms against the first one."""
+    for row in page.comparisons:
+        first = row["arms"][0]
+        for other in row["arms"][1:]:
+            changes = row["deltas"].get(f"{first}/{other}", {})
+            for metric in system.compare:
+                if metric in changes:
+                    names = f"arm {other}", f"arm {first}"
+                    yield change_sentence(names[0], metric, changes[metric], names[1], margin)
+
+
+def bench_sentences(runs: Mapping[int, Run], system: System) -> Iterator[str]:
+    """How often each judge was right with each model that it asked, by seed."""
+    for seed, run in runs.items():
+        for row in run.view().benches:
+            for place, judge in row["result"]["judges"].items():
+                if judge["judge"] not in system.bench:
+                    continue
+                said = [f"agreement {show_interval(judge | {'mean': judge['agreement']})}"]
+                both = judge.get("right_in_both_orders")
+                said += [f"right in both orders {show_interval(both)}"] if both else []
+                model = row["models"].get(place, "a program")
+                name = f"judge {judge['judge']} by {model}"
+                yield f"Seed {seed}: {name}: {', '.join(said)}, {judge['n']} pairs."
+
+
+def alarm_words(runs: Mapping[int, Run]) -> str:
+    """The alarms that fired, each with how often."""
+    fired = [alarm for run in runs.values() for alarm in run.status()["alarms"]]
+    count = Counter(alarm["name"] for alarm in fired)
+    return ", ".join(f"{name} ({n})" for name, n in sorted(count.items())) or "none"
+
+
+def machine_words(folders: Mapping[int, Path]) -> str:
+    """The machines that the runs were made on, each once."""
+    notes = [folder.with_name(f"{folder.name}.machine.json") for folder in folders.values()]
+    found = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
+    words = [f"{m['processor']}, {m['cores']} cores, {m['device']}, {m['dtype']}" for m in found]
+    return "; ".join(dict.fromkeys(words))
+
+
+def section(system: System, runs: Path, margin: float) -> str:
+    """A system's part of the page."""
+    folders = system.folders(runs)
+    pooled = pool(folders)
+    first = next(iter(folders.values()))
+    # Seeds differ in the seed alone.
+    config = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8")) | {"seed": None}
+    sentences = [
+        *policy_sentences(pooled.page, system, margin),
+        *arm_sentences(pooled.page, system, margin),
+        *bench_sentences(pooled.runs, system),
+    ]
+    shown = command(system, system.seeds[0], Path("runs/evidence") / first.name)
+    seeds = ", ".join(map(str, system.seeds))
+    return "\n".join(
+        [
+            f"## {system.name}",
+            "",
+            f"    {' '.join(shown)}",
+            "",
+            f"Config {content_hash(config)[:12]}; seeds {seeds}; {machine_words(folders)}.",
+            "",
+            *[f"- {sentence}" for sentence in sentences],
+            f"- Alarms: {alarm_words(pooled.runs)}.",
+            "",
+            f"*This size can show:* {system.shows}",
+            f"*It cannot show:* {system.cannot}",
+            "",
+        ]
+    )
+
+
+def make_text(systems: Sequence[System], runs: Path, margin: float) -> str:
+    """The whole page, of what the run folders hold."""
+    done = [system for system in systems if is_done(system, runs)]
+    parts = [HEAD.format(margin=margin), *(section(system, runs, margin) for system in done)]
+    rest = [system for system in systems if system not in done]
+    if rest:
+        rows = [f"| {s.name} | {len(s.seeds)} | {s.shows} | {s.cannot} |" for s in rest]
+        head = ["| system | seeds | this size can show | it cannot show |", "|---|---|---|---|"]
+        parts.append("\n".join(["## Not run yet", "", *head, *rows, ""]))
+    return "\n".join(parts)
+
+
+def chosen(systems: Sequence[System], names: Sequence[str]) -> list[System]:
+    """The systems of these names; without names all. Ends the program for an unknown name."""
+    known: Mapping[str, System] = {system.name: system for system in systems}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        sys.exit(f"{unknown[0]} is no system of {TABLE.name}; there are {', '.join(known)}")
+    return [known[name] for name in names] or list(systems)
+
+
+def main() -> None:
+    """See the module's own text."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "evidence")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--no-run", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    margin, systems = read_table()
+    wanted = chosen(systems, given.names)
+    if given.check:
+        if given.page.read_text(encoding="utf-8") != make_text(systems, given.runs, margin):
+            sys.exit(f"{given.page} is not what the run folders give: make evidence")
+        return
+    failed = []
+    for system in [] if given.no_run else wanted:
+        print(f"== {system.name}", flush=True)
+        if not run_system(system, given.runs):
+            failed.append(system.name)
+    given.page.write_text(make_text(systems, given.runs, margin), encoding="utf-8")
+    if failed:
+        sys.exit(f"not finished: {', '.join(failed)}; the same command goes on with them")
+
+
+if __name__ == "__main__":
+    main()
