@@ -111,7 +111,8 @@ def draw_fixtures(
         prompts = open_prompts[pair]
         place = int(_draw("prompt", options.seed, batch, turn) * len(prompts))
         chance = float(chances[pair]) / len(prompts)
-        drawn.append(Fixture(*map(int, pairs[pair]), prompts.pop(place), chance))
+        first, second = pairs[pair].tolist()
+        drawn.append(Fixture(first, second, prompts.pop(place), chance))
         battles[pair] += 1
     return drawn
 

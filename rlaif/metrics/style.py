@@ -93,7 +93,7 @@ def rate_with_style(styled: Sequence[StyledComparison], anchor: str | None = Non
         Rating(
             name,
             1000 + SCALE * float(strengths[i]),
-            *(_to_rating(end) for end in ends.get(i, (np.inf, np.inf))),
+            *_to_ratings(*ends.get(i, (np.inf, np.inf))),
             _count_units(fought, name),
             i == zero,
         )
@@ -103,8 +103,10 @@ def rate_with_style(styled: Sequence[StyledComparison], anchor: str | None = Non
     return StyleRatings(sorted(ratings, key=lambda r: (-r.rating, r.player)), effects)
 
 
-def _to_rating(end: float) -> float | None:
-    return 1000 + SCALE * end if np.isfinite(end) else None
+def _to_ratings(low: float, high: float) -> tuple[float | None, float | None]:
+    """The ends on the rating's scale, None where they are infinite."""
+    below, above = (1000 + SCALE * end if np.isfinite(end) else None for end in (low, high))
+    return below, above
 
 
 def _scale_gaps(fought: Sequence[StyledComparison]) -> tuple[list[str], Floats]:

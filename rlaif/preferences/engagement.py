@@ -77,7 +77,7 @@ def weigh_engagement(impressions: Impressions, spec: EngagementSpec) -> Engageme
             weight = inverse if spec.max_weight is None else min(inverse, spec.max_weight)
             clipped += weight < inverse
             weights.append(weight)
-            key = (signal.prompt.prompt_id, *(_name(side) for side in (chosen, rejected)))
+            key = (signal.prompt.prompt_id, _name(chosen), _name(rejected))
             sums[key] += weight
             sides.setdefault(key, (chosen, rejected))
     if not weights:

@@ -275,6 +275,7 @@ def test_prompts_that_a_model_was_trained_on_are_refused(tmp_path: Path, tiny_mo
         run_experiment(path, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_shipped_experiment_rates_one_model_under_three_prompts(
     tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -283,14 +284,14 @@ def test_the_shipped_experiment_rates_one_model_under_three_prompts(
         f"models.{name}": {"path": str(tiny_model), "system_prompt": text}
         for name, text in told.items()
     }
-    changes |= {"models.policy": {"path": str(tiny_model)}, "prompts.holdout": 4}
+    changes |= {"models.policy": {"path": str(tiny_model)}, "prompts.holdout": 12}
     changes |= {f"steps.{name}.max_new_tokens": 4 for name in ("programs", "opinions")}
-    changes |= {"steps.opinions.battles": 6, "steps.opinions.batch": 3}
+    changes |= {"steps.opinions.battles": 24, "steps.opinions.batch": 8}
     overrides = [f"{path}={json.dumps(value)}" for path, value in changes.items()]
     run_experiment(find("experiments/elo_arena.yaml"), tmp_path / "run", overrides)
     run = load_run(tmp_path / "run")
     programs, opinions = (row["result"] for row in run.view().arenas)
-    assert (programs["battles"], opinions["battles"]) == (12, 6)
+    assert (programs["battles"], opinions["battles"]) == (36, 24)
     # Both arenas are of the same answers.
     assert sum(step["kind"] == "sample" for step in run.manifest["steps"]) == 3
     assert set(run_battles(run)) == {"programs/checks", "opinions/self"}

@@ -37,6 +37,7 @@ def share_of_plain(preferences: list[Preference]) -> float:
     return plain / sum(weights)
 
 
+@pytest.mark.slow
 def test_the_shipped_experiment_trains_on_weighted_and_on_raw_clicks(
     tmp_path: Path, tiny_model: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,6 +245,7 @@ def _read_records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> l
     record, key = KINDS[kind]
     places: dict[str, str] = {}
     found = []
+    rows: Iterable[tuple[str, Any]]
     if kind == "completions" and isinstance(source, Path) and _are_given(source):
         rows = [(str(source), made) for made in read_given(source).completions]
     else:
