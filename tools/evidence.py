@@ -54,11 +54,12 @@ VERDICTS = {
 HEAD = """\
 # Evidence
 
-Every system of this folder at its small size, as it came out. This page is written by `make evidence` from run folders:
-no number and no sentence of a result is written by hand. Seeds, metrics and what this size can say were fixed in
-`tools/evidence.yaml` before the first run. Intervals are 95%, over prompts for one seed and over seeds and prompts for three.
-A score is called better or worse by its interval, and the same if its 90% interval is within {margin} of no difference;
-otherwise the run cannot tell. A result that shows nothing is listed like any other.
+The systems of `tools/evidence.yaml` at their small size, as they came out. This page is written by
+`make evidence` from run folders: no number and no sentence of a result is written by hand. Seeds,
+metrics and what this size can say were fixed in the table before the first run. Intervals are 95%,
+over prompts for one seed and over seeds and prompts for three. A score is called better or worse by
+its interval, and the same if its 90% interval is within {margin} of no difference; otherwise the
+run cannot tell. A result that shows nothing is listed like any other.
 """
 
 
@@ -89,7 +90,7 @@ class Pooled:
 
 
 def pool(folders: Mapping[int, Path]) -> Pooled:
-    """The runs in these folders as one: rows of several seeds are merged as those of one run are."""
+    """The runs in these folders as one, their seeds merged as those of one run are."""
     runs = {seed: load_run(folder) for seed, folder in folders.items()}
     experiment = next(iter(runs.values())).experiment()
     page = make_page(
