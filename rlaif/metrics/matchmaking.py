@@ -149,8 +149,9 @@ def _pair_chances(
     if fewest < options.least:
         behind = reachable & (games == fewest)
         is_open &= behind[pairs].any(axis=1)
-        return is_open / is_open.sum()
-    uniform = is_open / is_open.sum()
+        rarest: Floats = is_open / is_open.sum()
+        return rarest
+    uniform: Floats = is_open / is_open.sum()
     gains = np.where(is_open, _gains(played, battles, probs, pairs, options.pairing), 0.0)
     if np.isinf(gains).any():
         gains = np.isinf(gains).astype(np.float64)

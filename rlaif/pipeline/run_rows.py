@@ -132,7 +132,13 @@ def bench_rows(manifest: Mapping[str, Any], store: Store) -> list[BenchRow]:
 def arena_rows(manifest: Mapping[str, Any], store: Store) -> list[ArenaRow]:
     """What the finished arenas found."""
     return [
-        {**{key: step[key] for key in ("seed", "arms", "round", "id")}, "result": result}  # type: ignore[misc]
+        {
+            "seed": step["seed"],
+            "arms": step["arms"],
+            "round": step["round"],
+            "id": step["id"],
+            "result": result,
+        }
         for step in manifest["steps"]
         if step["kind"] == "arena" and store.step(step["hash"]).done() is not None
         for result in store.step(step["hash"]).read(ARENA)

@@ -122,4 +122,4 @@ def _turn_share(share: IntervalJson | None) -> IntervalJson | None:
         return None
     low, high = share["low"], share["high"]
     ends = {"low": None if high is None else 1 - high, "high": None if low is None else 1 - low}
-    return share | {"mean": 1 - share["mean"]} | ends  # type: ignore[return-value, operator]
+    return share | {"mean": 1 - share["mean"]} | ends  # type: ignore[return-value]

@@ -218,10 +218,10 @@ TIE = {"prompt": "q", "response 1": "a", "response 2": "b", "label": 2}
 @pytest.mark.parametrize(
     ("text", "ending", "said"),
     [
-        ("", "jsonl", "no row that could be used"),
+        ("", "jsonl", "no rows in this file"),
         ("{\n[]\n", "jsonl", "a.jsonl:1: not valid JSON"),
-        ("[]", "json", "no row that could be used"),
-        ("prompt,chosen,rejected\n", "csv", "no row that could be used"),
+        ("[]", "json", "no rows in this file"),
+        ("prompt,chosen,rejected\n", "csv", "no rows in this file"),
         ('{"prompt": 3, "chosen": "a", "rejected": "b"}\n', "jsonl", "a.jsonl:1: prompt is 3"),
         (json.dumps(TIE), "jsonl", "a.jsonl:1: trl cannot hold this pair: a tie"),
     ],

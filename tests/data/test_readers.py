@@ -411,7 +411,7 @@ def test_one_bad_row_stops_or_is_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b"", "no row that could be used"),
+        ("a.jsonl", b"", "no rows in this file"),
         ("a.jsonl", b"{\n", "no row that could be used .of 1.\n.*a.jsonl:1: not valid JSON"),
         ("a.jsonl.gz", b"no gzip", "cannot be read: Not a gzipped file"),
         ("a.json", b"{}", "expected a list of objects"),
