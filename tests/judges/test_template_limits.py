@@ -12,9 +12,18 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.resources import find
 from rlaif.judges import rendering
 from rlaif.judges.rendering import is_bounded
-from rlaif.judges.templates import CLASSES, ITEM, ITEMS, JOINT, PAIRWISE, WRITING, load_template
+from rlaif.judges.templates import (
+    CLASSES,
+    ITEM,
+    ITEMS,
+    JOINT,
+    PAIRWISE,
+    SUGGESTING,
+    WRITING,
+    load_template,
+)
 
-EVERY = CLASSES | PAIRWISE | JOINT | ITEM | ITEMS | WRITING
+EVERY = CLASSES | PAIRWISE | JOINT | ITEM | ITEMS | WRITING | SUGGESTING
 SHIPPED = sorted(find("prompts/judges").glob("*.j2"))
 
 

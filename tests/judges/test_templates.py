@@ -21,6 +21,7 @@ from rlaif.judges.templates import (
     ITEMS,
     JOINT,
     PAIRWISE,
+    SUGGESTING,
     WRITING,
     Template,
     conversation_text,
@@ -212,8 +213,10 @@ def test_conversation_text() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_templates_fence_every_judged_text(path: Path) -> None:
-    template = load_template(str(path), PAIRWISE | JOINT | CLASSES | ITEM | ITEMS | WRITING)
+    known = PAIRWISE | JOINT | CLASSES | ITEM | ITEMS | WRITING | SUGGESTING
+    template = load_template(str(path), known)
     texts = {"response": "JUDGED", "response_1": "JUDGED ONE,", "response_2": "JUDGED TWO,"}
+    texts["state"] = "SEEN NOW"
     values: dict[str, Any] = dict.fromkeys(template.variables)
     values |= texts | {"responses": ["FIRST OF ALL", "LAST OF ALL"], "count": 2, "most": 8}
     values |= {"fence": "f00d", "conversation": "ASKED", "prompt": "ASKED", "principle": "P"}

@@ -224,13 +224,12 @@ PLAYING = {"n": 1, "max_new_tokens": 6, "temperature": 1.0}
 
 
 def played(environment: dict[str, Any]) -> dict[str, Any]:
-    """Episodes of an environment, twice, and what they gave."""
+    """Episodes of an environment and what they gave."""
     return experiment(
         prompts={"environment": environment | {"max_turns": 2}, "episodes": 4, "holdout": 2},
         steps=[
             {"sample": PLAYING},
             {"judge": {"kind": "rules"}},
-            {"sample": PLAYING | {"id": "more"}},
             {"judge": {"kind": "episode"}},
         ],
     )
@@ -441,7 +440,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "VerdictMarkJudge": ("marked", ("steps", 4, "judge")),
     "QuestionsStep": ("asked pairs", ("steps", 2, "questions")),
     "BenchStep": ("asked pairs", ("steps", 3, "bench")),
-    "EpisodeJudge": ("play letters", ("steps", 3, "judge")),
+    "EpisodeJudge": ("play letters", ("steps", 2, "judge")),
     "NumberSpec": ("play number", ("prompts", "environment")),
     "RoomsSpec": ("play rooms", ("prompts", "environment")),
     "CustomSpec": ("play letters", ("prompts", "environment")),

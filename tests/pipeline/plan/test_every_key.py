@@ -232,6 +232,7 @@ VERSIONED = {
     "average": "average",
     "questions": "asked pairs",
     "bench": "asked pairs",
+    "arena": "arena",
 }
 """An experiment with a step of each kind that has a number of its own."""
 SLOWLY = {
