@@ -4,8 +4,8 @@
 
 Each seed of a system is a run, in DIR/NAME-SEED (default runs/evidence); a run that was interrupted
 goes on. The page has a part for each system of which all seeds are done, pooled over the seeds;
-the others are listed as not run. `--no-run` only writes the page, `--check` writes nothing and fails
-if the page is another one than the run folders give.
+the others are listed as not run. `--no-run` only writes the page, `--check` writes nothing and
+fails if the page is another one than the run folders give.
 """
 
 from __future__ import annotations
