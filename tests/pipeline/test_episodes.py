@@ -466,6 +466,22 @@ def test_steps_that_cannot_take_episodes_are_refused(
     assert "experiment.yaml:" in str(error.value)
 
 
+def test_an_ellm_judge_reads_the_episodes_that_its_uses_name(
+    tmp_path: Path, make_model: Callable[[int], Path]
+) -> None:
+    judge = {"kind": "ellm", "by": "initial", "uses": ["own"]}
+    steps = [
+        {"sample": {"id": "own", "n": 1}},
+        {"sample": {"id": "others", "n": 1, "temperature": 0.5}},
+        {"judge": judge},
+        {"judge": judge | {"id": "both", "uses": ["own", "others"]}},
+    ]
+    plan = {p.id: p for p in make_plan(prepare(write(tmp_path, make_model(0), steps=steps)))}
+    own, others = plan["own"].hash, plan["others"].hash
+    assert others not in plan["ellm"].sources and own in plan["ellm"].sources
+    assert {own, others} <= set(plan["both"].sources)
+
+
 def test_an_engine_that_cannot_play_is_refused_by_the_plan(tmp_path: Path) -> None:
     policy = {"path": "none", "engine": "fake"}
     path = write(tmp_path, None, models={"policy": policy}, steps=[EVALUATE])

@@ -538,6 +538,7 @@ UNSWEPT: dict[str, tuple[str, ...]] = {
         "tests/judges/test_episodes.py::test_a_turn_is_rewarded_by_its_likest_goal",
         "tests/judges/test_episodes.py::test_real_sentences_of_one_meaning_are_rewarded",
         "tests/judges/test_episodes.py::test_every_key_of_an_ellm_judge_is_in_its_hash",
+        "tests/pipeline/test_episodes.py::test_an_ellm_judge_reads_the_episodes_that_its_uses_name",
     ),
     "GymnasiumSpec": (
         "tests/environments/test_games.py::test_a_lake_is_walked_to_the_goal",
