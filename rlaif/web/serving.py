@@ -60,7 +60,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=WAITING)
     except OSError as error:
         # Python's own text names the address once more.
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ConfigError(
             f"{host}:{port} cannot be listened on: {why}. Choose another --port, or 0 for a free "
             "one."
