@@ -262,7 +262,7 @@ def test_inputs_with_nothing_in_common_say_what_they_hold(tmp_path: Path) -> Non
 def test_files_that_hold_nothing_or_something_else(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    with pytest.raises(ConfigError, match="no row that could be used"):
+    with pytest.raises(ConfigError, match="there are no rows in this file"):
         compare_inputs([str(empty)])
     with pytest.raises(ConfigError, match="no known format"):
         compare_inputs([write(tmp_path / "odd.jsonl", [{"x": 1}])])

@@ -16,45 +16,48 @@ TOKENS = 12
 FITTED = ("linear", "ordinal", "multi_objective", "quantile")
 
 
-def shrunk(name: str, model: Path) -> tuple[Path, list[str]]:
-    """The file of a shipped experiment, and the settings that make it tiny: few prompts, short
-    answers, two rollouts, and a small model in fp32."""
-    path = Path(str(find(f"experiments/{name}.yaml")))
-    data = yaml.safe_load(path.read_text("utf-8"))
+def shrink(name: str, model: Path, folder: Path) -> tuple[Path, list[str]]:
+    """A copy in `folder` of a shipped experiment whose steps compute little, and the settings that
+    make the rest tiny: few held-out prompts, and a small model in fp32."""
+    data = yaml.safe_load(Path(str(find(f"experiments/{name}.yaml"))).read_text("utf-8"))
     settings = {"models.policy.path": str(model), "models.policy.dtype": "float32"}
     if "path" in data["prompts"]:
         settings["prompts.holdout"] = str(PROMPTS)
     for set_name, spec in data.get("prompt_sets", {}).items():
         if "holdout" in spec:
             settings[f"prompt_sets.{set_name}.holdout"] = str(PROMPTS)
+    kinds = {}
     for place in step_places(data):
-        body = _body(data, place.loc)
-        settings |= {f"steps.{place.id}.{key}": value for key, value in _tiny(place.kind, body)}
-    return path, [f"{key}={value}" for key, value in settings.items()]
+        kinds[f"steps.{place.id}"] = place.kind
+        entry = data
+        for part in place.loc:
+            entry = entry[part]
+        if isinstance(entry[place.kind], dict):
+            entry[place.kind] |= dict(_shrink_step(place.kind, entry[place.kind]))
+    # An arm may put another step in the place of one.
+    for arm in data.get("arms", {}).values():
+        for path, value in arm.get("set", {}).items():
+            if path in kinds and isinstance(value, dict):
+                value |= dict(_shrink_step(kinds[path], value))
+    copy = folder / f"{name}.yaml"
+    copy.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), "utf-8")
+    return copy, [f"{key}={value}" for key, value in settings.items()]
 
 
-def _body(data: Any, loc: tuple[Any, ...]) -> Mapping[str, Any]:
-    node = data
-    for part in loc:
-        node = node[part]
-    ((kind, body),) = ((k, v) for k, v in node.items() if k not in ("when", "arms"))
-    return body if isinstance(body, dict) else {"kind": kind}
-
-
-def _tiny(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _shrink_step(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(key, value) of a step's keys that decide how much it computes."""
     if "max_new_tokens" in body:
-        yield "max_new_tokens", str(TOKENS)
+        yield "max_new_tokens", TOKENS
     if kind == "sample" and isinstance(body.get("prompts"), int):
-        yield "prompts", str(PROMPTS)
+        yield "prompts", PROMPTS
     if kind == "pair" and "min_margin" in body:
-        yield "min_margin", "0"
+        yield "min_margin", 0
     if kind == "distill" and body.get("method") not in FITTED:
-        yield "batch_size", "2"
+        yield "batch_size", 2
         yield "precision", "fp32"
     if kind == "train":
-        yield "batch_size", "2"
+        yield "batch_size", 2
         yield "precision", "fp32"
         for key in ("rollouts", "epochs"):
             if key in body:
-                yield key, "2"
+                yield key, 2
