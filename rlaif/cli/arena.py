@@ -63,7 +63,7 @@ def arena(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Rate MODELS by battles: two answers to one prompt, judged in both orders.
+    """Rate MODELS by battles, judged in both orders.
 
     Each of MODELS is builtin/NAME, a folder, a hub id, a YAML file with a model's keys, or answers:
     a folder from `rlaif sample`, or a file (JSONL, JSON, CSV, Parquet) of prompt and completion.
