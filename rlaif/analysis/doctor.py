@@ -28,6 +28,7 @@ from packaging.specifiers import SpecifierSet
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.filesystems import find_file_system
+from rlaif.core.resources import expand_home
 from rlaif.engines.model_folders import BUILTIN, cache_folder, locate
 
 State = Literal["ok", "note", "missing"]
@@ -205,7 +206,7 @@ def _examine_folder(name: str, folder: Path) -> Iterator[Finding]:
 
 def _nearest(folder: Path) -> Path:
     """The folder, or its nearest parent that exists."""
-    whole = folder.expanduser().absolute()
+    whole = expand_home(folder).absolute()
     return next(place for place in [whole, *whole.parents] if place.exists())
 
 

@@ -22,13 +22,22 @@ def shipped_root() -> Path:
     return inside if inside.is_dir() else package.parent
 
 
+def expand_home(name: str | Path) -> Path:
+    """The path with `~` as the user's home. One that begins with `~` and names no user, such as
+    `~.jsonl`, is a name like any other."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def find(name: str | Path, beside: str | Path | None = None) -> Path:
     """The file or folder that a config calls `name`.
 
     Looked for as given (from the working folder), beside the file that names it and in that file's
     parent folder, then among the shipped files. Raises ConfigError with the places that were tried.
     """
-    given = Path(name).expanduser()
+    given = expand_home(name)
     tried = [given] if given.is_absolute() else []
     if not given.is_absolute():
         bases = [Path.cwd()]

@@ -26,6 +26,7 @@ from filelock import FileLock
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import content_hash
+from rlaif.core.resources import expand_home
 from rlaif.core.store import read_json
 
 BUILTIN = {
@@ -62,7 +63,7 @@ def locate(name: str) -> Path | None:
     if name in BUILTIN:
         folder = cache_folder() / "models" / name.replace("/", "--")
         return folder if (folder / "ready.json").exists() else None
-    folder = Path(name).expanduser()
+    folder = expand_home(name)
     return folder if (folder / "config.json").exists() else None
 
 
@@ -77,7 +78,7 @@ def resolve(name: str | Path) -> Path:
         return _convert_builtin(name)
     if name.startswith("builtin/"):
         raise EngineError(f"{name}: no such built-in model; there is {', '.join(BUILTIN)}")
-    folder = Path(name).expanduser()
+    folder = expand_home(name)
     if (folder / ADAPTER_BASE).exists():
         return folder
     if (folder / "adapter_config.json").exists():
@@ -275,7 +276,7 @@ def adapter_folder(spec: ModelSpec) -> Path | None:
     no LoRA adapter in it."""
     if spec.adapter is None:
         return None
-    folder = Path(spec.adapter).expanduser()
+    folder = expand_home(spec.adapter)
     missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).exists()]
     if missing:
         raise EngineError(

@@ -95,7 +95,7 @@ def test_answers_that_stand_alone_are_what_kto_takes(tmp_path: Path) -> None:
     # Two thumbs for each answer: up counts 1, down 1.5 in place of 2, scaled to a mean of 1.
     good = {p.weight for p in found if p.chosen}
     bad = {p.weight for p in found if p.rejected}
-    assert good == {pytest.approx(2 / 2.5)} and bad == {pytest.approx(3 / 2.5)}
+    assert [*good] == [pytest.approx(2 / 2.5)] and [*bad] == [pytest.approx(3 / 2.5)]
     assert {p.source for p in found} == {"thumbs"}
     (step,) = run.status()["steps"]
     assert step["counts"] == {
