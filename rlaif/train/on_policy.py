@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,34 @@ def run_on_policy(
     return outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """What moves from rollout to rollout beside the weights, and is in every checkpoint: of the KL
+    `beta`, of the reward's terms the `running` moments, of the costs the `multipliers`."""
+
+    beta: float
+    running: Mapping[str, Moments]
+    multipliers: Sequence[Multiplier]
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any], options: RolloutTrain) -> Coefficients:
+        """Those of a checkpoint's `state`; where that is empty, those of the start."""
+        costs = options.constraints
+        if "multipliers" in state:
+            multipliers = multipliers_from_json(costs, state["multipliers"])
+        else:
+            multipliers = start_multipliers(costs)
+        running = moments_from_json(state.get("running", {}))
+        return cls(float(state.get("beta", options.kl_weight)), running, multipliers)
+
+    def to_json(self, options: RolloutTrain) -> dict[str, Any]:
+        """The keys of a checkpoint's state that `restore` reads."""
+        kept = {"beta": self.beta, "running": moments_to_json(self.running)}
+        if options.constraints:
+            kept["multipliers"] = multipliers_to_json(options.constraints, self.multipliers)
+        return kept
+
+
 def _run_from_checkpoint(
     job: TrainJob[RolloutTrain],
     model: TrainModel,
@@ -176,35 +204,21 @@ def _run_from_checkpoint(
     """As `run_on_policy`; None where a gate rolled back."""
     options, work, collect = job.options, job.work, job.collect
     assert collect is not None, "on-policy training samples its answers"
-    work.mkdir(parents=True, exist_ok=True)
-    (work / STOPPED_FILE).unlink(missing_ok=True)
     per_rollout, every = options.epochs * options.sync_every, options.checkpoint_every
-    past = read_rollbacks(work)
-    if not is_applied(work):
-        checkpoint.drop_after(work, past[-1]["to"] * per_rollout)
-        write_rollbacks(work, past, applied=True)
+    past = _apply_rollbacks(work, per_rollout)
     optimizer = make_optimizer(model, options)
     torch.manual_seed(job.seed)
     state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint) or {}
-    first, beta = int(state.get("rollout", 0)), float(state.get("beta", options.kl_weight))
-    running = moments_from_json(state.get("running", {}))
-    costs, multipliers = options.constraints, start_multipliers(options.constraints)
-    if "multipliers" in state:
-        multipliers = multipliers_from_json(costs, state["multipliers"])
+    first, moving = int(state.get("rollout", 0)), Coefficients.restore(state, options)
     if state:
         model.sync()
     rows = checkpoint.keep_rows(work, first * per_rollout, state or None)
     pool = read_pool(work, state or None) if options.quantile_tokens else []
-    terms = options.terms
-    fitted = fit_reference(lambda draw: collect(draw, model), terms, work, first > 0)
+    fitted = fit_reference(lambda draw: collect(draw, model), options.terms, work, first > 0)
 
     def save_checkpoint(done: int) -> None:
-        """A checkpoint of the first `done` rollouts."""
-        # Beta, the moments and the multipliers are those at the time of the call.
-        kept = {"fingerprint": job.fingerprint, "rollout": done, "beta": beta}
-        kept["running"] = moments_to_json(running)
-        if costs:
-            kept["multipliers"] = multipliers_to_json(costs, multipliers)
+        """A checkpoint of the first `done` rollouts, with the coefficients of now."""
+        kept = {"fingerprint": job.fingerprint, "rollout": done, **moving.to_json(options)}
         if options.quantile_tokens:
             kept["pool"] = checkpoint.describe_log(work / POOL)
         older = last_good(done, every) * per_rollout if options.rollback_keys else None
@@ -213,29 +227,14 @@ def _run_from_checkpoint(
     if options.rollback_keys and not state:
         save_checkpoint(0)
     for number in range(first, options.rollouts):
-        figures: dict[str, float] = {}
-        answers, after, stepped = 0, running, multipliers
-        together: dict[str, str | None] = {}
-        task: Task
+        rollout, after = None, moving
         if options.is_given(number):
             assert reference is not None
             task = _given_task(options, ptx, reference, number)
         else:
-            with memory_advice(options):
-                drawn = _draw_groups(job, model, number, len(past), running, fitted)
-                groups = drawn.groups
-                # Taken over once the rollout is learned from: a stop before that saves those
-                # before it.
-                after = updated(running, without_unknown_costs(drawn.every, costs), terms)
-                stepped = step_multipliers(multipliers, costs, groups)
-                rollout = _reward_groups(
-                    model, groups, options, fitted | after, stepped, reference, critic
-                )
-            _require_reward(rollout, number, work)
-            add_advantages(rollout, options, beta)
-            if options.redraws:
-                sampled = {"prompts_drawn": float(len(drawn.every)), "flat_groups": drawn.flat}
-                rollout.metrics |= sampled
+            rollout, after = _sample_rollout(
+                job, model, number, len(past), moving, fitted, reference, critic
+            )
             hit = look(options.gates, rollout.metrics, number + 1)
             if hit is not None and _is_rolled_back(options, hit, past, work):
                 return None
@@ -248,22 +247,63 @@ def _run_from_checkpoint(
             if options.quantile_tokens:
                 task = _pool_task(rollout, pool, model, options, reference, work)
             else:
-                task = _make_task(rollout, options, beta, reference, critic, ptx, number)
-                together = {group.prompt_id: group.together for group in groups}
-            figures = rollout.metrics
-            answers = sum(len(group.answers) for group in groups)
+                task = _make_task(rollout, options, moving.beta, reference, critic, ptx, number)
+        figures = {} if rollout is None else rollout.metrics
+        groups = () if rollout is None else rollout.groups
+        # A pool's answers are ranked one by one.
+        together = {} if options.quantile_tokens else {g.prompt_id: g.together for g in groups}
         for row in _learn_rollout(job, task, model, optimizer, number, together):
-            row |= {"rollout": number + 1, "beta": beta, **figures}
+            row |= {"rollout": number + 1, "beta": moving.beta, **figures}
             row |= {"rollbacks": len(past)} if past else {}
             rows.append(row)
             checkpoint.write_row(work, row)
             if job.progress is not None:
                 job.progress(progress_of(row, options.rollouts * per_rollout))
-        beta = options.next_beta(beta, figures.get("kl_reference"), answers)
-        running, multipliers = after, stepped
+        answers = sum(len(group.answers) for group in groups)
+        beta = options.next_beta(moving.beta, figures.get("kl_reference"), answers)
+        moving = replace(after, beta=beta)
         if (number + 1) % every == 0 and number + 1 < options.rollouts:
             save_checkpoint(number + 1)
     return _make_outcome(model, options, rows, past)
+
+
+def _apply_rollbacks(work: Path, per_rollout: int) -> list[Hit]:
+    """The rollbacks so far, once the checkpoints after the last one's are dropped."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / STOPPED_FILE).unlink(missing_ok=True)
+    past = read_rollbacks(work)
+    if not is_applied(work):
+        checkpoint.drop_after(work, past[-1]["to"] * per_rollout)
+        write_rollbacks(work, past, applied=True)
+    return past
+
+
+def _sample_rollout(
+    job: TrainJob[RolloutTrain],
+    model: TrainModel,
+    number: int,
+    rollbacks: int,
+    moving: Coefficients,
+    fitted: Mapping[str, Moments],
+    reference: TrainModel | None,
+    critic: Critic | None,
+) -> tuple[Rollout, Coefficients]:
+    """Rollout `number` with its advantages, and the coefficients with what it moves. These are
+    taken over once it is learned from: a stop before that saves those before it."""
+    options = job.options
+    costs = options.constraints
+    with memory_advice(options):
+        drawn = _draw_groups(job, model, number, rollbacks, moving.running, fitted)
+        running = updated(moving.running, without_unknown_costs(drawn.every, costs), options.terms)
+        multipliers = step_multipliers(moving.multipliers, costs, drawn.groups)
+        rollout = _reward_groups(
+            model, drawn.groups, options, {**fitted, **running}, multipliers, reference, critic
+        )
+    _require_reward(rollout, number, job.work)
+    add_advantages(rollout, options, moving.beta)
+    if options.redraws:
+        rollout.metrics |= {"prompts_drawn": float(len(drawn.every)), "flat_groups": drawn.flat}
+    return rollout, replace(moving, running=running, multipliers=multipliers)
 
 
 def _is_rolled_back(options: RolloutTrain, hit: Hit, past: Sequence[Hit], work: Path) -> bool:
