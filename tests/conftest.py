@@ -102,33 +102,40 @@ def model_folder() -> Path:
 def tiny_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with the embedded model's tokenizer, of its first `TINY_VOCABULARY`
     tokens: whole runs in seconds."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
     keep_first_tokens(folder / "tokenizer.json", TINY_VOCABULARY)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(5)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    write_llama(folder, tokenizer, seed=5, bos_token_id=tokenizer.bos_token_id)
     # A run collects garbage whenever it closes a model: not through all that is imported by now.
     gc.collect()
     gc.freeze()
     return folder
+
+
+def write_llama(folder: Path, tokenizer: Any, seed: int, **shape: Any) -> None:
+    """A random two-layer Llama in bf16 for a tokenizer; `shape` has keys of its config that differ
+    from `tiny_model`'s."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    usual: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=len(tokenizer), **(usual | shape))
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
 def keep_first_tokens(path: Path, count: int) -> None:
@@ -226,8 +233,6 @@ def tokenizer() -> Any:
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_model` with a vocabulary of a thousand tokens, learned from what ships: sampling,
     loading and training take a fraction of the time, and a judge's question still fits."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     prompts = Path(__file__).resolve().parents[1] / "prompts"
     texts = [p.read_text("utf-8") for p in sorted(prompts.rglob("*.j*")) if p.is_file()]
     # A label that is read is one token.
@@ -236,51 +241,20 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found.chat_template = TEMPLATE
     folder = tmp_path_factory.mktemp("model") / "small"
     found.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(found),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=found.eos_token_id,
-        pad_token_id=found.pad_token_id,
-    )
-    torch.manual_seed(5)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    write_llama(folder, found, seed=5, max_position_embeddings=2048)
     return folder
 
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[[int], Path]:
     """seed -> folder of a bf16 checkpoint; one folder per seed."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     made: dict[int, Path] = {}
 
     def build(seed: int) -> Path:
         if seed not in made:
-            torch.manual_seed(seed)
-            config = LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=256,
-                initializer_range=0.2,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
             folder = tmp_path_factory.mktemp("tiny") / f"seed{seed}"
-            LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+            shape = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 256}
+            write_llama(folder, tokenizer, seed, **shape)
             tokenizer.save_pretrained(folder)
             made[seed] = folder
         return made[seed]
