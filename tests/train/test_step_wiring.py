@@ -179,7 +179,7 @@ def test_on_policy_training_gets_its_critic_reference_and_chosen_answers(
     monkeypatch.setattr(on_policy, "run_on_policy", lambda *given: said.append(given) or outcome)
     monkeypatch.setattr(on_policy, "encode_data", lambda job: Encoded(mixed))
     monkeypatch.setattr(on_policy, "write_outcome", lambda *given: said.append(given))
-    monkeypatch.setattr(on_policy, "export", lambda *given: said.append(given))
+    monkeypatch.setattr(on_policy, "export", lambda *given, **keys: said.append((*given, keys)))
     monkeypatch.setattr(on_policy, "refuse_other_tokens", lambda *given: said.append(given))
     keys: Any = {"lora": {"r": 3, "export": "both"}, "beta": 0.1}
     if method == "ppo":
@@ -189,7 +189,8 @@ def test_on_policy_training_gets_its_critic_reference_and_chosen_answers(
     assert on_policy.train_on_policy(asked) == outcome
     model = loaded[0]
     compared = (asked.start, asked.reference)
-    ended = [(asked.work, outcome), (model, asked.start, asked.out, options.lora)]
+    exported = (model, asked.start, asked.out, options.lora, {"tokens": None})
+    ended = [(asked.work, outcome), exported]
     if method == "ppo":
         assert said == [
             compared,

@@ -214,7 +214,7 @@ def test_how_the_feedback_of_runs_compares(
         press(page.get_by_role("link", name="rlaif", exact=True))
         page.get_by_role("heading", name="Runs").wait_for()
         press(page.get_by_role("button", name="Compare feedback"))
-        assert "Choose one run or several in the list." in page.inner_text("main")
+        page.get_by_text("Choose one run or several in the list.").wait_for()
         # The browser says aloud that a page was not found.
         watch.faults = [fault for fault in watch.faults if "404" not in fault]
         watch.check()
