@@ -296,9 +296,10 @@ class _Picture:
                 yield _small(x + 5, y - 7, role)
         taken: list[float] = []
         beside = self.left + self.inner + GUTTER * (1 + len(self.back))
-        said = dict.fromkeys((edge.target, edge.what) for edge in self.back)
-        for target, what in said:
-            y = self._corner(target)[1] + 12
+        # Steps side by side may be given the same: it is said once beside them.
+        said = dict.fromkeys((self._corner(edge.target)[1], edge.what) for edge in self.back)
+        for top, what in said:
+            y = top + 12
             for line in wrap_text(what, BESIDE - GUTTER, SMALL):
                 while any(abs(y - other) < 12 for other in taken):
                     y += 12

@@ -219,6 +219,22 @@ def test_the_next_round_is_one_edge(pairs: Path) -> None:
     assert node(flow, "train").reads == ("pair (preferences of earlier rounds too)",)
 
 
+def test_a_load_that_a_bench_reads_held_out_is_used(pairs: Path) -> None:
+    # Of the load's own records only the held-out ones are read, and by the bench itself.
+    assert explain_file(EXPERIMENTS / "internlm2_cool.yaml", []).unused == ()
+    other = explain_file(
+        EXPERIMENTS / "internlm2_cool.yaml", ["stages.conditions.steps.bench=null"]
+    )
+    assert any(line.startswith("load planted") for line in other.unused)
+
+
+def test_steps_side_by_side_that_are_given_the_same_are_told_once(pairs: Path) -> None:
+    flow = explain_file(EXPERIMENTS / "gemini_refresh.yaml", [])
+    assert len(flow.returning) == 3
+    # Each time on two lines: beside `sample`, and beside both arms' `distill`.
+    assert draw_flow(flow).count("the model, in the") == 2
+
+
 def flow_of(rows: list[dict[str, Any]], name: str = "many") -> Flow:
     return make_flow(name, read_rows(rows, {}), {"Prompts": ("some",)})
 
