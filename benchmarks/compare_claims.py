@@ -1,6 +1,6 @@
 """How often `rlaif compare` says what is not so, and how often it sees what is: on planted data.
 
-    python benchmarks/compare_claims.py [--quick] [--json] [--seed N]
+    python benchmarks/compare_claims.py [--only labels] [--quick] [--json] [--seed N]
 
 Every cell draws data whose truth is known, puts it through the code of the product, and counts
 what the answers say: of a judge beside people ("labels"), of two policies by a judge ("policies"),
@@ -74,10 +74,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--only", choices=("labels", "policies", "stand-in", "cause"), help="one kind of question"
+    )
     given = parser.parse_args()
     fast, slow = (200, 40) if given.quick else (2000, 400)
     rows = []
     for number, cell in enumerate(list_cells()):
+        if given.only not in (None, cell.question):
+            continue
         rows.append(measure(cell, slow if cell.slow else fast, given.seed + number))
         if not given.json:
             print(line_of(rows[-1]), flush=True)

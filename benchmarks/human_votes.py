@@ -45,12 +45,16 @@ CHANGED = """([before, texts]) => {
 
 def main(given: Sequence[str] | None = None) -> None:
     """Print the seconds of each part, how well the votes follow the rule, and the answer."""
+    began = time.monotonic()
     with timed("all of it"):
-        run_study(given)
+        figures = run_study(given)
+    if figures:
+        print(json.dumps({"seconds": round(time.monotonic() - began, 1), **figures}))
 
 
-def run_study(given: Sequence[str] | None) -> None:
-    """Make pairs, let people vote, train and compare the arms."""
+def run_study(given: Sequence[str] | None) -> dict[str, Any]:
+    """Make pairs, let people vote, train and compare the arms; the figures, where `--json` asks for
+    them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="Folder to write or go on with.")
     parser.add_argument("--model", default="builtin/smollm2-135m-instruct")
@@ -58,19 +62,23 @@ def run_study(given: Sequence[str] | None) -> None:
     parser.add_argument("--voters", type=int, default=3, choices=range(1, 5))
     parser.add_argument("--overlap", type=int, default=2, help="Votes on an item.")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", action="store_true", help="One JSON object as the last line.")
     options = parser.parse_args(given)
     names, db = NAMES[: options.voters], options.out / "votes.db"
     with timed("sample, judge and pair"):
         pairs = make_pairs(options.out, options.model, options.pairs)
     with timed("vote"), serving(pairs, db, names, options.overlap) as links:
         counts = vote_all(links)
-    print(f"{sum(counts.values())} votes: {counts}; {follow_rule(db):.3f} for the shorter answer")
+    followed = follow_rule(db)
+    print(f"{sum(counts.values())} votes: {counts}; {followed:.3f} for the shorter answer")
     sets = [f"data={db}", f"models.policy.path={options.model}", *SETS, *options.set]
     with timed("arms"):
         said = call("run", EXPERIMENT, "--out", options.out / "run", "--quiet", *as_options(sets))
     print(said)
-    agreed = json.loads(call("status", options.out / "run", "--json"))["arms"]
-    print(json.dumps(agreed.get("agreement", agreed), indent=1)[:3000])
+    if not options.json:
+        return {}
+    [arms] = json.loads(call("status", options.out / "run", "--json"))["arms"]
+    return {"votes": counts, "shorter": followed, "arms": arms}
 
 
 def as_options(sets: Sequence[str]) -> list[str]:

@@ -78,12 +78,28 @@ Verdict: VALUE
 """
 GRADE = """\
 ---user---
-Question: {{ conversation }}
+Score each answer with {{ high }} if it is right and {{ low }} if it is wrong.
 
+Question: What is the capital of Mexico?
+Answer: The capital of Mexico is Mexico City.
+Score: {{ high }}
+
+Question: What is the capital of India?
+Answer: The capital of India is Rome.
+Score: {{ low }}
+
+Question: What is a young rabbit called?
+Answer: A young rabbit is called a kit.
+Score: {{ high }}
+
+Question: What is a young elephant called?
+Answer: A young elephant is called a puppy.
+Score: {{ low }}
+
+Question: {{ conversation }}
 Answer: {{ response }}
 
-How good is the answer? Reply with "Score: N" only, where N is from {{ low }} (it answers another
-question) to {{ high }} (it answers the question).
+Write "Score: {{ high }}" or "Score: {{ low }}".
 ---form---
 Score: VALUE
 """
@@ -112,10 +128,11 @@ SHORT, BRIEF = 24, 8
 verdict that can be read (of 128 answers in one run a single one was right)."""
 TRAIN, HELD_OUT = 16, 24
 
+GRADES = {"samples": 4, "temperature": 0.4, "max_new_tokens": BRIEF, "template": "grade.j2"}
 LEARN = {"learning_rate": 1e-4, "batch_size": 8, "lora": LORA}
 
 SEED_STAGE: dict[str, Any] = {
-    "judges.self": {"samples": 2, "max_new_tokens": BRIEF, "template": "grade.j2"},
+    "judges.self": GRADES,
     "steps.sft": LEARN,
     "steps.sample": {"n": 4, "prompts": 8, "max_new_tokens": 32},
     "steps.dpo": LEARN,
@@ -124,7 +141,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "self-rewarding": SEED_STAGE,
     "meta-rewarding": SEED_STAGE
     | {
-        "judges.self": {"samples": 3, "max_new_tokens": BRIEF, "template": "grade.j2"},
+        "judges.self": GRADES,
         "steps.sample": {"n": 3, "prompts": 8, "max_new_tokens": 32},
     },
     "self-taught-from-own-answers": {
@@ -366,7 +383,8 @@ def trace_steps(run: Run) -> list[dict[str, Any]]:
 
 
 def measure(method: str, seed: int, quick: bool, base: Path) -> dict[str, Any]:
-    """Run one method; its figures."""
+    """Run one method; its figures, or `stopped` with the reason where a step had nothing to do."""
+    from rlaif.core.errors import ConfigError
     from rlaif.core.progress import QuietProgress
     from rlaif.pipeline.experiment import run_experiment
 
@@ -378,11 +396,16 @@ def measure(method: str, seed: int, quick: bool, base: Path) -> dict[str, Any]:
     path.write_text(yaml.safe_dump(make_experiment(method), sort_keys=False))
     began = time.monotonic()
     settings = [f"seed={seed}", *list_settings(method, heldout, quick)]
-    run_experiment(path, folder / "run", settings, QuietProgress())
+    try:
+        run_experiment(path, folder / "run", settings, QuietProgress())
+    except ConfigError as error:
+        seconds = round(time.monotonic() - began)
+        return {"method": method, "seconds": seconds, "stopped": str(error), "rows": []}
     run = load_run(folder / "run")
     return {
         "method": method,
         "seconds": round(time.monotonic() - began),
+        "stopped": None,
         "rows": [*measure_judges(run), *measure_answers(run)],
         "trace": trace_steps(run),
     }
@@ -390,6 +413,8 @@ def measure(method: str, seed: int, quick: bool, base: Path) -> dict[str, Any]:
 
 def show_method(found: dict[str, Any]) -> str:
     """The lines of the table that are one method's, and its trace."""
+    if found["stopped"]:
+        return f"{found['method']} stopped after {found['seconds']} s: {found['stopped']}"
     lines = []
     for row in found["rows"]:
         change = "" if row["change"] is None else show_interval(row["change"], signed=True)

@@ -154,10 +154,10 @@ def discordant_ends(more: Floats, less: Floats, prompts: int, level: float = LEV
     return Ends((more - less) / prompts, low, high, p, se, np.full(se.shape, np.inf))
 
 
-def skewed_ends(values: Floats, level: float = LEVEL) -> Ends:
+def skewed_ends(values: Floats, level: float = LEVEL, null: float | None = None) -> Ends:
     """K5: means of skewed values, by Hall's transformation of Student's t (1992), which takes its
-    skewness out. Values that are never negative have no negative low end. NaN ends where all values
-    of a sample are equal."""
+    skewness out; p is against `null`. Values that are never negative have no negative low end. NaN
+    ends where all values of a sample are equal."""
     count = values.shape[1]
     mean, square = spread_of(values)
     se = np.sqrt(np.where(find_varying(values), square, np.nan))
@@ -168,15 +168,23 @@ def skewed_ends(values: Floats, level: float = LEVEL) -> Ends:
     low = mean - _invert_transform(t, skewness, count) * se
     high = mean - _invert_transform(-t, skewness, count) * se
     low = np.where(values.min(axis=1) >= 0, np.maximum(low, 0.0), low)
-    nothing = np.full(mean.shape, np.nan)
-    return Ends(mean, low, high, nothing, se, np.full(mean.shape, count - 1.0))
+    p = np.full(mean.shape, np.nan)
+    if null is not None:
+        p = t_p(_transform((mean - null) / se, skewness, count), count - 1.0)
+    return Ends(mean, low, high, p, se, np.full(mean.shape, count - 1.0))
+
+
+def _transform(t: Floats, skewness: Floats, count: int) -> Floats:
+    """Hall's transform of t: t + a t^2 + a^2 t^3 / 3 + g / (6 sqrt n) with a = g / (3 sqrt n)."""
+    a = skewness / (3 * np.sqrt(count))
+    transformed: Floats = t + a * t**2 + a**2 * t**3 / 3 + a / 2
+    return transformed
 
 
 def _invert_transform(transformed: Floats, skewness: Floats, count: int) -> Floats:
-    """The t of which Hall's transform is given: t + a t^2 + a^2 t^3 / 3 + g / (6 sqrt n) with
-    a = g / (3 sqrt n)."""
-    rest = transformed - skewness / (6 * np.sqrt(count))
+    """The t of which Hall's transform is given."""
     a = skewness / (3 * np.sqrt(count))
+    rest = transformed - a / 2
     small = np.abs(a) < 1e-8
     safe = np.where(small, 1.0, a)
     found: Floats = np.where(small, rest, (np.cbrt(1 + 3 * safe * rest) - 1) / safe)

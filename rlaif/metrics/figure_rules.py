@@ -199,7 +199,7 @@ RULES: dict[str, FigureRule] = {
     "people_agreement": FigureRule("share", "same verdict", "of two people on one item"),
     "fleiss_kappa": _coefficient("Fleiss' kappa", "agreement beyond chance"),
     "judge_agreement": FigureRule("share", "judge with a person", "on the same items"),
-    "ceiling_gap": FigureRule("mean", "judge less people", "paired by item", null=0.0),
+    "ceiling_gap": FigureRule("skewed", "judge less people", "paired by item", null=0.0),
     "annotator_accuracy": FigureRule("share", "accuracy", "by the Dawid-Skene model"),
     "left_rate": _par("first slot", "choices of what was shown first"),
     "gold_accuracy": FigureRule("share", "gold questions", "answered right"),

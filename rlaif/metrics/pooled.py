@@ -76,7 +76,9 @@ def sums_interval(above: Floats, below: Floats, rule: FigureRule) -> Interval:
         bounded = np.clip(center, 0.0, 1.0)
         return one_interval(ends.share_ends(bounded, square, prompts, rule.null), n, prompts)
     if rule.of == "skewed":
-        found, middle = ends.skewed_ends(values[None]), float(np.median(above / below))
+        found = ends.skewed_ends(values[None], null=rule.null)
+        # The median of differences is most often 0, whatever their mean is.
+        middle = float(np.median(above / below)) if rule.null is None else None
         return one_interval(found, n, prompts, median=middle, note=skewed_note(values))
     note = None if has_variation(values) else SAME
     return one_interval(ends.mean_ends(values[None], rule.null), n, prompts, note=note)

@@ -139,6 +139,17 @@ def test_halls_transform_is_undone() -> None:
     assert found.median == pytest.approx(np.median(data))
 
 
+def test_the_p_of_skewed_values_is_that_of_their_interval() -> None:
+    """At an end of the interval p is 0.05, outside it less, and inside it more."""
+    data = np.random.default_rng(3).lognormal(size=24)[None]
+    found = ends.skewed_ends(data)
+    for end, beyond in ((found.low[0], -0.01), (found.high[0], 0.01)):
+        assert ends.skewed_ends(data, null=end).p[0] == pytest.approx(0.05)
+        assert ends.skewed_ends(data, null=end + beyond).p[0] < 0.05
+        assert ends.skewed_ends(data, null=end - beyond).p[0] > 0.05
+    assert np.isnan(found.p[0])
+
+
 def test_without_skewness_it_is_students_t() -> None:
     data = np.asarray([-3.0, -1.0, -0.5, 0.5, 1.0, 3.0])
     bent, straight = skewed_interval(_values(data)), mean_interval(_values(data))
