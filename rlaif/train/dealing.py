@@ -62,7 +62,8 @@ class _Dealer:
         known = frozenset(r.request_id for r in asked if r.request_id in done)
         parallel.tell(_Ask(asked, known, self.own.encoding.lead))
         yield from self.own.generate(asked, known)
-        for batches in parallel.gather([])[1:]:
+        nothing: list[list[GenerateResult]] = []
+        for batches in parallel.gather(nothing)[1:]:
             yield from batches
 
 
@@ -96,7 +97,7 @@ def _compute_first(compute: Callable[[], T]) -> T:
 
 def _follow(model: TrainModel, encoding: Encoding, spec: ModelSpec, compute: Callable[[], T]) -> T:
     while True:
-        told = parallel.tell()
+        told: _Ask | _Found = parallel.tell()
         if isinstance(told, _Found):
             found: T = told.value
             return found

@@ -227,7 +227,7 @@ def count_processes(job: TrainJob[Any]) -> int:
     """How many processes the job is to be done by. Raises ConfigError where a model is to be split
     over one."""
     options, device = job.options, job.device
-    count = options.processes
+    count: Any = options.processes
     if count == "auto":
         # `cuda:1` stands for itself, and `cuda` for all that there are.
         all_devices = device.type == "cuda" and device.index is None
