@@ -231,7 +231,7 @@ def _run_from_checkpoint(
     if state:
         model.sync()
     rows = checkpoint.keep_rows(work, first * per_rollout, state or None)
-    pool = follow(lambda: read_pool(work, state or None)) if options.quantile_tokens else []
+    pool = read_pool(work, state or None) if options.quantile_tokens else []
     fitted = follow(lambda: _fit_reference(job, model, first > 0))
 
     def save_checkpoint(done: int) -> None:
