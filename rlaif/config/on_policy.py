@@ -228,10 +228,8 @@ class RolloutTrain(TrainStep):
 
     @model_validator(mode="after")
     def _check_combination(self) -> RolloutTrain:
-        if self.processes not in ("auto", 1):
-            raise ValueError("on-policy training runs in one process; leave `processes` out")
         if self.sharding != "none":
-            raise ValueError("on-policy training runs in one process; leave `sharding` out")
+            raise ValueError("on-policy training keeps the whole model; leave `sharding` out")
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("on-policy training compares log-probs: set lora.dropout to 0")
         if self.overlong == "truncate_left":

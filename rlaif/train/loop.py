@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rlaif.config.base import hashed_keys
+from rlaif.config.models import ModelSpec
 from rlaif.config.training import TextStep, TrainStep
 from rlaif.core.chat import KEEP, ChatSettings
 from rlaif.core.errors import EngineError, RlaifError, StoreError
@@ -367,7 +368,8 @@ class TrainJob(Generic[S]):
     `masters/` are preferred to the bf16 ones. `texts` are learned from as they are, without a chat
     template. `token_ids` maps completion ids to the tokens the policy sampled, `unfinished` are
     those without an end, and `judgements` rate completions. On-policy methods have their answers
-    from `collect`, and `fingerprint` covers all that decides what it gives. `work` holds what a
+    from `collect`, which samples with the settings `spec`, and `fingerprint` covers all that
+    decides what it gives; of several processes the first alone has `collect`. `work` holds what a
     rerun continues from; `out` is complete or absent, and of a `member` of an ensemble the adapter
     alone.
     """
@@ -386,6 +388,7 @@ class TrainJob(Generic[S]):
     reference: Path | None = None
     chat: ChatSettings = KEEP
     collect: Collect | None = None
+    spec: ModelSpec | None = None
     fingerprint: str = ""
     member: bool = False
     progress: Callable[[TrainProgress], None] | None = None

@@ -16,7 +16,7 @@ from rlaif.config.on_policy import RolloutTrain
 from rlaif.core.errors import RlaifError
 from rlaif.kernels.batching import plan_epoch
 from rlaif.kernels.device import release_freed_memory
-from rlaif.train import checkpoint
+from rlaif.train import checkpoint, parallel
 from rlaif.train.checkpoint import export
 from rlaif.train.costs import (
     Multiplier,
@@ -29,6 +29,7 @@ from rlaif.train.costs import (
     step_multipliers,
     without_unknown_costs,
 )
+from rlaif.train.dealing import Compute, follow_first
 from rlaif.train.distillation import DistillTask
 from rlaif.train.gates import (
     STOPPED_FILE,
@@ -83,15 +84,30 @@ from rlaif.train.rewards import (
     updated,
 )
 from rlaif.train.rollout import Critic, Group, Rollout, add_advantages, measure
-from rlaif.train.run import encode_data, load_frozen, load_trainable
+from rlaif.train.run import (
+    count_processes,
+    encode_data,
+    load_frozen,
+    load_trainable,
+    request_of,
+)
 from rlaif.train.tokenise import Example, refuse_other_tokens
 
 log = logging.getLogger(__name__)
 
 
 def train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
-    """Train the job's start on answers that its `collect` samples from it. The job's preferences
-    and texts are mixed in."""
+    """Train the job's start on answers that its `collect` samples from it, in this process or in
+    several of which it is the first. The job's preferences and texts are mixed in."""
+    processes = count_processes(job)
+    # The ranks that follow the first come here too, with a world above 1.
+    if processes > 1 and parallel.world() == 1:
+        with parallel.joined(request_of(job), processes, job.work):
+            return _train_on_policy(job)
+    return _train_on_policy(job)
+
+
+def _train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
     options, work = job.options, job.work
     work.mkdir(parents=True, exist_ok=True)
     if job.reference is not None and options.compares:
@@ -122,6 +138,8 @@ def train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
             add_quantile_tokens(model, options.quantile_tokens, job.seed)
         frozen = _reference_model(job, model)
     outcome = run_on_policy(job, model, frozen, critic, ptx)
+    if parallel.rank() > 0:
+        return outcome
     # Before the export: a model in `out` without its outcome would be trained again.
     write_outcome(work, outcome)
     # The critic's weights are among the masters, and a policy's checkpoint has no place for them.
@@ -202,10 +220,10 @@ def _run_from_checkpoint(
     ptx: Sequence[Example],
 ) -> TrainOutcome | None:
     """As `run_on_policy`; None where a gate rolled back."""
-    options, work, collect = job.options, job.work, job.collect
-    assert collect is not None, "on-policy training samples its answers"
+    options, work = job.options, job.work
+    follow = follow_first(job, model)
     per_rollout, every = options.epochs * options.sync_every, options.checkpoint_every
-    past = _apply_rollbacks(work, per_rollout)
+    past = follow(lambda: _apply_rollbacks(work, per_rollout))
     optimizer = make_optimizer(model, options)
     torch.manual_seed(job.seed)
     state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint) or {}
@@ -214,7 +232,7 @@ def _run_from_checkpoint(
         model.sync()
     rows = checkpoint.keep_rows(work, first * per_rollout, state or None)
     pool = read_pool(work, state or None) if options.quantile_tokens else []
-    fitted = fit_reference(lambda draw: collect(draw, model), options.terms, work, first > 0)
+    fitted = follow(lambda: _fit_reference(job, model, first > 0))
 
     def save_checkpoint(done: int) -> None:
         """A checkpoint of the first `done` rollouts, with the coefficients of now."""
@@ -233,7 +251,7 @@ def _run_from_checkpoint(
             task = _given_task(options, ptx, reference, number)
         else:
             rollout, after = _sample_rollout(
-                job, model, number, len(past), moving, fitted, reference, critic
+                job, model, number, len(past), moving, fitted, reference, critic, follow
             )
             hit = look(options.gates, rollout.metrics, number + 1)
             if hit is not None and _is_rolled_back(options, hit, past, work):
@@ -243,7 +261,7 @@ def _run_from_checkpoint(
                 # checkpoint.
                 if number > first:
                     save_checkpoint(number)
-                raise_stopped(work, hit, number)
+                follow(partial(raise_stopped, work, hit, number))
             if options.quantile_tokens:
                 task = _pool_task(rollout, pool, model, options, reference, work)
             else:
@@ -278,6 +296,15 @@ def _apply_rollbacks(work: Path, per_rollout: int) -> list[Hit]:
     return past
 
 
+def _fit_reference(
+    job: TrainJob[RolloutTrain], model: TrainModel, begun: bool
+) -> dict[str, Moments]:
+    """See `fit_reference`."""
+    collect = job.collect
+    assert collect is not None, "on-policy training samples its answers"
+    return fit_reference(lambda draw: collect(draw, model), job.options.terms, job.work, begun)
+
+
 def _sample_rollout(
     job: TrainJob[RolloutTrain],
     model: TrainModel,
@@ -287,13 +314,14 @@ def _sample_rollout(
     fitted: Mapping[str, Moments],
     reference: TrainModel | None,
     critic: Critic | None,
+    follow: Compute[Any],
 ) -> tuple[Rollout, Coefficients]:
     """Rollout `number` with its advantages, and the coefficients with what it moves. These are
     taken over once it is learned from: a stop before that saves those before it."""
     options = job.options
     costs = options.constraints
     with memory_advice(options):
-        drawn = _draw_groups(job, model, number, rollbacks, moving.running, fitted)
+        drawn = follow(lambda: _draw_groups(job, model, number, rollbacks, moving.running, fitted))
         running = updated(moving.running, without_unknown_costs(drawn.every, costs), options.terms)
         multipliers = step_multipliers(moving.multipliers, costs, drawn.groups)
         rollout = _reward_groups(
@@ -314,8 +342,9 @@ def _is_rolled_back(options: RolloutTrain, hit: Hit, past: Sequence[Hit], work: 
         return False
     hit = {**hit, "to": last_good(hit["rollout"] - 1, options.checkpoint_every, past)}
     rollbacks = [*past, hit]
-    log.warning("%s", describe_rollbacks(rollbacks)[-1])
-    write_rollbacks(work, rollbacks, applied=False)
+    if parallel.rank() == 0:
+        log.warning("%s", describe_rollbacks(rollbacks)[-1])
+        write_rollbacks(work, rollbacks, applied=False)
     return True
 
 
@@ -377,7 +406,8 @@ def _pool_task(
 ) -> Task:
     """What is learned from the pool once the rollout's answers have joined it."""
     answers = scored_answers(rollout)
-    add_to_pool(work, answers)
+    if parallel.rank() == 0:
+        add_to_pool(work, answers)
     pool += answers
     quantiles = rank_quantiles([answer.reward for answer in pool], options.quantile_tokens)
     rollout.metrics |= pool_metrics(pool, quantiles)

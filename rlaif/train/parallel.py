@@ -2,7 +2,9 @@
 batch's micro-batches, and the gradients are summed before the step.
 
 The losses are normalised by the whole batch, so the sum is the very gradient that one process has.
-Ranks are started by torchrun and work on files; only rank 0 writes, and none takes the run's lock.
+Of what is given from the start all ranks are started by torchrun (`launch`). On-policy the run's
+own process, which asks the judges, is rank 0, and the others follow it (`joined`). The others work
+on files; only rank 0 writes, and none of them takes the run's lock.
 
 With `sharding: full` (FSDP2) every rank keeps a part of each weight, its gradient and optimiser
 state. A layer's weights are gathered in the compute dtype just before it runs, and its gradients
@@ -14,11 +16,15 @@ other.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +32,7 @@ from torch import Tensor, nn
 
 from rlaif.core.errors import EngineError, RlaifError
 
+S = TypeVar("S")
 T = TypeVar("T")
 BUCKET = 64 * 1024 * 1024
 """Elements of gradients that are summed in one call."""
@@ -44,6 +51,26 @@ def world() -> int:
 def share(items: Sequence[T]) -> list[T]:
     """This rank's items: every world-th, so that neighbours of like size are spread."""
     return list(items[rank() :: world()])
+
+
+def deal(items: Sequence[S], compute: Callable[[S], T], evenly: bool = False) -> list[T]:
+    """What `compute` makes of each item, in their order: each rank computes its share, and all have
+    all results. `evenly`: every rank computes equally often, as a split model must."""
+    own = [compute(item) for item in share(items)]
+    if evenly:
+        for item in filler(items):
+            compute(item)
+    by_rank = gather(own)
+    return [by_rank[place % world()][place // world()] for place in range(len(items))]
+
+
+def tell(value: T | None = None) -> T:
+    """The first rank's value, on every rank."""
+    if world() == 1:
+        return cast(T, value)
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return cast(T, held[0])
 
 
 def filler(items: Sequence[T]) -> list[T]:
@@ -128,18 +155,111 @@ def launch(
                 process.terminate()
                 process.wait()
     found: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
-    if "error" in found:
-        kind = EngineError if found["error"] == "EngineError" else RlaifError
-        raise kind(found["message"])
     if process.returncode != 0 or "outcome" not in found:
-        raise EngineError(
-            f"training in {processes} processes failed (exit code {process.returncode}); what they "
-            f"said is in {work / 'workers.log'}"
-        )
+        raise _explain_failure(work, processes, process.returncode)
     # Kept where anything failed, as what the ranks were asked.
     asked.unlink(missing_ok=True)
     outcome: dict[str, Any] = found["outcome"]
     return outcome
+
+
+def _explain_failure(work: Path, processes: int, code: int | None) -> RlaifError:
+    """What a rank raised, or that one ended with this exit code."""
+    answer = work / "launched.json"
+    found: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
+    if "error" in found:
+        kind = EngineError if found["error"] == "EngineError" else RlaifError
+        return kind(found["message"])
+    return EngineError(
+        f"training in {processes} processes failed (exit code {code}); what they said is in "
+        f"{work / 'workers.log'}"
+    )
+
+
+@contextmanager
+def joined(request: Mapping[str, Any], processes: int, work: Path) -> Iterator[None]:
+    """Inside, this process is rank 0 of so many. The others are started here as
+    `rlaif.train.worker`, do `request`, and end with this.
+
+    Raises what one of them raised, or EngineError where one ended otherwise.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    asked, answer, meeting = (work / n for n in ("launch.json", "launched.json", "meeting"))
+    for old in (answer, *work.glob("meeting*")):
+        old.unlink(missing_ok=True)
+    asked.write_text(json.dumps({**request, "meeting": str(meeting)}))
+    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    threads = torch.get_num_threads()
+    others: list[subprocess.Popen[bytes]] = []
+    with (work / "workers.log").open("w") as log:
+        try:
+            for number in map(str, range(1, processes)):
+                environment = {**os.environ, **shared, "RANK": number, "LOCAL_RANK": number}
+                command = [sys.executable, "-m", "rlaif.train.worker", str(asked)]
+                others.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+            _await_others(others, meeting)
+            meet(0, processes, 0, request["device"], meeting)
+            yield
+            for other in others:
+                other.wait()
+        except RuntimeError:
+            # A rank that waits for one that has ended learns of it by the broken connection.
+            if _first_failure(others, 10.0) is None:
+                raise
+        finally:
+            # An error or a Ctrl-C here must not leave ranks behind.
+            for other in others:
+                if other.poll() is None:
+                    other.terminate()
+            for other in others:
+                other.wait()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            torch.set_num_threads(threads)
+        code = _first_failure(others, 0.0)
+        if code is not None:
+            raise _explain_failure(work, processes, code)
+    asked.unlink()
+
+
+def _first_failure(others: Sequence[subprocess.Popen[bytes]], seconds: float) -> int | None:
+    """The exit code of a process that failed, waited for so long at most."""
+    end = time.monotonic() + seconds
+    while True:
+        failed = [code for code in (other.poll() for other in others) if code]
+        if failed or time.monotonic() >= end:
+            return failed[0] if failed else None
+        time.sleep(0.05)
+
+
+def _await_others(others: Sequence[subprocess.Popen[bytes]], meeting: Path) -> None:
+    """Until all others are about to meet. Raises RuntimeError where one has ended before, for
+    which a meeting would wait in vain."""
+    names = [meeting.with_name(f"{meeting.name}-{number}") for number in range(1, len(others) + 1)]
+    while not all(name.exists() for name in names):
+        if _first_failure(others, 0.05) is not None:
+            raise RuntimeError("a process ended before the others had met")
+
+
+def meet(rank: int, processes: int, local: int, device: str, meeting: Path | None) -> torch.device:
+    """Take this process's place among so many, and return its device: they meet by a file, or by
+    torchrun's environment."""
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(local)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    if meeting is not None and rank > 0:
+        meeting.with_name(f"{meeting.name}-{rank}").touch()
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method="env://" if meeting is None else meeting.resolve().as_uri(),
+        rank=rank,
+        world_size=processes,
+        # One rank writes checkpoints and exports, or asks the judges, while the others wait.
+        timeout=timedelta(hours=2) if meeting is None else timedelta(days=30),
+    )
+    return torch.device(f"cuda:{local}" if cuda else "cpu")
 
 
 class Gathered(nn.Module):

@@ -16,6 +16,7 @@ from rlaif.config.on_policy import GroupTrain, RolloutTrain
 from rlaif.core.records import are_own, interleave
 from rlaif.core.resources import find_object
 from rlaif.kernels.batching import Layout, fill_batches, keep_targets
+from rlaif.train import parallel
 from rlaif.train.losses import policy as losses
 from rlaif.train.losses.distillation import teacher_advantages
 from rlaif.train.methods.on_policy import PpoTrain, RlooTrain
@@ -184,17 +185,19 @@ def _policy_entropy(
     model: TrainModel, groups: Sequence[Group], options: RolloutTrain
 ) -> tuple[list[Tensor], float]:
     """Per group (N,) log-probs of its answers' tokens, and the mean entropy over all of them."""
-    logprobs: list[Tensor] = []
-    amount, count = 0.0, 0
-    for part in _split_groups(model, groups, options):
+
+    def measure_part(part: Sequence[Group]) -> tuple[list[Tensor], float, int]:
+        """Log-probs by group, the sum of the entropies, and of how many tokens."""
         layout = lay_out(model, part)
-        sizes = [sum(len(a.ids) for a in g.answers) for g in part]
         own, entropy = model.read_logprobs_and_entropy(
             model.predicting(layout), layout, options.temperature
         )
-        logprobs += torch.split(own, sizes)
-        amount, count = amount + float(entropy.double().sum()), count + len(entropy)
-    return logprobs, amount / count
+        own_groups = torch.split(own, _answer_tokens(part))
+        return list(own_groups), float(entropy.double().sum()), len(entropy)
+
+    found = parallel.deal(_split_groups(model, groups, options), measure_part)
+    logprobs = [own.to(model.device) for part, _, _ in found for own in part]
+    return logprobs, sum(amount for _, amount, _ in found) / sum(count for _, _, count in found)
 
 
 def _mean_watched(groups: Sequence[Group]) -> dict[str, float]:
@@ -214,16 +217,26 @@ def token_values(
 ) -> tuple[list[Tensor], list[Tensor] | None]:
     """Per group (N,) log-probs of its answers' tokens and, with a critic, (N, 1 + costs) its values
     of the states before them, from one pass."""
-    logprobs: list[Tensor] = []
-    values: list[Tensor] = []
-    for part in _split_groups(model, groups, options):
-        layout = lay_out(model, part)
-        sizes = [sum(len(a.ids) for a in g.answers) for g in part]
+
+    def measure_part(part: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
+        """Log-probs and values by group."""
+        layout, sizes = lay_out(model, part), _answer_tokens(part)
         hidden = model.predicting(layout)
-        logprobs += torch.split(model.read_logprobs(hidden, layout, options.temperature), sizes)
-        if critic is not None:
-            values += torch.split(critic.values(layout, hidden), sizes)
+        own = model.read_logprobs(hidden, layout, options.temperature)
+        values = [] if critic is None else torch.split(critic.values(layout, hidden), sizes)
+        return list(torch.split(own, sizes)), list(values)
+
+    # Each part is computed by one rank, as one process would.
+    found = parallel.deal(_split_groups(model, groups, options), measure_part)
+    logprobs, values = (
+        [own.to(model.device) for part in found for own in part[kind]] for kind in (0, 1)
+    )
     return logprobs, None if critic is None else values
+
+
+def _answer_tokens(groups: Sequence[Group]) -> list[int]:
+    """How many tokens the answers of each group have together."""
+    return [sum(len(answer.ids) for answer in group.answers) for group in groups]
 
 
 def _split_groups(

@@ -96,7 +96,7 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
             "there are no preferences to train on. Every pair was dropped: lower `min_margin` in "
             "`pair`, sample more answers per prompt, or look at the judges' scores."
         )
-    processes = _count_processes(job)
+    processes = count_processes(job)
     # The ranks that are launched come here too, with a world above 1.
     if processes > 1 and parallel.world() == 1:
         return _launch_training(job, processes)
@@ -223,9 +223,11 @@ def _loading_device(job: TrainJob[TrainStep]) -> torch.device:
     return torch.device("cpu") if job.options.sharding == "full" else job.device
 
 
-def _count_processes(job: TrainJob[TrainStep]) -> int:
+def count_processes(job: TrainJob[Any]) -> int:
+    """How many processes the job is to be done by. Raises ConfigError where a model is to be split
+    over one."""
     options, device = job.options, job.device
-    count = options.processes
+    count: Any = options.processes
     if count == "auto":
         # `cuda:1` stands for itself, and `cuda` for all that there are.
         all_devices = device.type == "cuda" and device.index is None
@@ -238,9 +240,9 @@ def _count_processes(job: TrainJob[TrainStep]) -> int:
     return count
 
 
-def _launch_training(job: TrainJob[TrainStep], processes: int) -> TrainOutcome:
-    """Do the job in several processes, each of which runs `rlaif.train.worker`."""
-    request = {
+def request_of(job: TrainJob[Any]) -> dict[str, Any]:
+    """The job as JSON, for the processes that run `rlaif.train.worker`."""
+    return {
         "kind": job.options.method,
         "options": job.options.model_dump(mode="json", by_alias=True),
         "preferences": [to_json(p) for p in job.preferences],
@@ -252,17 +254,23 @@ def _launch_training(job: TrainJob[TrainStep], processes: int) -> TrainOutcome:
         "seed": job.seed,
         "device": str(job.device),
         "chat": asdict(job.chat),
+        "fingerprint": job.fingerprint,
+        "spec": job.spec and job.spec.model_dump(mode="json", by_alias=True),
         "member": job.member,
         "out": str(job.out),
         "work": str(job.work),
     }
+
+
+def _launch_training(job: TrainJob[TrainStep], processes: int) -> TrainOutcome:
+    """Do the job in several processes, each of which runs `rlaif.train.worker`."""
 
     def report_row(row: dict[str, Any]) -> None:
         """A line of progress from the first process."""
         if job.progress is not None:
             job.progress(TrainProgress(**row))
 
-    return TrainOutcome(**parallel.launch(request, processes, job.work, report_row))
+    return TrainOutcome(**parallel.launch(request_of(job), processes, job.work, report_row))
 
 
 def _other_reference(

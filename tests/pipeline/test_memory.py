@@ -234,7 +234,7 @@ def test_settings_that_would_do_are_named(small: ModelSpec) -> None:
         training(small, micro_batch_tokens=10**6, max_length=10), Device("cuda", True, 10**6)
     )
     assert "`micro_batch_tokens: 1024`" in tokens
-    # On-policy training runs in one process.
+    # On-policy every process has the whole model.
     fresh = training(spec, "grpo", rewards={"j": 1})
     assert all("sharding" not in way for way in advise(fresh, Device("cuda", True, 40 * 2**30)))
 

@@ -117,14 +117,13 @@ EVALUATED = {"evaluate": WORST | QUANTILE | {"against": ["initial"]}}
         ([{"train": TRAIN}], {"rounds": 2}, "has quantile tokens of its own, since step train"),
         ([{"train": TRAIN}], {"model": {"engine": "vllm"}}, "only the module in training has"),
         ([EVALUATED], {}, "M0 is what others are compared with: set them in `models`"),
-        ([{"train": TRAIN | {"processes": 2}}], {}, "one process"),
         (
             [{"train": TRAIN}, {"evaluate": {"chat_template_kwargs": {"tokenize": True}}}],
             {},
             "`tokenize` is no variable of a chat template",
         ),
     ],
-    ids=["second use", "engine", "M0", "processes", "variable"],
+    ids=["second use", "engine", "M0", "variable"],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(
     write: Callable[..., Path], steps: Any, keys: Any, message: str

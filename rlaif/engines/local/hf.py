@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,8 +75,17 @@ class HfEngine:
     )
     concurrent = False
 
-    def __init__(self, weights: Weights, encoding: Encoding, spec: ModelSpec):
+    def __init__(
+        self,
+        weights: Weights,
+        encoding: Encoding,
+        spec: ModelSpec,
+        share: tuple[int, int] = (0, 1),
+    ):
+        """`share`: of several processes that compute the batches of the same requests, this one's
+        number and how many there are. Batch i is that of process i mod their number."""
         self.weights = weights
+        self.share = share
         self.encoding = encoding
         self.tokenizer = encoding.tokenizer
         self.spec = spec
@@ -122,13 +132,15 @@ class HfEngine:
             for i, (why, n) in encoded.failed.items()
             if i not in done
         ]
-        if refused:
+        number, processes = self.share
+        if refused and number == 0:
             yield refused
         batches = encoding.batches(
             encoded.rows, batch_tokens(self.spec, self.model), self.weights.branches
         )
         with self.weights.computing():
-            for batch in _skip_done(batches, done):
+            # Dealt before any is left out, so that a batch is the same process's after a kill too.
+            for batch in _skip_done(islice(batches, number, None, processes), done):
                 tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
                 yield [
                     self._make_generate_result(

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from transformers import AutoConfig
 
 from rlaif.config.models import REMOTE
@@ -30,8 +29,6 @@ from rlaif.core.records import (
 )
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
 from rlaif.engines.local.encoding import load_encoding
-from rlaif.engines.local.hf import HfEngine
-from rlaif.engines.local.weights import Weights
 from rlaif.judges.base import Judge, roles_of
 from rlaif.metrics.metrics import measure_unfamiliarity
 from rlaif.pipeline.plan.base import group_prompts, round_prompts, widen_to_groups
@@ -46,6 +43,7 @@ from rlaif.pipeline.steps.episodes import (
 )
 from rlaif.pipeline.steps.valued import Judged, Valuation, Valued
 from rlaif.train.checkpoint import write_weights
+from rlaif.train.dealing import open_policy
 from rlaif.train.loop import TrainJob, TrainOutcome
 from rlaif.train.model import TrainModel
 from rlaif.train.redraws import Redraw
@@ -60,7 +58,7 @@ there have been: what tells its answers from all others."""
 def train_on_rollouts(context: StepContext, job: TrainJob[RolloutTrain]) -> TrainOutcome:
     """Do a job whose answers are sampled from its policy, and judged, in this step's folder."""
     rollouts = Rollouts(context, job.start)
-    job = replace(job, collect=rollouts.collect)
+    job = replace(job, collect=rollouts.collect, spec=context.planned.models["start"].spec)
     outcome = find_trainer(job)(job)
     shutil.rmtree(rollouts.weights, ignore_errors=True)
     left_out = {"overlong_prompts": rollouts.overlong}
@@ -228,9 +226,9 @@ class Rollouts:
         digest = f"{planned.hash}@{'.'.join(map(str, draw))}"
         start = planned.models["start"]
         if start.spec.engine == "hf":
-            with torch.no_grad(), model.generating() as module:
-                encoding = replace(self.encoding, lead=lead)
-                yield HfEngine(Weights(module, digest), encoding, start.spec)
+            encoding = replace(self.encoding, lead=lead)
+            with open_policy(model, encoding, start.spec, digest) as engine:
+                yield engine
             return
         write_weights(model, self.weights)
         yield self.context.engines.with_weights(start, self.weights, digest)

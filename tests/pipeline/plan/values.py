@@ -470,7 +470,7 @@ VALUES |= {
         "train_on_eos": Refused(False),
         "reasoning": Refused("strip"),
         "uses": Refused(["pairs"]),
-        "processes": Refused(2),
+        "processes": 2,
         "sharding": Refused("full"),
     },
     "OnPolicyTrain": {"rewards": [{"judge": "rival"}], "missing_eos_penalty": 3.0},
