@@ -45,9 +45,9 @@ ON_UNIT_SCALE = ("score/", "check/")
 """Figures from 0 to 1 of which more is better, so that the margin applies."""
 VERDICTS = {
     "better": "is better than",
-    "better within": "is better than, by less than the margin,",
+    "better within": "is better than",
     "worse": "is worse than",
-    "worse within": "is worse than, by less than the margin,",
+    "worse within": "is worse than",
     "same": "is the same within the margin as",
     "unknown": "cannot be told from",
 }
@@ -166,7 +166,8 @@ def change_sentence(name: str, metric: str, change: IntervalJson, base: str, mar
     shown = f"{show_interval(change, signed=True)}, {prompts_of(change)} prompts"
     if without_set(metric).startswith(ON_UNIT_SCALE):
         verdict = answer_of(change, margin).verdict
-        return f"{name} {VERDICTS[verdict]} {base} in {metric} ({shown})."
+        within = ", by less than the margin" if verdict.endswith("within") else ""
+        return f"{name} {VERDICTS[verdict]} {base} in {metric}{within} ({shown})."
     side = direction(change)
     moved = "is higher than" if side > 0 else "is lower than" if side < 0 else "cannot be told from"
     return f"{metric} of {name} {moved} that of {base} ({shown})."

@@ -142,8 +142,8 @@ _WORDS: Mapping[Verdict, str] = {
     "better": "better than",
     "worse": "worse than",
     "same": "the same as",
-    "better within": "better, by less than the margin, than",
-    "worse within": "worse, by less than the margin, than",
+    "better within": "better than",
+    "worse within": "worse than",
 }
 
 
@@ -156,7 +156,9 @@ def answer_sentence(
     shown = f"{show_interval(difference, signed=True)}, {prompts_of(difference)} prompts"
     size = f"margin {show_number(margin)}"
     if found.verdict != "unknown":
-        return f"{second} is {_WORDS[found.verdict]} {first} in {figure} ({shown}; {size})."
+        within = ", by less than the margin" if found.verdict.endswith("within") else ""
+        words = f"{second} is {_WORDS[found.verdict]} {first} in {figure}{within}"
+        return f"{words} ({shown}; {size})."
     start = f"{second} against {first} in {figure}: cannot tell ({shown}; {size})."
     if prompts_of(difference) < MIN_PROMPTS:
         return f"{start} Fewer than {MIN_PROMPTS} prompts tell nothing."

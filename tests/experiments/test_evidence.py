@@ -39,8 +39,8 @@ def change(mean: float, half: float, prompts: int = 48) -> IntervalJson:
     [
         (0.2, 0.1, "M1 is better than M0 in score/checks (+0.200 [+0.100, +0.300], 48 prompts)."),
         (-0.2, 0.1, "M1 is worse than M0 in score/checks"),
-        (0.02, 0.01, "M1 is better than, by less than the margin, M0 in score/checks"),
-        (-0.02, 0.01, "M1 is worse than, by less than the margin, M0 in score/checks"),
+        (0.02, 0.01, "M1 is better than M0 in score/checks, by less than the margin ("),
+        (-0.02, 0.01, "M1 is worse than M0 in score/checks, by less than the margin ("),
         (0.0, 0.03, "M1 is the same within the margin as M0 in score/checks"),
         (0.1, 0.2, "M1 cannot be told from M0 in score/checks"),
         # The 90% interval ends at 0.0503, which is outside.

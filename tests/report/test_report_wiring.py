@@ -483,7 +483,7 @@ def test_a_page_of_arms_takes_margin_primary_and_labellers_from_the_run(
         return " ".join(text.replace("\u2212", "-").split())
 
     text = text_of(margin=0.3, trained=["own"])
-    assert "Arm own is better, by less than the margin, than arm people in score/third" in text
+    assert "Arm own is better than arm people in score/third, by less than the margin (" in text
     assert "margin 0.300" in text
     assert "No neutral judge evaluates arm sum against arm people" in text
     assert "who labelled: own, third" in text
