@@ -546,7 +546,6 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
         ("grpo", {"temperature": 0.7}, "importance"),
         ("grpo", {"two_sided": 1.1}, "two_sided"),
         ("grpo", {"lora": {"dropout": 0.1}}, "dropout"),
-        ("grpo", {"processes": 2}, "one process"),
         ("grpo", {"sharding": "full"}, "leave `sharding` out"),
         ("grpo", {"n": 1}, "n"),
         ("ppo", {"kl_target": 6.0, "beta": 0.0}, "kl_target"),
