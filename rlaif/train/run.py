@@ -227,11 +227,10 @@ def count_processes(job: TrainJob[Any]) -> int:
     """How many processes the job is to be done by. Raises ConfigError where a model is to be split
     over one."""
     options, device = job.options, job.device
-    count: Any = options.processes
-    if count == "auto":
-        # `cuda:1` stands for itself, and `cuda` for all that there are.
-        all_devices = device.type == "cuda" and device.index is None
-        count = torch.cuda.device_count() if all_devices else 1
+    # `cuda:1` stands for itself, and `cuda` for all that there are.
+    all_devices = device.type == "cuda" and device.index is None
+    found = torch.cuda.device_count() if all_devices else 1
+    count: int = found if options.processes == "auto" else options.processes
     if options.sharding == "full" and count * parallel.world() == 1:
         raise ConfigError(
             "`sharding: full` splits the model over several processes, and `processes: auto` means "
