@@ -101,13 +101,14 @@ def test_the_processes_of_a_training_get_the_whole_job(
         jobs.append(job)
         return OUTCOME
 
+    # Of a member of an ensemble; of all others it is found by the options' own name for it.
     monkeypatch.setattr(worker, "train_on_preferences", run)
-    monkeypatch.setattr(worker.torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(worker, "find_object", {options.trainer: run}.__getitem__)
+    monkeypatch.setattr(worker.parallel.torch, "set_num_threads", lambda count: None)
     for name, answer in (("init_process_group", None), ("destroy_process_group", None)):
         monkeypatch.setattr(worker.dist, name, lambda *a, answer=answer, **k: answer)
-    monkeypatch.setattr(worker.dist, "get_rank", lambda: 0)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
     path = tmp_path / "launch.json"
     for member in (False, True):
         if member:
