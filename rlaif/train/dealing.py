@@ -68,14 +68,22 @@ class _Dealer:
 
 
 @contextmanager
+def _open_own(
+    model: TrainModel, encoding: Encoding, spec: ModelSpec, digest: str
+) -> Iterator[HfEngine]:
+    """This rank's engine over the weights that `model` has now, for its share of the batches."""
+    share = (parallel.rank(), parallel.world())
+    with torch.no_grad(), model.generating() as module:
+        yield HfEngine(Weights(module, digest), encoding, spec, share)
+
+
+@contextmanager
 def open_policy(
     model: TrainModel, encoding: Encoding, spec: ModelSpec, digest: str
 ) -> Iterator[Sampler]:
     """An engine over the very weights that `model` has now. With several ranks the first opens it
     within what it computes by `follow_first`."""
-    with torch.no_grad(), model.generating() as module:
-        share = (parallel.rank(), parallel.world())
-        engine = HfEngine(Weights(module, digest), encoding, spec, share)
+    with _open_own(model, encoding, spec, digest) as engine:
         yield engine if parallel.world() == 1 else _Dealer(engine)
 
 
@@ -101,8 +109,5 @@ def _follow(model: TrainModel, encoding: Encoding, spec: ModelSpec, compute: Cal
         if isinstance(told, _Found):
             found: T = told.value
             return found
-        own = replace(encoding, lead=told.lead)
-        with torch.no_grad(), model.generating() as module:
-            share = (parallel.rank(), parallel.world())
-            engine = HfEngine(Weights(module, ""), own, spec, share)
+        with _open_own(model, replace(encoding, lead=told.lead), spec, "") as engine:
             parallel.gather(list(engine.generate(told.requests, told.done)))

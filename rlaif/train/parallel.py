@@ -53,14 +53,10 @@ def share(items: Sequence[T]) -> list[T]:
     return list(items[rank() :: world()])
 
 
-def deal(items: Sequence[S], compute: Callable[[S], T], evenly: bool = False) -> list[T]:
+def deal(items: Sequence[S], compute: Callable[[S], T]) -> list[T]:
     """What `compute` makes of each item, in their order: each rank computes its share, and all have
-    all results. `evenly`: every rank computes equally often, as a split model must."""
-    own = [compute(item) for item in share(items)]
-    if evenly:
-        for item in filler(items):
-            compute(item)
-    by_rank = gather(own)
+    all results."""
+    by_rank = gather([compute(item) for item in share(items)])
     return [by_rank[place % world()][place // world()] for place in range(len(items))]
 
 
@@ -188,23 +184,27 @@ def joined(request: Mapping[str, Any], processes: int, work: Path) -> Iterator[N
     for old in (answer, *work.glob("meeting*")):
         old.unlink(missing_ok=True)
     asked.write_text(json.dumps({**request, "meeting": str(meeting)}))
-    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     threads = torch.get_num_threads()
     others: list[subprocess.Popen[bytes]] = []
+    code: int | None = None
     with (work / "workers.log").open("w") as log:
         try:
             for number in map(str, range(1, processes)):
-                environment = {**os.environ, **shared, "RANK": number, "LOCAL_RANK": number}
+                place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": str(processes)}
                 command = [sys.executable, "-m", "rlaif.train.worker", str(asked)]
+                environment = {**os.environ, **place}
                 others.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
             _await_others(others, meeting)
             meet(0, processes, 0, request["device"], meeting)
             yield
             for other in others:
                 other.wait()
+            code = _first_failure(others, 0.0)
         except RuntimeError:
-            # A rank that waits for one that has ended learns of it by the broken connection.
-            if _first_failure(others, 10.0) is None:
+            # A rank that waits for one that has ended learns of it by the broken connection. Asked
+            # before the others are ended, which is no failure of theirs.
+            code = _first_failure(others, 10.0)
+            if code is None:
                 raise
         finally:
             # An error or a Ctrl-C here must not leave ranks behind.
@@ -216,10 +216,10 @@ def joined(request: Mapping[str, Any], processes: int, work: Path) -> Iterator[N
             if dist.is_initialized():
                 dist.destroy_process_group()
             torch.set_num_threads(threads)
-        code = _first_failure(others, 0.0)
-        if code is not None:
-            raise _explain_failure(work, processes, code)
-    asked.unlink()
+    if code is not None:
+        raise _explain_failure(work, processes, code)
+    for file in (asked, *work.glob("meeting*")):
+        file.unlink(missing_ok=True)
 
 
 def _first_failure(others: Sequence[subprocess.Popen[bytes]], seconds: float) -> int | None:
