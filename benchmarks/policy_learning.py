@@ -3,8 +3,9 @@
     python benchmarks/policy_learning.py [METHOD ...] [--seeds 1 2 3] [--rollouts 6]
         [--out DIR] [--quick] [--json]
 
-The task is the checks of constitutions/concise_helper.yaml: a finished answer of 12 to 36 plain
-words that takes up the question and repeats nothing. Empty, short and repetitive text cannot win.
+Half of the reward are the checks of constitutions/concise_helper.yaml: a finished answer of 12 to
+36 plain words that takes up the question and repeats nothing. The other half is that the answer has
+no comma, which the start fails in three of four. Empty, short and repetitive text cannot win.
 Each run is an experiment: the reward curve is that of the training prompts, the difference is on
 held-out prompts with a paired bootstrap over prompts. A run that is in DIR is not run again.
 """
@@ -44,9 +45,22 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 LEARNING_RATE = 3e-4
 MAX_NEW_TOKENS = 48
+NO_COMMAS = {
+    "id": "no_commas",
+    "text": "The answer has no comma.",
+    "check": {"rule": "forbidden_pattern", "params": {"pattern": ","}},
+}
 
 
-def experiment(method: str, seed: int, rollouts: int) -> dict[str, Any]:
+def task() -> dict[str, Any]:
+    """The constitution of the reward."""
+    concise = yaml.safe_load((ROOT / "constitutions/concise_helper.yaml").read_text())
+    checks = [principle for principle in concise["principles"] if "check" in principle]
+    weight = sum(principle.get("weight", 1) for principle in checks)
+    return {"name": "task", "version": "1", "principles": [*checks, NO_COMMAS | {"weight": weight}]}
+
+
+def experiment(method: str, seed: int, rollouts: int, constitution: Path) -> dict[str, Any]:
     """The experiment file of one run."""
     train = {
         "method": method,
@@ -64,7 +78,7 @@ def experiment(method: str, seed: int, rollouts: int) -> dict[str, Any]:
         "name": f"policy-learning-{method}",
         "seed": seed,
         "models": {"policy": {"path": "builtin/smollm2-135m-instruct", "system_prompt": system}},
-        "constitution": str(ROOT / "constitutions/concise_helper.yaml"),
+        "constitution": str(constitution),
         "prompts": {"path": str(ROOT / "prompts/seeds/everyday.jsonl"), "holdout": 48},
         "judges": [{"id": "checks", "kind": "rules"}],
         "steps": [
@@ -88,8 +102,11 @@ def measure(method: str, seed: int, rollouts: int, base: Path) -> dict[str, Any]
     from rlaif.report.merged import change_values
 
     base.mkdir(parents=True, exist_ok=True)
+    constitution = base / "task.yaml"
+    constitution.write_text(yaml.safe_dump(task(), sort_keys=False))
     path = base / f"{method}-{seed}.yaml"
-    path.write_text(yaml.safe_dump(experiment(method, seed, rollouts), sort_keys=False))
+    text = yaml.safe_dump(experiment(method, seed, rollouts, constitution), sort_keys=False)
+    path.write_text(text)
     began = time.monotonic()
     run = base / f"{method}-{seed}"
     last = run_experiment(path, run, (), QuietProgress()).rounds[-1]

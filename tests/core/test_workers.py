@@ -16,6 +16,7 @@ import pytest
 
 from rlaif.core.errors import RlaifError
 from rlaif.core.workers import in_order
+from tests.support.processes import gone
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -79,16 +80,4 @@ def test_no_process_outlives_a_parent_that_is_killed() -> None:
     assert len(set(workers)) == 2
     parent.kill()
     parent.communicate()
-    waited = time.monotonic() + 30
-    while any(map(alive, workers)):
-        assert time.monotonic() < waited
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has collected yet does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+    assert gone(workers)

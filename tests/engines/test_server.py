@@ -13,14 +13,13 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import psutil
 import pytest
 
 from rlaif.core.errors import EngineError
 from rlaif.engines.vllm import keeper
 from rlaif.engines.vllm.server import Server
 from tests.servers import standin
-from tests.support.processes import alive, gone
+from tests.support.processes import alive, children, gone
 
 STANDIN = Path(standin.__file__)
 
@@ -70,8 +69,8 @@ def test_a_server_answers_with_its_key_and_ends_with_its_children(
         running = processes(log)
         assert all(map(alive, running))
         # Not where everybody on the machine can read it.
-        lines = [p.cmdline() for p in psutil.Process().children(recursive=True)]
-        assert not any(first.key in word for line in lines for word in line)
+        assert len(children("rlaif.engines.vllm.keeper")) == 2
+        assert not children(first.key)
     finally:
         first.stop()
         second.stop()
@@ -185,7 +184,7 @@ def test_a_keeper_that_is_told_to_end_twice_kills_at_once(tmp_path: Path, log: P
     server = start(tmp_path, log)
     server.wait(30)
     running = processes(log)
-    [kept] = [p for p in psutil.Process().children() if "rlaif.engines.vllm.keeper" in p.cmdline()]
+    [kept] = children("rlaif.engines.vllm.keeper")
     kept.terminate()
     # It waits for a server that ignores the signal.
     assert not gone(running, 0.5)
@@ -198,7 +197,7 @@ def test_the_keeper_that_is_told_to_end_takes_the_server_with_it(tmp_path: Path,
     server = start(tmp_path, log)
     server.wait(30)
     running = processes(log)
-    [kept] = [p for p in psutil.Process().children() if "rlaif.engines.vllm.keeper" in p.cmdline()]
+    [kept] = children("rlaif.engines.vllm.keeper")
     kept.terminate()
     assert gone(running)
     server.stop()

@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -25,8 +24,9 @@ from rlaif.engines.vllm import vllm_options, vllm_server
 from rlaif.engines.vllm.vllm_server import VllmServerEngine
 from rlaif.pipeline.experiment_file import Experiment
 from tests.servers import standin
-from tests.support.processes import gone
+from tests.support.processes import children, gone
 
+KEEPER = "rlaif.engines.vllm.keeper"
 LABELS = {"yes": ("Yes", " Yes"), "no": ("No", " No")}
 
 
@@ -53,11 +53,6 @@ def ask(name: str, text: str = "Hello") -> GenerateRequest:
     return GenerateRequest(name, [{"role": "user", "content": text}], Sampling(max_new_tokens=9))
 
 
-def keepers() -> list[psutil.Process]:
-    """The processes that keep our servers."""
-    return [p for p in psutil.Process().children() if "rlaif.engines.vllm.keeper" in p.cmdline()]
-
-
 def answer(engine: VllmServerEngine, text: str = "Hello") -> str:
     [[result]] = engine.generate([ask("r", text)])
     assert result.error is None
@@ -67,14 +62,14 @@ def answer(engine: VllmServerEngine, text: str = "Hello") -> str:
 def test_the_first_request_starts_the_server_and_close_ends_it(
     engine: VllmServerEngine, tmp_path: Path, tiny_model: Path
 ) -> None:
-    assert not keepers()
+    assert not children(KEEPER)
     assert answer(engine) == f"{tiny_model.name} Hello"
     assert (tmp_path / "run/servers/judge.log").read_text().startswith("pids ")
-    [keeper] = keepers()
+    [keeper] = children(KEEPER)
     pids = [keeper.pid, *(process.pid for process in keeper.children(recursive=True))]
     assert len(pids) == 3
     engine.close()
-    assert not keepers()
+    assert not children(KEEPER)
     assert gone(pids, 2)
 
 
@@ -113,7 +108,7 @@ def test_a_server_that_has_ended_is_started_again(
     engine: VllmServerEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer(engine)
-    [keeper] = keepers()
+    [keeper] = children(KEEPER)
     keeper.kill()
     keeper.wait()
     # As vLLM's own processes do when their parent has gone.

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from rlaif.cli import cli
+from tests.support.processes import children
 
 TRAIN: dict[str, Any] = {
     "rewards": [{"judge": "checks"}],
@@ -161,7 +161,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_to_the_same_bytes(whole, 
         time.sleep(0.01)
         assert started.poll() is None
     (request,) = out.glob("steps/*/work/launch.json")
-    (other,) = (p for p in psutil.process_iter() if str(request) in " ".join(p.cmdline()))
+    (other,) = children(str(request), started.pid)
     os.kill(started.pid if victim == "first" else other.pid, signal.SIGKILL)
     said = started.communicate()[1]
     if victim == "other":

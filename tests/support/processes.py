@@ -1,4 +1,4 @@
-"""Whether processes have ended."""
+"""Which processes run, and whether they have ended."""
 
 from __future__ import annotations
 
@@ -23,3 +23,17 @@ def gone(pids: Iterable[int], seconds: float = 30) -> bool:
         left = [pid for pid in left if alive(pid)]
         time.sleep(0.05)
     return not left
+
+
+def children(word: str, parent: int | None = None) -> list[psutil.Process]:
+    """The processes below `parent` (this one) that have `word` in their command line; one that ends
+    meanwhile is none of them."""
+    found = []
+    for process in psutil.Process(parent).children(recursive=True):
+        try:
+            line = process.cmdline()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        if any(word in each for each in line):
+            found.append(process)
+    return found
