@@ -38,8 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "gspo": {"n": 4, "batch_size": 3, "sync_every": 2, "beta": 0.02},
     "cispo": {"n": 4, "batch_size": 3, "sync_every": 2, "beta": 0.02},
     "reinforce": {"n": 4, "batch_size": 6, "beta": 0.005, "critic": "head"},
-    "reinforce_pp": {"n": 4, "batch_size": 6, "beta": 0.01},
-    "sppo": {"n": 4, "batch_size": 6, "beta": 0.01},
+    "reinforce_pp": {"n": 4, "batch_size": 6, "beta": 0.01, "learning_rate": 6e-4},
+    "sppo": {"n": 4, "batch_size": 6, "beta": 0.01, "learning_rate": 1e-3},
     # Two steps a rollout, and the evaluation is after the best token, as its rollouts are.
     "quark": {"n": 4, "batch_size": 6, "epochs": 2, "keep_tokens": True, "learning_rate": 5e-4},
 }
