@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,17 @@ def provisional_prompts(spec: PromptsSpec) -> PromptSet:
     """As many made-up prompts as the dataset has rows (`count`), with a reference answer where a
     column of these is named, split as `load_prompts` does."""
     answer = None if spec.columns.reference is None else "An answer."
-    texts = (f"Row {number} of {spec.dataset}" for number in range(spec.count or 0))
-    made = [make_prompt([{"role": "user", "content": t}], "", [], answer) for t in texts]
+    made = _make_up_prompts(spec.dataset, spec.count or 0, answer)
     # A bound on words is for the rows themselves.
     every = spec.model_copy(update={"max_words": None})
     return split_prompts(every, made, f"{spec.dataset} (count: {spec.count})")
+
+
+# Arms and plans ask again, and an id is a hash.
+@lru_cache(maxsize=4)
+def _make_up_prompts(dataset: str | None, count: int, answer: str | None) -> tuple[Prompt, ...]:
+    texts = (f"Row {number} of {dataset}" for number in range(count))
+    return tuple(make_prompt([{"role": "user", "content": t}], "", [], answer) for t in texts)
 
 
 def loaded_source(step: LoadStep, name: str | None, beside: Path | None) -> Source:

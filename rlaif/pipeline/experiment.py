@@ -104,8 +104,7 @@ def run_experiment(
         allowed = any(arm.experiment.allow_code for arm in arms)
         pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
-            every = inputs.every_prompt()
-            runner = _Runner(inputs, store, {p.prompt_id: p for p in every})
+            runner = _Runner(inputs, store, dict(inputs.prompts_by_id))
             for planned in plan:
                 if planned.kind == "questions":
                     runner.prompts.update(read_questions(store, planned.hash))

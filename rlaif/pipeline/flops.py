@@ -18,7 +18,6 @@ from rlaif.pipeline.lengths import (
     prompt_texts,
     question_texts,
     request_texts,
-    some_prompts,
 )
 from rlaif.pipeline.memory import Sizes, held_models
 from rlaif.pipeline.plan.base import PlanInputs, Planned, Size
@@ -83,7 +82,7 @@ def _active(model: Model, sizes: Sizes) -> int | None:
 
 def _judging(inputs: PlanInputs, planned: Planned, size: Size, answer: int) -> float:
     """Of the questions of a step's judges, by parameter: read, and answered at most."""
-    prompts = some_prompts(inputs)
+    prompts = inputs.some_prompts()
     tokens = 0.0
     for ask in size.judges:
         if ask.calls:
@@ -100,7 +99,7 @@ def _training(
     steps: Mapping[str, Planned],
     active: Mapping[str, int],
 ) -> float:
-    prompt = mean_tokens(prompt_texts(some_prompts(inputs)))
+    prompt = mean_tokens(prompt_texts(inputs.some_prompts()))
     answer = learned_tokens(planned, steps, step.max_length)
     rows = 2 if step.LEARNS_FROM == "pairs" else 1
     tokens = size.units * rows * min(prompt + answer, step.max_length)
@@ -116,7 +115,7 @@ def _training(
 def _on_policy(
     inputs: PlanInputs, planned: Planned, step: RolloutTrain, size: Size, active: Mapping[str, int]
 ) -> float:
-    prompt = mean_tokens(prompt_texts(some_prompts(inputs)))
+    prompt = mean_tokens(prompt_texts(inputs.some_prompts()))
     each = min(prompt + step.max_new_tokens, step.max_length)
     answers = size.calls - sum(ask.calls for ask in size.judges)
     learned = size.units / step.epochs

@@ -25,7 +25,6 @@ from rlaif.pipeline.lengths import (
     mean_tokens,
     question_texts,
     request_texts,
-    some_prompts,
 )
 from rlaif.pipeline.memory import Device, Sizes, estimate_memory, held_models, planned_device
 from rlaif.pipeline.memory_table import advise_memory, list_memory, make_memory_table
@@ -175,7 +174,7 @@ def _estimate_cost(
 ) -> tuple[float | None, bool]:
     """What the priced calls come to, as far as it is known, and whether it is: calls times the
     length of some real prompts, and answers as long as they may be."""
-    prompts = some_prompts(inputs)
+    prompts = inputs.some_prompts()
     model = planned.models.get("by")
     if planned.kind in ("sample", "revise"):
         if model is None or model.spec.price is None:

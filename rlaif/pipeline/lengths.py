@@ -16,13 +16,6 @@ BYTES_PER_TOKEN = 4.0
 """English text has about 4 bytes in a token."""
 WRITING = ("sample", "revise")
 """Kinds of steps that write answers, `max_new_tokens` long at most."""
-SOME_PROMPTS = 16
-"""Prompts that the mean length is taken from."""
-
-
-def some_prompts(inputs: PlanInputs) -> list[Prompt]:
-    """Those that stand for all."""
-    return inputs.every_prompt()[:SOME_PROMPTS]
 
 
 def prompt_texts(prompts: Sequence[Prompt]) -> list[str]:
@@ -68,7 +61,7 @@ def learned_tokens(planned: Planned, steps: Mapping[str, Planned], longest: int)
 def request_texts(inputs: PlanInputs, planned: Planned, tokens: int) -> list[str]:
     """What a step that writes asks about each of some prompts; the answers that it reads have
     `tokens` tokens at most."""
-    prompts = some_prompts(inputs)
+    prompts = inputs.some_prompts()
     if planned.kind != "revise":
         return prompt_texts(prompts)
     longest = _longest_answers(max(tokens, planned.step.max_new_tokens))[0]

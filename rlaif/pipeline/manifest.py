@@ -40,7 +40,7 @@ NOT_INSTALLED = "not installed"
 def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) -> None:
     """Write config.yaml, manifest.json and prompts.jsonl into the run folder."""
     write_atomic(store.root / CONFIG, resolved_yaml(inputs.experiment))
-    prompts = inputs.every_prompt()
+    prompts = inputs.prompts_by_id.values()
     write_jsonl(store.root / PROMPTS, (to_json(p) for p in prompts))
     constitution = inputs.constitution
     manifest = {

@@ -140,7 +140,7 @@ def test_a_battle_with_an_order_that_cannot_be_read_is_missing(tmp_path: Path) -
     run_experiment(path, tmp_path / "run")
     run = load_run(tmp_path / "run")
     battles, result = arena_of(run)
-    prompts = {p.question: p.prompt_id for p in prepare(path).every_prompt()}
+    prompts = {p.question: p.prompt_id for p in prepare(path).prompts_by_id.values()}
     lost = {(b.prompt_id, b.first, b.second) for b in battles if b.prob_first is None}
     gone = {(prompts["Question 4?"], *b[1:]) for b in lost if b[0] == prompts["Question 4?"]}
     assert len(gone) == 3

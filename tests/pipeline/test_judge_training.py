@@ -221,7 +221,7 @@ def test_an_arm_asks_the_questions_of_its_own_judge(write: Write) -> None:
     drawn = {p.arms: set(p.prompts) for p in make_plan(inputs) if p.id == "tries"}
     assert drawn == {("plain",): own, ("long",): other}
     # A run finds the prompts of both.
-    assert own | other <= {p.prompt_id for p in inputs.every_prompt()}
+    assert own | other <= inputs.prompts_by_id.keys()
     with pytest.raises(ConfigError, match="measures all arms"):
         plan_of(write(arms=arms))
 

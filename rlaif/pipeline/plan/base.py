@@ -11,7 +11,8 @@ import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ class Planned:
         return {*self.inputs.values(), *filter(None, models)}
 
 
+SOME_PROMPTS = 16
+"""How many prompts stand for all where calls are counted and lengths are estimated."""
+
+
 @dataclass(frozen=True)
 class PlanInputs:
     """All that a plan depends on. `keys` is the weights' identity of every named model, `prompts`
@@ -122,17 +127,36 @@ class PlanInputs:
         """The prompts of a set."""
         return self.prompts if name == MAIN else self.sets[name]
 
-    def every_prompt(self) -> list[Prompt]:
-        """The prompts of all sets, each once."""
+    @cached_property
+    def prompts_by_id(self) -> dict[str, Prompt]:
+        """The prompts of all sets by id."""
         every = [*self.prompts.every(), *(p for one in self.sets.values() for p in one.every())]
+        found = {prompt.prompt_id: prompt for prompt in every}
         # An arm may ask questions of its own.
-        every += [p for arm in self.arms.values() for p in arm.every_prompt()]
-        return list({prompt.prompt_id: prompt for prompt in every}.values())
+        for arm in self.arms.values():
+            found |= arm.prompts_by_id
+        return found
+
+    def some_prompts(self, ids: Collection[str] = ()) -> list[Prompt]:
+        """A few of the prompts with these ids, which stand for all of them; without ids, of all."""
+        wanted = set(ids)
+        every = self.prompts_by_id.values()
+        return list(islice((p for p in every if not wanted or p.prompt_id in wanted), SOME_PROMPTS))
 
     @cached_property
     def starts(self) -> dict[str, Prompt]:
         """The prompts that are starts of episodes, by id."""
-        return {p.prompt_id: p for p in self.every_prompt() if p.environment is not None}
+        return {p.prompt_id: p for p in self.prompts_by_id.values() if p.environment is not None}
+
+    @cached_property
+    def prompt_facts(self) -> dict[str, list[Any]]:
+        """What of the prompts a judge or a check may read and their ids do not cover, by id, of
+        those that have any."""
+        return {
+            p.prompt_id: [p.prompt_id, p.tags, p.reference, *([] if p.group is None else [p.group])]
+            for p in self.prompts_by_id.values()
+            if p.tags or p.reference is not None or p.group is not None
+        }
 
     def with_slots(self, plan: Iterable[Planned]) -> PlanInputs:
         """The inputs with the questions that a plan has slots for, as sets by the steps' hashes."""
@@ -200,10 +224,13 @@ def round_prompts(
 def group_prompts(prompts: Iterable[Prompt]) -> list[list[str]]:
     """The sorted ids of the prompts of each group, by the first of them; a prompt without a group
     stands alone."""
+    alone: list[str] = []
     units: dict[str, list[str]] = {}
-    for prompt in sorted(prompts, key=lambda p: p.prompt_id):
-        units.setdefault(prompt.group or prompt.prompt_id, []).append(prompt.prompt_id)
-    return sorted(units.values())
+    for prompt in prompts:
+        same = units.setdefault(prompt.group, []) if prompt.group else alone
+        same.append(prompt.prompt_id)
+    found = [[name] for name in sorted(alone)]
+    return sorted([*found, *map(sorted, units.values())], key=itemgetter(0))
 
 
 def widen_to_groups(prompts: Iterable[Prompt], count: int) -> int:
@@ -211,10 +238,6 @@ def widen_to_groups(prompts: Iterable[Prompt], count: int) -> int:
     widest."""
     width = max(map(len, group_prompts(prompts)), default=1)
     return -(-count // width) * width
-
-
-COUNTED_PROMPTS = 16
-"""On how many prompts a judge's calls are counted."""
 
 
 @dataclass(frozen=True)
@@ -262,9 +285,7 @@ def count_judge_calls(
 ) -> JudgeCalls:
     """What judging `answers` different answers to each of `count` prompts takes, by the prompts
     that cost most of a few."""
-    every = inputs.every_prompt()
-    ids: Collection[str] = set(planned.prompts)
-    some = [p for p in every if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
+    some = inputs.some_prompts(planned.prompts)
     made = [make_example_answer(number) for number in range(answers)]
     units = calls = tokens = 0
     for prompt in some:
@@ -539,21 +560,15 @@ class Walk:
 
     def facts(self, ids: tuple[str, ...] | None) -> list[Any]:
         """What of the prompts a judge or a check may read and their ids do not cover."""
-        every = self.inputs.every_prompt()
-        wanted = {p.prompt_id for p in every} if ids is None else set(ids)
-        rows = [
-            [p.prompt_id, p.tags, p.reference, *([p.group] if p.group is not None else [])]
-            for p in every
-            if p.prompt_id in wanted
-        ]
-        told = (row for row in rows if row[1] or row[2] is not None or len(row) > 3)
-        return sorted(told, key=lambda row: row[0])
+        facts = self.inputs.prompt_facts
+        wanted = facts.keys() if ids is None else facts.keys() & set(ids)
+        return [facts[name] for name in sorted(wanted)]
 
     def origins(self, ids: list[str]) -> list[Any]:
         """Where these training prompts are from."""
-        wanted = set(ids)
-        kept = [p for p in self.inputs.every_prompt() if p.prompt_id in wanted]
-        return sorted([p.prompt_id, p.source, p.tags] for p in kept)
+        every = self.inputs.prompts_by_id
+        kept = (every[name] for name in sorted(every.keys() & set(ids)))
+        return [[p.prompt_id, p.source, p.tags] for p in kept]
 
     def principle_weights(self) -> dict[str, float]:
         """The constitution's weights by principle; none without a constitution."""

@@ -103,7 +103,7 @@ def _refuse_alone(walk: Walk, index: int, judge: str, planned: Planned) -> None:
     """Raise ConfigError where a judge that marks groups of prompts is asked about single ones."""
     if not is_grouped(planned.judges[judge]):
         return
-    every = {p.prompt_id: p for p in walk.inputs.every_prompt()}
+    every = walk.inputs.prompts_by_id
     units = group_prompts(every[name] for name in planned.prompts)
     alone = sum(len(unit) == 1 for unit in units)
     if alone:
@@ -163,7 +163,7 @@ def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
         # A drift judgement rescores the answers to some of its source's prompts only.
         widest = max(len(p) for h, p in known.prompts.items() if h in planned.inputs.values())
         answers = answers * min(len(planned.prompts), widest) // widest
-    count = len(planned.prompts) or len(inputs.every_prompt())
+    count = len(planned.prompts) or len(inputs.prompts_by_id)
     judge = planned.judges[planned.step.id]
     per_prompt = -(-answers // max(count, 1))
     asked = count_judge_calls(inputs, planned, judge, planned.models, count, per_prompt)

@@ -12,7 +12,6 @@ from rlaif.judges.base import Call, Case, compares_judgements
 from rlaif.judges.common import AnswerOnly, answer_only
 from rlaif.judges.judgements import group_judgements, samples_of
 from rlaif.pipeline.plan.base import (
-    COUNTED_PROMPTS,
     JudgeCalls,
     Known,
     PlanInputs,
@@ -108,10 +107,9 @@ def _refuse_incomparable(walk: Walk, index: int, step: Any, steps: list[Planned]
 
 def _example_calls(inputs: PlanInputs, source: Planned, answers: int) -> list[Call]:
     """The most calls of a judge step about so many answers to one of a few of its prompts."""
-    ids = set(source.prompts)
-    some = [p for p in inputs.every_prompt() if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
     made = [make_example_answer(number) for number in range(answers)]
     judge = source.judges[source.step.id]
+    some = inputs.some_prompts(source.prompts)
     calls = (judge.calls(prompt, made, source.seed) for prompt in some)
     return max(calls, key=len, default=[])
 
@@ -120,11 +118,10 @@ def size_comparisons(inputs: PlanInputs, planned: Planned, known: Known) -> Size
     """Both orders of every two judgements of an answer, none of which is missing."""
     judge = planned.judges[planned.step.id]
     answers = known.records_read(planned, "completions")
-    count = len(planned.prompts) or len(inputs.every_prompt())
+    count = len(planned.prompts) or len(inputs.prompts_by_id)
     per_prompt = -(-answers // max(count, 1))
     made = [make_example_answer(number) for number in range(per_prompt)]
-    ids = set(planned.prompts)
-    some = [p for p in inputs.every_prompt() if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
+    some = inputs.some_prompts(planned.prompts)
     # Of several steps of one judge each judged some of the answers.
     of = planned.options["asked"][0].judge
     samples = (samples_of(of.calls(prompt, made, planned.seed)).values() for prompt in some)

@@ -48,8 +48,7 @@ def plan_judged(
         elif isinstance(wanted, BalanceFilter):
             decides.append(walk.seed)
             if wanted.by == "source":
-                known = [p.prompt_id for p in walk.inputs.every_prompt()]
-                decides.append(walk.origins(list(ids) or known))
+                decides.append(walk.origins(list(ids or walk.inputs.prompts_by_id)))
     return inputs, decides
 
 

@@ -87,7 +87,7 @@ def plan(walk: Walk, index: int, step: LoadStep) -> None:
     labels = _how_read(step)
     own: tuple[str, ...] = ()
     if step.prompts == "other":
-        own = tuple(sorted(p.prompt_id for p in walk.inputs.every_prompt()))
+        own = tuple(sorted(walk.inputs.prompts_by_id))
     read = [part for part in (labels, own) if part]
     # What is of no round is loaded once for all of them.
     number = [] if step.type in OF_NO_ROUND else [walk.round]

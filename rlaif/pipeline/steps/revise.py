@@ -123,7 +123,7 @@ def _find_principles(
                 "principles",
             )
     asked = None if known is None else set(known)
-    for prompt in walk.inputs.every_prompt():
+    for prompt in walk.inputs.prompts_by_id.values():
         mine = asked is None or prompt.prompt_id in asked
         if mine and not any(principle.applies(prompt) for principle in principles):
             raise walk.inputs.fail(

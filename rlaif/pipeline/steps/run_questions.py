@@ -60,7 +60,7 @@ def plan_own_questions(walk: Walk, index: int, step: QuestionsStep) -> Planned:
         walk.origins(ids),
         walk.seed,
     )
-    known = {p.prompt_id: p for p in walk.inputs.every_prompt()}
+    known = walk.inputs.prompts_by_id
     asked = (digest, step.orders, walk.seed)
     slots = [
         slot

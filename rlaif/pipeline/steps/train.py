@@ -318,8 +318,8 @@ def _count_answered_prompts(inputs: PlanInputs, planned: Planned, judge: str | N
     if not any(t.fits_reference and judge in (None, *t.judges) for t in step.terms):
         return count
     answers: int = step.n
-    own = set(planned.prompts)
-    asked = [p for p in inputs.every_prompt() if p.prompt_id in own]
+    every = inputs.prompts_by_id
+    asked = [every[name] for name in planned.prompts if name in every]
     at_once = min(len(asked), widen_to_groups(asked, -(-REFERENCE_ANSWERS // answers)))
     return count + -(-REFERENCE_ANSWERS // (at_once * answers)) * at_once
 

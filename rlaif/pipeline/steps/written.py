@@ -15,7 +15,7 @@ from rlaif.engines.base import GenerateRequest, GenerateResult
 from rlaif.judges.base import Answered, Call, Judge, compares_judgements, ending_request
 from rlaif.judges.judgements import advise_writing, writes_verdicts
 from rlaif.judges.posed import verified_word, verifies
-from rlaif.pipeline.plan.base import COUNTED_PROMPTS, Planned, Walk, make_example_answer
+from rlaif.pipeline.plan.base import Planned, Walk, make_example_answer
 from rlaif.pipeline.steps.asking import Kept
 from rlaif.pipeline.steps.context import ByPrompt, StepContext
 from rlaif.preferences.verdict_pairs import WrittenVerdict
@@ -67,11 +67,9 @@ def refuse_unwritten(
 ) -> None:
     """Raise ConfigError for a judge step whose judge writes no verdicts, and one that judges
     judgements. `key` names the steps; `reasoned`: yes or no after written reasons is a text too."""
-    prompts = walk.inputs.every_prompt()
     for step in steps:
         judge = step.judges[step.step.id]
-        wanted = set(step.prompts)
-        some = [p for p in prompts if p.prompt_id in wanted or not wanted][:COUNTED_PROMPTS]
+        some = walk.inputs.some_prompts(step.prompts)
         if compares_judgements(judge):
             fault = "it compares judgements, and `of` it or training takes those of answers"
         elif writes_verdicts(judge, some, [make_example_answer(n) for n in range(2)]) or (
