@@ -77,6 +77,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
 
 
+def set_aside_what_is_loaded() -> None:
+    """A run collects garbage whenever it closes a model: from now on not through all that is here
+    already, such as what torch has imported, which would take a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _set_aside() -> None:
+    set_aside_what_is_loaded()
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real preference data that `RLAIF_DATA` names, or `shared/data` beside us."""
@@ -109,9 +121,6 @@ def tiny_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     keep_first_tokens(folder / "tokenizer.json", TINY_VOCABULARY)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     write_llama(folder, tokenizer, seed=5, bos_token_id=tokenizer.bos_token_id)
-    # A run collects garbage whenever it closes a model: not through all that is imported by now.
-    gc.collect()
-    gc.freeze()
     return folder
 
 
@@ -120,6 +129,7 @@ def write_llama(folder: Path, tokenizer: Any, seed: int, **shape: Any) -> None:
     from `tiny_model`'s."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    set_aside_what_is_loaded()
     usual: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 96,

@@ -3,11 +3,9 @@ reference give every token a probability that is a power of two, whatever stands
 
 from __future__ import annotations
 
-import gc
 import inspect
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,14 +36,6 @@ REFERENCE = {"<|im_end|>": 2, "a": 1, "b": 4, "c": 3}
 # So, in bits and with the end token: log pi, log pi_ref, their difference.
 #   "ab"   -6   -7   1        "b"    -4   -6   2
 #   "ccc" -13  -11  -2        "a"    -3   -3   0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _what_is_loaded_is_left_alone() -> Iterator[None]:
-    """Every training collects garbage at its end, which is slow among all that torch holds."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ second value in `values`, or with one that reaches nothing, its test fails."""
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -120,12 +119,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
         write_files(folder)
         write_more_files(folder)
         write_models(folder)
-        # A run collects garbage whenever it closes a model, which need not go through all that is
-        # imported.
-        gc.collect()
-        gc.freeze()
         yield Sweep(folder, server)
-        gc.unfreeze()
 
 
 def case_of(name: str) -> Case | Inner | Refused | Untried:
