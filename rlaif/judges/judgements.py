@@ -30,7 +30,7 @@ comparison, and too little to change the order of the others."""
 
 
 class JudgementsJudge(ModelJudge):
-    """Compares the judgements that the judge `of` wrote of one answer. Only `pair` reads what it
+    """Compares judgements of one answer, written by another judge. Only `pair` reads what it
     says."""
 
     kind: Literal["judgements"]

@@ -190,6 +190,28 @@ def test_self_rewarding(run: Run) -> None:
     assert [found.models("self", place)["by"] for place in (0, 1)] == ["sft", "dpo@1"]
 
 
+def test_meta_rewarding(run: Run) -> None:
+    found = run("meta_rewarding")
+    assert [row[1:] for row in found.trained()] == [
+        ("M0", "sft"),
+        ("sft", "dpo@1"),
+        ("dpo@1", "dpo@2"),
+    ]
+    scores = {row["subject"]: row["score"] for row in found.rows("self", "judgements")}
+    answers = {row["completion_id"]: row for row in found.rows("sample", "completions")}
+    lengths = {name: len(row["messages"][-1]["content"]) for name, row in answers.items()}
+    pairs = found.rows("actor", "preferences")
+    assert pairs
+    for pair in pairs:
+        mine = [name for name, row in answers.items() if row["prompt_id"] == pair["prompt_id"]]
+        low, high = min(map(scores.__getitem__, mine)), max(map(scores.__getitem__, mine))
+        # 0.32 of the range from either end; among these the shortest, and the longest.
+        good = [lengths[n] for n in mine if scores[n] >= high - 0.32 * (high - low)]
+        bad = [lengths[n] for n in mine if scores[n] <= low + 0.32 * (high - low)]
+        assert lengths[pair["chosen_id"]] == min(good)
+        assert lengths[pair["rejected_id"]] == max(bad)
+
+
 def test_cream(run: Run) -> None:
     found = run("cream")
     last = [s for s in found.steps if s["id"] == "pair" and s["round"] == 3]

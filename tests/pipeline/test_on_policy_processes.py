@@ -61,7 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "redraws": {"method": "grpo", "batch_size": 2, "resample": 3},
 }
-QUICK = ("grpo", "ppo-critic", "quark")
+QUICK = ("grpo",)
 
 
 @pytest.fixture(scope="module")
