@@ -75,14 +75,16 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
-# The documentation as a site, in build/docs. It reads our sources and needs none of our packages.
+# The documentation as a site, in build/docs. It reads our sources and needs none of our packages; the
+# pictures of the experiments are drawn first, from their plans.
 $(DOCS_VENV)/.installed:
 	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
 	$(DOCS_VENV)/bin/python -m pip install --quiet mkdocs==1.6.1 mkdocs-material==9.8.2 \
 	  mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 ruff==0.17.5
 	touch $@
 
-docs: $(DOCS_VENV)/.installed
+docs: $(DOCS_VENV)/.installed $(VENV)/.installed
+	$(ENV) HF_HUB_OFFLINE=1 $(BIN)/python tools/docs/gallery.py build/gallery
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --clean \
 	  --config-file tools/docs/mkdocs.yml
 	$(DOCS_VENV)/bin/python tools/docs/check_site.py build/docs

@@ -6,11 +6,19 @@ from __future__ import annotations
 import ast
 import posixpath
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# mkdocs loads this file by its path, so its folder is on no path of modules.
+sys.path.insert(0, str(ROOT / "tools" / "docs"))
+
+from gallery import list_experiments, make_pages  # noqa: E402
+
+PICTURES = ROOT / "build" / "gallery"
+"""Where `tools/docs/gallery.py` has drawn them."""
 BROUGHT = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -18,13 +26,14 @@ BROUGHT = {
     "benchmarks/README.md": "benchmarks/index.md",
     "benchmarks/RESULTS.md": "benchmarks/results.md",
     "LICENSE": "license.md",
+    "experiments/EVIDENCE.md": "evidence.md",
 }
 """Files of the project that pages link to, by the page that they become."""
 SECTIONS = {
     "Experiments": ["experiments", "language", "explain", "new", "prompts", "data", "datasets"],
     "Judging": ["constitutions", "rules", "judges", "judge-bench", "arena", "judge-training"],
     "Training": ["training", "environments", "engines", "gpu"],
-    "Results": ["diagnostics"],
+    "Results": ["diagnostics", "compare", "ui", "human-feedback"],
 }
 """The pages of docs/ by section; a page that is in none comes last under "More"."""
 LINK = re.compile(r"(\]\(|(?:src|href)=\")([^)\s\"#]+)(?=[)\s\"#])")
@@ -50,8 +59,12 @@ def on_files(files: Any, config: Any) -> Any:
         if not name.endswith(".md"):
             text = f"# {name.capitalize()}\n\n```text\n{text}```\n"
         made[page] = move_links(text, name, page)
+    made |= dict(make_pages())
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
+    for name in list_experiments():
+        picture = (PICTURES / f"{name}.svg").read_text("utf-8")
+        files.append(File.generated(config, f"gallery/{name}.svg", content=picture))
     return files
 
 
@@ -92,6 +105,10 @@ def make_nav(pages: set[str], rooms: list[str]) -> list[Any]:
         kinds = sorted(page for page in pages if title == "Judging" and page.startswith("judges/"))
         placed.update(own, kinds)
         nav.append({title: own + ([{"Kinds of judges": list(kinds)}] if kinds else [])})
+    nav.append(
+        {"Gallery": ["gallery/index.md", *(f"gallery/{name}.md" for name in list_experiments())]}
+    )
+    nav[-2]["Results"].append({"Evidence": "evidence.md"})
     more = sorted(pages - placed)
     if more:
         nav.append({"More": list(more)})
