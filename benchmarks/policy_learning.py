@@ -40,8 +40,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "reinforce": {"n": 4, "batch_size": 6, "beta": 0.005, "critic": "head"},
     "reinforce_pp": {"n": 4, "batch_size": 6, "beta": 0.01, "learning_rate": 6e-4},
     "sppo": {"n": 4, "batch_size": 6, "beta": 0.01, "learning_rate": 1e-3},
-    # Two steps a rollout, and the evaluation is after the best token, as its rollouts are.
-    "quark": {"n": 4, "batch_size": 6, "epochs": 2, "keep_tokens": True, "learning_rate": 5e-4},
+    # The tokens have to be learned before sampling after them helps: more steps a rollout, and no
+    # bonus for entropy. The evaluation is after the best token, as its rollouts are.
+    "quark": {
+        "n": 4,
+        "batch_size": 6,
+        "epochs": 6,
+        "quantiles": 3,
+        "entropy_weight": 0.0,
+        "keep_tokens": True,
+    },
 }
 LEARNING_RATE = 3e-4
 MAX_NEW_TOKENS = 48
