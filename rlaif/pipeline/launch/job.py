@@ -227,7 +227,9 @@ def _limit_time(rows: Sequence[Forecast], request: Request) -> tuple[int, str]:
         )
     seconds = sum(row.seconds or 0.0 for row in todo)
     limit = max(LEAST, -ROUND * int(-seconds * SPARE // ROUND))
-    return limit, f"the estimate is {seconds / 3600:.2f} h"
+    rough = request.flops is None and not any(row.measured for row in todo)
+    guess = ", a rough guess for a 135M model on two CPU cores" if rough and seconds else ""
+    return limit, f"the estimate is {seconds / 3600:.2f} h{guess}"
 
 
 def _device_notes(request: Request, gpus: int, held: Memory) -> list[str]:
@@ -244,7 +246,7 @@ def _device_notes(request: Request, gpus: int, held: Memory) -> list[str]:
         notes.append(f"one device holds at most {held.most:.1f} GiB, without the framework's own")
     if request.gpu is not None and request.device_memory is None and not held.checked:
         notes.append(f"{request.gpu}: its memory is not known; give --device-memory to check it")
-    if gpus and request.gpu is None and request.device_memory is None:
+    if gpus and request.gpu is None:
         notes.append(f"types of GPU that hold it: {', '.join(held.types)}")
     return notes
 

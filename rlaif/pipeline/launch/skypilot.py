@@ -11,6 +11,9 @@ from rlaif.core.errors import ConfigError
 from rlaif.pipeline.launch.documents import write_documents
 from rlaif.pipeline.launch.job import SHARED, Job
 
+CACHED = {"mount_cached": {"transfers": 1, "vfs_write_back": "1s"}}
+"""Files go to the bucket soon and in the order in which they were written, so that a marker of a
+finished step is not there before the step's records."""
 GRACE = 120
 """Seconds that an interrupted run has to end."""
 
@@ -41,7 +44,7 @@ def make_task(job: Job) -> dict[str, Any]:
         "name": job.name,
         "resources": resources,
         "workdir": ".",
-        "file_mounts": {SHARED: {"name": job.storage, "mode": "MOUNT_CACHED"}},
+        "file_mounts": {SHARED: {"name": job.storage, "mode": "MOUNT_CACHED", "config": CACHED}},
         "envs": {
             "RLAIF_CACHE": f"{SHARED}/.cache/rlaif",
             "HF_HOME": f"{SHARED}/.cache/huggingface",
