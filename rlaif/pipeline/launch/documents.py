@@ -13,7 +13,9 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         """See yaml."""
-        style = "|" if "\n" in data else None
+        # Written so, YAML would take other breaks than \n for that one.
+        plain = all(line.isprintable() for line in data.split("\n"))
+        style = "|" if plain and "\n" in data else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 

@@ -18,13 +18,14 @@ from tests.support.launching import JUDGE, STEPS
 Plan = Callable[..., list[Planned]]
 SMALL = {"path": "some/model", "parameters": "1B"}
 DPO = {"train": {"method": "dpo"}}
-GRPO = {"train": {"method": "grpo", "rewards": [{"judge": "checks"}]}}
+GRPO = {"train": {"method": "grpo", "rewards": [{"judge": "rules"}]}}
 
 
 @pytest.fixture
 def plan(tmp_path: Path, write_experiment: Callable[..., Path]) -> Plan:
     def make(*more: dict[str, Any], steps: Any = STEPS, **models: Any) -> list[Planned]:
-        path = write_experiment(tmp_path, None, models=models, rounds=1, steps=[*steps, *more])
+        given = {"models": models, "steps": [*steps, *more], "judges": {"rules": {"kind": "rules"}}}
+        path = write_experiment(tmp_path, None, rounds=1, **given)
         return list(make_plan(prepare(path, fetch=False)))
 
     return make
@@ -67,9 +68,7 @@ def test_models_that_sample_use_what_their_engines_do(
         (train(processes=8, sharding="full"), 8),
     ],
 )
-def test_a_training_uses_one_for_each_process(
-    plan: Plan, step: dict[str, Any], count: int
-) -> None:
+def test_a_training_uses_one_for_each_process(plan: Plan, step: dict[str, Any], count: int) -> None:
     use = count_gpus(plan(step, policy=SMALL))
     assert use.count == count
     assert count == 1 or use.words == f"step train: `processes: {count}`"
@@ -80,7 +79,7 @@ def test_a_training_on_the_cpu_uses_none(plan: Plan) -> None:
 
 
 def test_an_on_policy_training_shares_devices_with_its_sampler(plan: Plan) -> None:
-    made = plan(GRPO, steps=STEPS[1:2], policy=vllm(tensor_parallel_size=2))
+    made = plan(GRPO, steps=[], policy=vllm(tensor_parallel_size=2))
     assert count_gpus(made).count == 2
 
 

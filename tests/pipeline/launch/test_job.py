@@ -141,7 +141,7 @@ def test_skypilot_needs_a_type_where_the_memory_is_not_known(
 ) -> None:
     path = experiment(models={"policy": {"path": "some/model"}})
     request = Request("skypilot", path, hours=1.0, storage="disk")
-    with pytest.raises(ConfigError, match="`parameters` they have: .*some/model.* with --gpu"):
+    with pytest.raises(ConfigError, match=r"`parameters` they have: .*some/model.* with --gpu"):
         make_job(request)
     assert make_job(replace(request, gpu="H100")).types == ("H100",)
 

