@@ -13,9 +13,10 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         """See yaml."""
-        # Written so, YAML would take other breaks than \n for that one.
-        plain = all(line.isprintable() for line in data.split("\n"))
-        style = "|" if plain and "\n" in data else None
+        style = "|" if "\n" in data else None
+        if not all(line.isprintable() for line in data.split("\n")):
+            # Only between these have other line breaks an escape, and YAML takes all for \n.
+            style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 

@@ -24,7 +24,11 @@ GRPO = {"train": {"method": "grpo", "rewards": [{"judge": "rules"}]}}
 @pytest.fixture
 def plan(tmp_path: Path, write_experiment: Callable[..., Path]) -> Plan:
     def make(*more: dict[str, Any], steps: Any = STEPS, **models: Any) -> list[Planned]:
-        given = {"models": models, "steps": [*steps, *more], "judges": {"rules": {"kind": "rules"}}}
+        given = {
+            "models": models,
+            "steps": [*steps, *more],
+            "judges": [{"id": "rules", "kind": "rules"}],
+        }
         path = write_experiment(tmp_path, None, rounds=1, **given)
         return list(make_plan(prepare(path, fetch=False)))
 
