@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from rlaif.cli import cli
+from rlaif.pipeline.launch.targets import TARGETS
 from tests.support.launching import JUDGE, LISTS, STEPS, put_program, words_of
 
 HOURS = ("--hours", "2")
@@ -133,3 +135,24 @@ def test_mistakes_end_in_a_sentence(words: list[str], experiment: Path) -> None:
     assert done.returncode == 2
     assert "rlaif: " in done.stderr and "Traceback" not in done.stderr
     assert not Path("runs").exists()
+
+
+def test_the_page_quotes_what_is_printed() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cloud.md").read_text("utf-8")
+    [command] = re.findall(r"(?m)^    rlaif (launch experiments/.*)$", page)
+    said = CliRunner().invoke(cli, command.split())
+    assert said.exit_code == 0, said.output
+    [quoted] = re.findall(r"(?m)^    (note: the estimate.*)$", page)
+    assert quoted in said.stderr.splitlines()
+
+
+def test_the_page_has_every_target_and_its_arithmetic_is_right() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cloud.md").read_text("utf-8")
+    assert all(f"| `{target}` |" in page for target in TARGETS)
+    sums = re.findall(r"(?m)^    on \w+: +([\d.x+() ]+) = ([\d.]+) \+ ([\d.]+) = ([\d.]+)$", page)
+    assert len(sums) == 2
+    for text, compute, storage, total in sums:
+        # Numbers, brackets, + and x alone, by the pattern.
+        value = eval(text.replace("x", "*"))
+        assert value == pytest.approx(float(total), abs=0.006)
+        assert float(compute) + float(storage) == pytest.approx(float(total), abs=0.006)

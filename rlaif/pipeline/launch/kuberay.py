@@ -103,6 +103,11 @@ def _make_pod(job: Job) -> dict[str, Any]:
             {"name": "memory", "emptyDir": {"medium": "Memory"}},
         ],
     }
+    if job.gpus:
+        # Clouds keep other pods off nodes with GPUs by this taint.
+        pod["tolerations"] = [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
     if job.resources:
         pod["nodeSelector"] = dict(job.resources)
     if job.gpu is not None and not job.resources:

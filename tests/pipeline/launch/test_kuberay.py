@@ -39,7 +39,8 @@ def listed(item: Any) -> dict[str, Any]:
     return {"type": "array", "items": item, "minItems": 1}
 
 
-TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+STRING = {"type": "string"}
+TEXTS = {"type": "object", "additionalProperties": STRING}
 COUNT = {"type": "integer", "minimum": 1}
 SECRET = closed("secretKeyRef", secretKeyRef=closed("name key", name=LABEL, key={"type": "string"}))
 VARIABLE = closed("name", name={"type": "string"}, value={"type": "string"}, valueFrom=SECRET)
@@ -65,6 +66,9 @@ POD = closed(
     volumes=listed(VOLUME),
     securityContext=closed("fsGroup", fsGroup=COUNT),
     nodeSelector=TEXTS,
+    tolerations=listed(
+        closed("key operator effect", key=STRING, operator={"const": "Exists"}, effect=STRING)
+    ),
 )
 HEAD = closed("rayStartParams template", rayStartParams=TEXTS, template=closed("spec", spec=POD))
 RAY_JOB = closed(
