@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.options import COUNT, FILE, PROFILE, SET, run_folder
+from rlaif.cli.options import COUNT, FILE, PROFILE, SET, Finite, run_folder
 
 if TYPE_CHECKING:
     from rlaif.pipeline.launch.job import Job
 
-POSITIVE = click.FloatRange(min=0, min_open=True)
+LIMIT = Finite(min=0.2, max=8760)
+"""Hours: a run is interrupted some minutes before, and is none of more than a year."""
 
 
 @click.command()
@@ -43,12 +44,16 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
     "--gpu", metavar="TYPE", help="Type of GPU, such as L4 or H100; the plan must fit it."
 )
 @click.option(
-    "--device-memory", type=POSITIVE, help="GiB of one GPU, where --gpu does not tell it."
+    "--device-memory",
+    type=Finite(min=1, max=1e5),
+    help="GiB of one GPU, where --gpu does not tell it.",
 )
 @click.option(
-    "--flops", type=POSITIVE, help="FLOP/s that one device reaches, such as 4e14, for the time."
+    "--flops",
+    type=Finite(min=1e6, max=1e21),
+    help="FLOP/s that one device reaches, such as 4e14, for the time.",
 )
-@click.option("--hours", type=POSITIVE, help="Time limit [default: 1.5 x the plan's estimate].")
+@click.option("--hours", type=LIMIT, help="Time limit [default: 1.5 x the plan's estimate].")
 @click.option("--cpus", type=COUNT, help="CPUs of the node [default: 8 for each GPU].")
 @click.option("--memory", type=COUNT, help="GiB of main memory [default: by the plan's models].")
 @click.option(

@@ -123,6 +123,8 @@ def test_keys_go_by_name_and_must_be_there(
     [
         ["experiment.yaml", "--to", "slurm", "--gpus", "1", "--gpu", "h100 x", "--hours", "1"],
         ["nowhere.yaml", "--to", "slurm"],
+        *(["experiment.yaml", "--to", "slurm", "--hours", n] for n in ("nan", "inf", "0.1")),
+        ["experiment.yaml", "--to", "slurm", "--flops", "nan"],
         ["experiment.yaml", "--to", "kuberay"],
         ["experiment.yaml", "--to", "slurm", "--hours", "1", "--resource", "x"],
         ["experiment.yaml", "--to", "slurm", "--set", "models.policy.parameters=900B"],
@@ -133,7 +135,7 @@ def test_mistakes_end_in_a_sentence(words: list[str], experiment: Path) -> None:
     command = [sys.executable, "-m", "rlaif", "launch", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 2
-    assert "rlaif: " in done.stderr and "Traceback" not in done.stderr
+    assert re.search(r"(?m)^(rlaif|Error): ", done.stderr) and "Traceback" not in done.stderr
     assert not Path("runs").exists()
 
 

@@ -100,8 +100,8 @@ def find_types(
     memory = stated or _known_memory(gpu)
     if memory is not None:
         rows = _measure(plan, to_do, memory, named=gpu)
-        types = [name for name, gib in GPUS.items() if _most(rows) <= gib]
-        return Memory(_most(rows), tuple(types) if gpu is None else (gpu,), _unknown(rows), True)
+        enough = tuple(name for name, gib in GPUS.items() if _most(rows) <= gib)
+        return Memory(_most(rows), enough if gpu is None else (gpu,), _unknown(rows), True)
     rows, fitting = [], []
     largest = max(GPUS.values())
     for name, gib in GPUS.items():
