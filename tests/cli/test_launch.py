@@ -15,7 +15,16 @@ from click.testing import CliRunner, Result
 
 from rlaif.cli import cli
 from rlaif.pipeline.launch.targets import TARGETS
-from tests.support.launching import JUDGE, LISTS, STEPS, put_program, words_of
+from tests.support.launching import (
+    INSIDE,
+    JUDGE,
+    LISTS,
+    STEPS,
+    put_program,
+    run_script,
+    with_programs,
+    words_of,
+)
 
 HOURS = ("--hours", "2")
 PLACES = {"slurm": (), "kuberay": ("--storage", "disk"), "skypilot": ("--storage", "bucket")}
@@ -116,6 +125,26 @@ def test_keys_go_by_name_and_must_be_there(
         assert "JUDGE_KEY" in text and "the-value-of-the-key" not in text
     words = words_of(tmp_path / "said")
     assert words[1:-1] == ["jobs", "launch", "--yes", "--secret", "JUDGE_KEY"]
+
+
+def test_the_script_runs_the_experiment_and_the_second_time_resumes_it(
+    tmp_path: Path, write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "it's $HOME & co"
+    write_experiment(folder, None, rounds=1)
+    monkeypatch.chdir(folder)
+    done = launch("slurm", "--dry-run", "--set", "description=it's `id` $HOME")
+    assert done.exit_code == 0, done.output
+    put_program(tmp_path / "programs", "apptainer", INSIDE)
+    code = f'#!/bin/bash\nexec {sys.executable} -m rlaif "$@"\n'
+    put_program(tmp_path / "programs", "rlaif", code)
+    root = str(Path(__file__).resolve().parents[2])
+    environment = with_programs(tmp_path / "programs", PYTHONPATH=root)
+    first, second = (run_script(done.stdout, env=environment) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    config = yaml.safe_load((folder / "runs" / "experiment" / "config.yaml").read_text("utf-8"))
+    assert config["description"] == "it's `id` $HOME"
+    assert second.returncode == 0 and "Nothing to do" in second.stdout
 
 
 @pytest.mark.parametrize(
