@@ -3,6 +3,7 @@ VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 PEERS_VENV ?= .venv-peers
 REWARDBENCH_VENV ?= .venv-rewardbench
+SKYPILOT_VENV ?= .venv-skypilot
 DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
@@ -63,8 +64,14 @@ $(REWARDBENCH_VENV)/.installed:
 	$(REWARDBENCH_VENV)/bin/python -m pip install --quiet rewardbench==0.1.4
 	touch $@
 
-test-peers: $(PEERS_VENV)/.installed $(REWARDBENCH_VENV)/.installed $(VLLM_VENV)/.installed
+$(SKYPILOT_VENV)/.installed:
+	test -x $(SKYPILOT_VENV)/bin/python || $(PYTHON) -m venv $(SKYPILOT_VENV)
+	$(SKYPILOT_VENV)/bin/python -m pip install --quiet skypilot==0.14.1
+	touch $@
+
+test-peers: $(PEERS_VENV)/.installed $(REWARDBENCH_VENV)/.installed $(VLLM_VENV)/.installed $(SKYPILOT_VENV)/.installed
 	$(ENV) RLAIF_PEERS=1 RLAIF_REWARDBENCH_PYTHON=$(REWARDBENCH_VENV)/bin/python \
+	  RLAIF_SKYPILOT_PYTHON=$(SKYPILOT_VENV)/bin/python \
 	  $(PEERS_VENV)/bin/python -m pytest tests/peers tests/train/test_adapter_export.py
 	$(ENV) $(VLLM_VENV)/bin/python -m pytest tests/vllm/test_exported_adapter.py
 
@@ -99,4 +106,4 @@ gpu-wheels: $(VENV)/.installed
 	tools/gpu_wheels.sh $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(PEERS_VENV) $(REWARDBENCH_VENV) $(DOCS_VENV) .whl .gpu build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(PEERS_VENV) $(REWARDBENCH_VENV) $(SKYPILOT_VENV) $(DOCS_VENV) .whl .gpu build dist .mypy_cache .ruff_cache .pytest_cache

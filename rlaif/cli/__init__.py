@@ -27,6 +27,7 @@ from rlaif.cli import (
     dataset,
     doctor,
     explain,
+    launch,
     new,
     principles,
     runs,
@@ -40,7 +41,7 @@ from rlaif.cli import (
 from rlaif.core.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
-    *(runs.run, explain.explain, runs.status, ui.ui, runs.report, runs.export),
+    *(runs.run, launch.launch, explain.explain, runs.status, ui.ui, runs.report, runs.export),
     *(texts.init, new.new, texts.schema, texts.prompt, doctor.doctor, constitution.constitution),
     *(dataset.build, dataset.prompts, dataset.data, data.convert),
     *(bench.judge_bench, bench.reward_bench, winrate.winrate),

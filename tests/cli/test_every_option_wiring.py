@@ -98,6 +98,28 @@ ROWS = [
         "e.yaml",
         {"--profile": "full", "--arm": "left", "--set": "a=1"},
     ),
+    Row(
+        "launch",
+        "rlaif.pipeline.launch.job.make_job",
+        "e.yaml --to slurm",
+        {
+            "--to": ("kuberay", "target='kuberay'"),
+            "--run": ("there", "out='there'"),
+            "--profile": "full",
+            "--set": "a=1",
+            "--image": "other:image",
+            "--gpus": ("3", "gpus=3"),
+            "--gpu": "H100",
+            "--device-memory": ("80", "device_memory=80.0"),
+            "--flops": ("4e14", "flops=400000000000000.0"),
+            "--hours": ("7", "hours=7.0"),
+            "--cpus": ("9", "cpus=9"),
+            "--memory": ("99", "memory=99"),
+            "--secret": "HF_TOKEN",
+            "--storage": "disk",
+            "--resource": "qos=low",
+        },
+    ),
     Row("explain", "rlaif.report.flow_svg.draw_flow", "e.yaml --format svg"),
     Row("explain", "rlaif.report.flow_text.render_mermaid", "e.yaml --out there.mmd"),
     Row(
@@ -531,6 +553,8 @@ WRITTEN = {
     "rbr-weights --out": "tests/judges/test_rbr.py",
     "compare --out": "tests/cli/test_compare.py",
     "compare --between": "tests/cli/test_compare.py",
+    "launch --out": "tests/cli/test_launch.py",
+    "launch --dry-run": "tests/cli/test_launch.py",
 }
 
 
