@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -244,14 +245,19 @@ def test_an_override_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
         load_experiment(path, ["steps.train.bata=1"])
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_shipped_experiments_fit_the_model_and_the_schema(path: Path) -> None:
+@cache
+def validator() -> jsonschema.Draft202012Validator:
+    """That of experiments, which takes seconds to make."""
     schema = json.loads(experiment_schema())
     jsonschema.Draft202012Validator.check_schema(schema)
-    validator = jsonschema.Draft202012Validator(schema)
-    validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_experiments_fit_the_model_and_the_schema(path: Path) -> None:
+    validator().validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     experiment, _ = load_experiment(path, ["data=pairs.jsonl"])
-    validator.validate(yaml.safe_load(resolved_yaml(experiment)))
+    validator().validate(yaml.safe_load(resolved_yaml(experiment)))
 
 
 def test_there_are_shipped_experiments() -> None:
@@ -259,10 +265,9 @@ def test_there_are_shipped_experiments() -> None:
 
 
 def test_the_schema_refuses_what_the_model_refuses() -> None:
-    validator = jsonschema.Draft202012Validator(json.loads(experiment_schema()))
     data = yaml.safe_load(HEAD + "  - train: {bata: 1}\n")
-    assert not validator.is_valid(data)
-    assert validator.is_valid(yaml.safe_load(HEAD + "  - train: {beta: 1, from: initial}\n"))
+    assert not validator().is_valid(data)
+    assert validator().is_valid(yaml.safe_load(HEAD + "  - train: {beta: 1, from: initial}\n"))
 
 
 ANY_NUMBER = (

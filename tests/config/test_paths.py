@@ -270,6 +270,10 @@ PAIRS = "".join(
 )
 
 
+MORE_AT_FULL_SIZE = {"meta_rewarding": {"meta", "judging"}}
+"""Steps that a small model cannot take, as the header of the experiment says."""
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_profile_of_every_shipped_experiment_has_a_plan_without_network(
     path: Path, tmp_path: Path, monkeypatch: Any
@@ -285,7 +289,12 @@ def test_every_profile_of_every_shipped_experiment_has_a_plan_without_network(
         inputs = prepare(path, settings, fetch=False, profile=name)
         full = make_plan(inputs)
         # The method is the same one, at another size.
-        assert [(p.kind, p.id, p.round) for p in full] == [(p.kind, p.id, p.round) for p in small]
+        names, whole = ([(p.kind, p.id, p.round) for p in plan] for plan in (small, full))
+        if path.stem in MORE_AT_FULL_SIZE:
+            assert {p.id for p in full} - {p.id for p in small} == MORE_AT_FULL_SIZE[path.stem]
+            assert set(names) < set(whole)
+        else:
+            assert whole == names
         assert not {p.hash for p in full if p.models} & {p.hash for p in small if p.models}
         assert any("meta-llama" in text or "zephyr" in text for text in inputs.provisional)
 
