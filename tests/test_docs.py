@@ -22,7 +22,8 @@ from rlaif.config.environments import ENVIRONMENTS
 from rlaif.config.filters import FilterStep
 from rlaif.config.judge_training import BenchStep, QuestionsStep
 from rlaif.config.methods import DISTILLATIONS, METHODS
-from rlaif.config.models import ModelSpec, PromptSetSpec, PromptsSpec
+from rlaif.config.models import ModelSpec
+from rlaif.config.prompts import PromptSetSpec, PromptsSpec
 from rlaif.config.revise import ReviseStep
 from rlaif.config.steps import (
     EvaluateStep,

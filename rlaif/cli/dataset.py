@@ -117,7 +117,7 @@ def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
     CONFIG lists the sources: files, and prompts written by a model. Run it again to resume after an
     interruption.
     """
-    from rlaif.config.prompting import FileSource, PromptsFile
+    from rlaif.config.prompts import FileSource, PromptsFile
     from rlaif.core.errors import ConfigError
     from rlaif.core.resources import find
     from rlaif.core.yamlio import load_yaml, suggest, validate

@@ -1,4 +1,4 @@
-"""`models` and `prompts`."""
+"""`models`: what an experiment asks and trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from pydantic import (
 )
 
 from rlaif.config.base import Count, NameIn, PluginName, Strict
-from rlaif.config.environments import AnyEnvironment
 from rlaif.core.chat import MARKERS, ChatSettings
 
 POLICY, INITIAL = "policy", "initial"
@@ -418,88 +417,3 @@ def thinking_of(models: Iterable[ModelSpec]) -> ThinkingSpec:
     specs = [model.thinking for model in models] or [THINKING]
     found = {pair for spec in specs for pair in spec.markers}
     return THINKING if found == set(MARKERS) else ThinkingSpec(markers=sorted(found))
-
-
-class Columns(Strict):
-    """Which column of a dataset holds what. Give `prompt` (text) or `messages`."""
-
-    prompt: str | None = None
-    messages: str | None = None
-    tags: str | None = None
-    reference: str | None = None
-    split: str | None = None
-    group: str | None = Field(
-        None,
-        description="What prompts that belong together have in common, such as both orders of a "
-        "pair: they are drawn, batched and judged together. Default: `group`, in prompts of a run.",
-    )
-
-
-class PromptsSpec(Strict):
-    """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset; an
-    `environment` has episodes, whose answers have several turns. Without any of these they are the
-    prompts of the pairs that the experiment loads."""
-
-    path: str | None = None
-    dataset: str | None = None
-    environment: AnyEnvironment | None = Field(
-        None, description="What the policy plays: the prompts are the starts of its episodes."
-    )
-    episodes: PositiveInt | None = Field(
-        None,
-        description="How many episodes of `environment` there are, with the seeds 0, 1, ..., those "
-        "that are held out included.",
-    )
-    dataset_split: str = "train"
-    columns: Columns = Columns()
-    holdout: PositiveInt = Field(
-        64, description="Prompts held out for evaluation, never trained on."
-    )
-    limit: PositiveInt | None = Field(None, description="Use at most this many training prompts.")
-    max_words: PositiveInt | None = Field(
-        None, description="Drop prompts with more words than this over all turns."
-    )
-    count: PositiveInt | None = Field(
-        None, description="How many rows `dataset` has, so that a dry run need not read it."
-    )
-    validation: NonNegativeInt = Field(
-        0,
-        description="Prompts for choosing among models, neither trained on nor reported.",
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> PromptsSpec:
-        if self.path is not None and self.dataset is not None:
-            raise ValueError("give one of `path` and `dataset`, not both")
-        if self.count is not None and self.dataset is None:
-            raise ValueError("count: only with `dataset`; a file is read in dry runs too")
-        if (self.environment is None) != (self.episodes is None):
-            raise ValueError("give `environment` and `episodes` (how many there are), or neither")
-        if self.environment is not None and (self.path is not None or self.dataset is not None):
-            raise ValueError("give one of `path`, `dataset` and `environment`")
-        return self
-
-    @model_validator(mode="after")
-    def _episodes_have_no_columns(self) -> PromptsSpec:
-        if self.environment is not None and self.columns != Columns():
-            raise ValueError("columns: the starts of episodes have none; leave it out")
-        return self
-
-    @property
-    def from_pairs(self) -> bool:
-        """Whether the prompts are those of the loaded pairs."""
-        return self.path is None and self.dataset is None and self.environment is None
-
-
-class PromptSetSpec(PromptsSpec):
-    """A further set of prompts; by default none of them is held out."""
-
-    holdout: NonNegativeInt = Field(
-        0, description="Prompts held out for evaluation, never trained on."
-    )
-
-    @model_validator(mode="after")
-    def _has_source(self) -> PromptSetSpec:
-        if self.from_pairs:
-            raise ValueError("a set of prompts needs a `path`, a `dataset` or an `environment`")
-        return self

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.models import Columns, PromptsSpec
+from rlaif.config.prompts import Columns, PromptsSpec
 from rlaif.config.steps import LoadStep, SamplePrinciples
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Message, Prompt, content_hash, make_prompt

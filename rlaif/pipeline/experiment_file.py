@@ -9,8 +9,9 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 from rlaif.config.arms import AI, HUMAN, LABELLERS, MAIN, Arms, ArmSpec, labellers_of
 from rlaif.config.base import Count, Fraction, Seed, StepId, Strict, told
 from rlaif.config.dataset import DatasetSpec
-from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptSetSpec, PromptsSpec
+from rlaif.config.models import RESERVED_MODELS, ModelSpec
 from rlaif.config.on_policy import RolloutTrain
+from rlaif.config.prompts import PromptSetSpec, PromptsSpec
 from rlaif.config.steps import LoadStep
 from rlaif.core.yamlio import Loc, fault_at, suggest
 from rlaif.judges.build import JudgeStep

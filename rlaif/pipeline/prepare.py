@@ -16,7 +16,8 @@ from itertools import combinations
 from pathlib import Path
 
 from rlaif.config.arms import MAIN
-from rlaif.config.models import REMOTE, RESERVED_MODELS, ModelSpec, PromptsSpec, thinking_of
+from rlaif.config.models import REMOTE, RESERVED_MODELS, ModelSpec, thinking_of
+from rlaif.config.prompts import PromptsSpec
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError, placed

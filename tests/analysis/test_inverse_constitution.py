@@ -32,7 +32,7 @@ from rlaif.analysis.inverse_constitution.run import (
 )
 from rlaif.analysis.inverse_constitution.vote import PrincipleVotes
 from rlaif.config.models import ModelSpec
-from rlaif.config.prompting import PromptsFile
+from rlaif.config.prompts import PromptsFile
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair

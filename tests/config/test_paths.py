@@ -16,8 +16,8 @@ from pydantic import Field
 
 from rlaif.cli import cli
 from rlaif.config.base import LATE, Strict, hashed_keys
-from rlaif.config.models import Columns, PromptsSpec
 from rlaif.config.paths import Change, apply_changes, read_setting, step_places
+from rlaif.config.prompts import Columns, PromptsSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.yamlio import load_yaml
 from rlaif.data.sources import provisional_prompts

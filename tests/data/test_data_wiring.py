@@ -14,7 +14,7 @@ import yaml
 
 from rlaif.config.columns import LabelColumns
 from rlaif.config.dataset import DatasetSpec
-from rlaif.config.models import PromptsSpec
+from rlaif.config.prompts import PromptsSpec
 from rlaif.config.steps import SamplePrinciples
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Completion, Judgement, Preference, Prompt, make_prompt

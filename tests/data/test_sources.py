@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlaif.config.models import Columns, PromptsSpec
+from rlaif.config.prompts import Columns, PromptsSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
 from rlaif.data.rows import jsonl_rows

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.config.models import Columns, PromptSetSpec
+from rlaif.config.prompts import Columns, PromptSetSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, to_json
 from rlaif.core.store import Store

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.cli import cli
-from rlaif.config.prompting import PromptsFile, SelfInstructSource
+from rlaif.config.prompts import PromptsFile, SelfInstructSource
 from rlaif.core.chat import render_opening, render_prompt
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.config.prompting import PromptsFile
+from rlaif.config.prompts import PromptsFile
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.progress import QuietProgress

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rlaif.cli.recipes import RECIPES, Recipe
-from rlaif.config.models import PromptsSpec
+from rlaif.config.prompts import PromptsSpec
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import find, shipped_root

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.config.arms import MAIN
-from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
+from rlaif.config.models import RESERVED_MODELS, ModelSpec
+from rlaif.config.prompts import PromptsSpec
 from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.explain.words import count_words, show_value

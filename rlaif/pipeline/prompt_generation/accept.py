@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import LCSseq
 
-from rlaif.config.prompting import WrittenSource
+from rlaif.config.prompts import WrittenSource
 from rlaif.constitution import textstats as ts
 
 # What an assistant without eyes, files or a network cannot do.

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.prompting import (
+from rlaif.config.prompts import (
     EvolveSource,
     MagpieSource,
     SelfInstructSource,

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.filters import HELDOUT, FilterSet
-from rlaif.config.models import PromptsSpec
-from rlaif.config.prompting import FileSource, MagpieSource, PromptsFile, WrittenSource
+from rlaif.config.prompts import FileSource, MagpieSource, PromptsFile, PromptsSpec, WrittenSource
 from rlaif.core.chat import CUT
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, content_hash, make_prompt, to_json

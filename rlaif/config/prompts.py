@@ -1,8 +1,8 @@
-"""A file of prompt sources: what `rlaif prompts` reads or has a model write."""
+"""`prompts`: the sets of an experiment, and the sources that a file of prompts is mixed from."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -13,8 +13,24 @@ from pydantic import (
 )
 
 from rlaif.config.base import Fraction, Seed, StepId, Strict, Temperature
+from rlaif.config.environments import AnyEnvironment
 from rlaif.config.filters import TextFilter
-from rlaif.config.models import Columns, ModelSpec
+from rlaif.config.models import ModelSpec
+
+
+class Columns(Strict):
+    """Which column of a dataset holds what. Give `prompt` (text) or `messages`."""
+
+    prompt: str | None = None
+    messages: str | None = None
+    tags: str | None = None
+    reference: str | None = None
+    split: str | None = None
+    group: str | None = Field(
+        None,
+        description="What prompts that belong together have in common, such as both orders of a "
+        "pair: they are drawn, batched and judged together. Default: `group`, in prompts of a run.",
+    )
 
 
 class Source(Strict):
@@ -119,11 +135,10 @@ AnySource = Annotated[
 ]
 
 
-class PromptsFile(Strict):
+class PromptMix(Strict):
     """Prompts of several sources, filtered and mixed by weights."""
 
     seed: Seed = 0
-    models: dict[str, ModelSpec] = {}
     sources: Annotated[list[AnySource], Field(min_length=1)]
     filters: list[TextFilter] = []
     count: PositiveInt | None = Field(
@@ -131,8 +146,89 @@ class PromptsFile(Strict):
     )
 
     @model_validator(mode="after")
-    def _refuse_equal_ids(self) -> PromptsFile:
+    def _refuse_equal_ids(self) -> Self:
         ids = [source.id for source in self.sources]
         if len(set(ids)) < len(ids):
             raise ValueError("the ids of sources must differ")
+        return self
+
+    @property
+    def written(self) -> list[WrittenSource]:
+        """The sources that a model writes."""
+        return [source for source in self.sources if isinstance(source, WrittenSource)]
+
+
+class PromptsFile(PromptMix):
+    """What `rlaif prompts` reads: a mix, and the models that write."""
+
+    models: dict[str, ModelSpec] = {}
+
+
+class PromptsSpec(Strict):
+    """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset; an
+    `environment` has episodes, whose answers have several turns. Without any of these they are the
+    prompts of the pairs that the experiment loads."""
+
+    path: str | None = None
+    dataset: str | None = None
+    environment: AnyEnvironment | None = Field(
+        None, description="What the policy plays: the prompts are the starts of its episodes."
+    )
+    episodes: PositiveInt | None = Field(
+        None,
+        description="How many episodes of `environment` there are, with the seeds 0, 1, ..., those "
+        "that are held out included.",
+    )
+    dataset_split: str = "train"
+    columns: Columns = Columns()
+    holdout: PositiveInt = Field(
+        64, description="Prompts held out for evaluation, never trained on."
+    )
+    limit: PositiveInt | None = Field(None, description="Use at most this many training prompts.")
+    max_words: PositiveInt | None = Field(
+        None, description="Drop prompts with more words than this over all turns."
+    )
+    count: PositiveInt | None = Field(
+        None, description="How many rows `dataset` has, so that a dry run need not read it."
+    )
+    validation: NonNegativeInt = Field(
+        0,
+        description="Prompts for choosing among models, neither trained on nor reported.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptsSpec:
+        if self.path is not None and self.dataset is not None:
+            raise ValueError("give one of `path` and `dataset`, not both")
+        if self.count is not None and self.dataset is None:
+            raise ValueError("count: only with `dataset`; a file is read in dry runs too")
+        if (self.environment is None) != (self.episodes is None):
+            raise ValueError("give `environment` and `episodes` (how many there are), or neither")
+        if self.environment is not None and (self.path is not None or self.dataset is not None):
+            raise ValueError("give one of `path`, `dataset` and `environment`")
+        return self
+
+    @model_validator(mode="after")
+    def _episodes_have_no_columns(self) -> PromptsSpec:
+        if self.environment is not None and self.columns != Columns():
+            raise ValueError("columns: the starts of episodes have none; leave it out")
+        return self
+
+    @property
+    def from_pairs(self) -> bool:
+        """Whether the prompts are those of the loaded pairs."""
+        return self.path is None and self.dataset is None and self.environment is None
+
+
+class PromptSetSpec(PromptsSpec):
+    """A further set of prompts; by default none of them is held out."""
+
+    holdout: NonNegativeInt = Field(
+        0, description="Prompts held out for evaluation, never trained on."
+    )
+
+    @model_validator(mode="after")
+    def _has_source(self) -> PromptSetSpec:
+        if self.from_pairs:
+            raise ValueError("a set of prompts needs a `path`, a `dataset` or an `environment`")
         return self
