@@ -36,7 +36,15 @@ from rlaif.metrics.intervals import (  # noqa: E402
     prompts_of,
     show_interval,
 )
+from rlaif.metrics.ranking import ANCHOR  # noqa: E402
 from rlaif.pipeline.runs import Run, load_run  # noqa: E402
+from rlaif.report.arenas import (  # noqa: E402
+    ArenaGroup,
+    ArenaTable,
+    Ends,
+    RatedModel,
+    make_arena_table,
+)
 from rlaif.report.merged import Page, make_page  # noqa: E402
 
 TABLE = ROOT / "tools" / "evidence.yaml"
@@ -66,7 +74,7 @@ run cannot tell. A result that shows nothing is listed like any other.
 @dataclass(frozen=True, slots=True)
 class System:
     """A row of the table: `metrics` of each policy against M0, `compare` of the arms, `bench` the
-    judges that are measured."""
+    judges that are measured, `arenas` the steps whose ratings are shown."""
 
     name: str
     seeds: list[int]
@@ -75,6 +83,7 @@ class System:
     metrics: list[str] = field(default_factory=list)
     compare: list[str] = field(default_factory=list)
     bench: list[str] = field(default_factory=list)
+    arenas: list[str] = field(default_factory=list)
 
     def folders(self, runs: Path) -> dict[int, Path]:
         """The run folder of each seed."""
@@ -216,6 +225,38 @@ def bench_sentences(runs: Mapping[int, Run], system: System) -> Iterator[str]:
                 yield f"Seed {seed}: {name}: {', '.join(said)}, {judge['n']} pairs."
 
 
+def arena_sentences(runs: Mapping[int, Run], system: System) -> Iterator[str]:
+    """How each arena rates its models against its anchor, by seed: by Bradley and Terry, and at
+    equal style."""
+    for seed, run in runs.items():
+        for row in run.view().arenas:
+            if row["id"] not in system.arenas:
+                continue
+            table = make_arena_table(row)
+            for group in table.groups:
+                for model in group.models:
+                    if not model.is_anchor:
+                        yield f"Seed {seed}: {rating_words(table, group, model)}."
+            if table.slot_one is not None:
+                share = show_interval(table.slot_one)
+                yield f"Seed {seed}: arena {row['id']}: the first answer shown won {share}."
+
+
+def rating_words(table: ArenaTable, group: ArenaGroup, model: RatedModel) -> str:
+    """A model's ratings less those of the anchor, which has the same in every rating."""
+    plain = show_rating(model.rating, model.rating_ends)
+    style = show_rating(model.style, model.style_ends)
+    arena = f"arena {table.title.partition(',')[0]}, judge {table.judge}, {table.judged} battles"
+    against = group.anchor or "the mean of its group"
+    return f"{arena}: {model.name} against {against} {plain}, at equal style {style}"
+
+
+def show_rating(rating: float, ends: Ends) -> str:
+    """Rating points above the anchor, with the ends of their interval."""
+    low, high = ("none" if end is None else f"{end - ANCHOR:+.0f}" for end in ends)
+    return f"{rating - ANCHOR:+.0f} [{low}, {high}]"
+
+
 def alarm_words(runs: Mapping[int, Run]) -> str:
     """The alarms that fired, each with how often."""
     fired = [alarm for run in runs.values() for alarm in run.status()["alarms"]]
@@ -242,6 +283,7 @@ def section(system: System, runs: Path, margin: float) -> str:
         *policy_sentences(pooled.page, system, margin),
         *arm_sentences(pooled.page, system, margin),
         *bench_sentences(pooled.runs, system),
+        *arena_sentences(pooled.runs, system),
     ]
     shown = command(system, system.seeds[0], Path("runs/evidence") / first.name)
     seeds = ", ".join(map(str, system.seeds))

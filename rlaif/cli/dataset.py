@@ -117,22 +117,18 @@ def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
     CONFIG lists the sources: files, and prompts written by a model. Run it again to resume after an
     interruption.
     """
-    from rlaif.config.prompts import FileSource, PromptsFile
-    from rlaif.core.errors import ConfigError
+    from rlaif.config.prompts import PromptsFile
     from rlaif.core.resources import find
-    from rlaif.core.yamlio import load_yaml, suggest, validate
+    from rlaif.core.yamlio import load_yaml, validate
     from rlaif.engines.base import Model
     from rlaif.pipeline.prepare import model_key
-    from rlaif.pipeline.prompt_generation.run import make_prompts
+    from rlaif.pipeline.prompt_generation.run import check_writers, make_prompts
     from rlaif.pipeline.single_step import asking
 
     path = find(str(config))
     text, lines = load_yaml(path)
     spec = validate(PromptsFile, text, lines, path)
-    for source in spec.sources:
-        if not isinstance(source, FileSource) and source.by not in spec.models:
-            hint = suggest(source.by, list(spec.models))
-            raise ConfigError(f"source {source.id}: {source.by!r} is no model{hint}", path)
+    check_writers(spec, spec.models, path)
     models = {}
     for name, given in spec.models.items():
         script = str(find(given.script, path)) if given.script else None

@@ -164,13 +164,22 @@ class PromptsFile(PromptMix):
     models: dict[str, ModelSpec] = {}
 
 
+PROMPT_SOURCES = ("path", "dataset", "environment", "generate")
+"""The keys of a set of prompts of which one says where they come from."""
+
+
 class PromptsSpec(Strict):
     """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset; an
-    `environment` has episodes, whose answers have several turns. Without any of these they are the
-    prompts of the pairs that the experiment loads."""
+    `environment` has episodes, whose answers have several turns; `generate` has models write them.
+    Without any of these they are the prompts of the pairs that the experiment loads."""
 
     path: str | None = None
     dataset: str | None = None
+    generate: PromptMix | None = Field(
+        None,
+        description="Sources that are mixed before the first step, some of them written by models "
+        "of the experiment, as `rlaif prompts` does.",
+    )
     environment: AnyEnvironment | None = Field(
         None, description="What the policy plays: the prompts are the starts of its episodes."
     )
@@ -198,26 +207,28 @@ class PromptsSpec(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsSpec:
-        if self.path is not None and self.dataset is not None:
-            raise ValueError("give one of `path` and `dataset`, not both")
+        given = [key for key in PROMPT_SOURCES if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of {', '.join(f'`{key}`' for key in given)}")
         if self.count is not None and self.dataset is None:
             raise ValueError("count: only with `dataset`; a file is read in dry runs too")
         if (self.environment is None) != (self.episodes is None):
             raise ValueError("give `environment` and `episodes` (how many there are), or neither")
-        if self.environment is not None and (self.path is not None or self.dataset is not None):
-            raise ValueError("give one of `path`, `dataset` and `environment`")
         return self
 
     @model_validator(mode="after")
-    def _episodes_have_no_columns(self) -> PromptsSpec:
-        if self.environment is not None and self.columns != Columns():
-            raise ValueError("columns: the starts of episodes have none; leave it out")
+    def _only_rows_have_columns(self) -> PromptsSpec:
+        if self.columns != Columns():
+            if self.environment is not None:
+                raise ValueError("columns: the starts of episodes have none; leave it out")
+            if self.generate is not None:
+                raise ValueError("columns: they belong to a source of `generate`")
         return self
 
     @property
     def from_pairs(self) -> bool:
         """Whether the prompts are those of the loaded pairs."""
-        return self.path is None and self.dataset is None and self.environment is None
+        return all(getattr(self, key) is None for key in PROMPT_SOURCES)
 
 
 class PromptSetSpec(PromptsSpec):
@@ -230,5 +241,6 @@ class PromptSetSpec(PromptsSpec):
     @model_validator(mode="after")
     def _has_source(self) -> PromptSetSpec:
         if self.from_pairs:
-            raise ValueError("a set of prompts needs a `path`, a `dataset` or an `environment`")
+            keys = ", ".join(f"`{key}`" for key in PROMPT_SOURCES)
+            raise ValueError(f"a set of prompts needs one of {keys}")
         return self

@@ -87,20 +87,20 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
     return _split_prompts(spec, prompts, splits, duplicates, name)
 
 
-def provisional_prompts(spec: PromptsSpec) -> PromptSet:
-    """As many made-up prompts as the dataset has rows (`count`), with a reference answer where a
-    column of these is named, split as `load_prompts` does."""
+def provisional_prompts(spec: PromptsSpec, name: str, count: int) -> PromptSet:
+    """`count` made-up prompts in place of those of `name`, with a reference answer where a column
+    of these is named, split as `load_prompts` does."""
     answer = None if spec.columns.reference is None else "An answer."
-    made = _make_up_prompts(spec.dataset, spec.count or 0, answer)
+    made = _make_up_prompts(name, count, answer)
     # A bound on words is for the rows themselves.
     every = spec.model_copy(update={"max_words": None})
-    return split_prompts(every, made, f"{spec.dataset} (count: {spec.count})")
+    return split_prompts(every, made, f"{name} (count: {count})")
 
 
 # Arms and plans ask again, and an id is a hash.
 @lru_cache(maxsize=4)
-def _make_up_prompts(dataset: str | None, count: int, answer: str | None) -> tuple[Prompt, ...]:
-    texts = (f"Row {number} of {dataset}" for number in range(count))
+def _make_up_prompts(name: str, count: int, answer: str | None) -> tuple[Prompt, ...]:
+    texts = (f"Row {number} of {name}" for number in range(count))
     return tuple(make_prompt([{"role": "user", "content": t}], "", [], answer) for t in texts)
 
 

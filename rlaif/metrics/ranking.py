@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 
 SCALE = 400 / math.log(10)
 """Rating points per unit of log-strength: a lead of 400 means odds of 10 to 1."""
+ANCHOR = 1000.0
+"""The rating of the anchor, or of the mean where there is none."""
 
 
 class Comparison(NamedTuple):
@@ -84,7 +86,7 @@ def bradley_terry(comparisons: Iterable[Comparison], anchor: str | None = None) 
     found = [
         Rating(
             name,
-            1000 + SCALE * float(strengths[i]),
+            ANCHOR + SCALE * float(strengths[i]),
             None if i == zero else _rating_end(low[i]),
             None if i == zero else _rating_end(high[i]),
             _count_prompts(games, i),
@@ -96,7 +98,7 @@ def bradley_terry(comparisons: Iterable[Comparison], anchor: str | None = None) 
 
 
 def _rating_end(strength: float) -> float | None:
-    return 1000 + SCALE * float(strength) if math.isfinite(strength) else None
+    return ANCHOR + SCALE * float(strength) if math.isfinite(strength) else None
 
 
 def _compute_intervals(

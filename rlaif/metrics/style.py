@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rlaif.core.numbers import sigmoids
 from rlaif.metrics.ends import t_quantile
 from rlaif.metrics.penalised import Trials, design_effect, fit_coefficients, profile_ends
-from rlaif.metrics.ranking import SCALE, Comparison, Rating
+from rlaif.metrics.ranking import ANCHOR, SCALE, Comparison, Rating
 
 Floats = NDArray[np.float64]
 
@@ -92,7 +92,7 @@ def rate_with_style(styled: Sequence[StyledComparison], anchor: str | None = Non
     ratings = [
         Rating(
             name,
-            1000 + SCALE * float(strengths[i]),
+            ANCHOR + SCALE * float(strengths[i]),
             *_to_ratings(*ends.get(i, (np.inf, np.inf))),
             _count_units(fought, name),
             i == zero,
@@ -105,7 +105,7 @@ def rate_with_style(styled: Sequence[StyledComparison], anchor: str | None = Non
 
 def _to_ratings(low: float, high: float) -> tuple[float | None, float | None]:
     """The ends on the rating's scale, None where they are infinite."""
-    below, above = (1000 + SCALE * end if np.isfinite(end) else None for end in (low, high))
+    below, above = (ANCHOR + SCALE * end if np.isfinite(end) else None for end in (low, high))
     return below, above
 
 

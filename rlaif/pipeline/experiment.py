@@ -89,7 +89,7 @@ def run_experiment(
     # Before the lock, which is a file in this folder.
     store.prepare()
     with store.locked():
-        inputs = prepare(path, overrides, profile=profile)
+        inputs = prepare(path, overrides, profile=profile, out=out, progress=progress)
         plan = make_plan(inputs)
         if strict:
             refuse_remarks(inputs, plan)

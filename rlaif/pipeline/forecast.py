@@ -212,7 +212,7 @@ def dry_run_report(
     """The plan as a table, or as JSON. Nothing is run, fetched or written. With `strict`, what the
     plan makes for nothing is refused. `flops` is what one device computes in a second and
     `device_memory` what it holds, in GiB, where they are stated."""
-    inputs = prepare(path, overrides, fetch=False, profile=profile)
+    inputs = prepare(path, overrides, fetch=False, profile=profile, out=out)
     plan = make_plan(inputs)
     if strict:
         refuse_remarks(inputs, plan)

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from rlaif.config.arms import MAIN
 from rlaif.config.models import REMOTE, RESERVED_MODELS, ModelSpec, thinking_of
-from rlaif.config.prompts import PromptsSpec
+from rlaif.config.prompts import PromptMix, PromptsSpec
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError, placed
-from rlaif.core.records import content_hash
+from rlaif.core.progress import QuietProgress
+from rlaif.core.records import Prompt, content_hash
 from rlaif.core.resources import find
 from rlaif.core.yamlio import Lines, Loc, line_of, read_text
 from rlaif.data.embed import model_folder
@@ -36,6 +37,7 @@ from rlaif.data.sources import (
     split_prompts,
 )
 from rlaif.data.vote_rows import is_votes, vote_rows
+from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities, server_key, whole
 from rlaif.engines.model_folders import check_weights, locate, model_hash, resolve
 from rlaif.judges.base import Judge, roles_of
@@ -44,9 +46,17 @@ from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.permission import refuse_code
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
+from rlaif.pipeline.prompt_generation.run import check_writers
+from rlaif.pipeline.prompt_generation.sets import (
+    count_calls,
+    count_prompts,
+    generate_set,
+    read_set,
+)
 from rlaif.pipeline.question_sets import make_question_set
 from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.stages import StepEntry
+from rlaif.pipeline.steps.context import Progress
 from rlaif.pipeline.system_prompts import render_system_prompt
 
 ABSENT = "not here yet:"
@@ -54,13 +64,21 @@ ABSENT = "not here yet:"
 
 
 def prepare(
-    path: Path, overrides: Sequence[str] = (), fetch: bool = True, profile: str | None = None
+    path: Path,
+    overrides: Sequence[str] = (),
+    fetch: bool = True,
+    profile: str | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
 ) -> PlanInputs:
-    """Everything a plan needs. With `fetch` false nothing is downloaded or converted: a model that
-    is not on disk yet gets a placeholder identity, and a dataset whose `count` is given made-up
-    prompts; `provisional` names them. Raises ConfigError, EngineError."""
+    """Everything a plan needs. Prompts that models write are generated into the run folder `out`.
+
+    With `fetch` false nothing is downloaded, converted or asked of a model: a model that is not on
+    disk yet gets a placeholder identity, and a dataset whose `count` is given made-up prompts, as
+    have sets that are not generated yet; `provisional` names them. Raises ConfigError, EngineError.
+    """
     own, arms = load_arms(path, overrides, profile)
-    preparing = _Preparing(path, fetch)
+    preparing = _Preparing(path, fetch, out, progress or QuietProgress())
     experiment = preparing.with_scripts(own)
     posed = {entry.step.id for entry in experiment.entries if entry.kind == "questions"}
     names = [name for name in experiment.set_specs if name not in posed]
@@ -85,6 +103,8 @@ class _Preparing:
 
     path: Path
     fetch: bool
+    out: Path | None
+    progress: Progress
     keys: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     provisional: list[str] = field(default_factory=list)
@@ -170,13 +190,41 @@ class _Preparing:
         if not self.fetch and spec.count is not None and not Path(spec.dataset or "").exists():
             self.provisional.append(f"{spec.count} made-up prompts in place of {spec.dataset}")
             with self._at(file, loc):
-                return provisional_prompts(spec)
+                return provisional_prompts(spec, spec.dataset or "", spec.count)
         loads = [e.load for e in experiment.entries if e.load is not None]
         own = [load for load in loads if load.id == name and load.prompts == "own"]
         with self._at(file, loc):
+            if spec.generate is not None:
+                return self._generate_prompts(name, spec, spec.generate, experiment, file)
             if own or spec.from_pairs:
                 return _prompts_of_pairs(spec, own or experiment.pair_loads, experiment, self.path)
             return load_prompts(spec, self.path)
+
+    def _generate_prompts(
+        self, name: str, spec: PromptsSpec, mix: PromptMix, experiment: Experiment, file: FileOfArm
+    ) -> PromptSet:
+        """The prompts that models write, or made-up ones in a dry run before they are there."""
+        check_writers(mix, experiment.models, self.path)
+        models = {
+            by: Model(self._model_key(model, file, ("models", by)), by, model)
+            for by, model in experiment.models.items()
+            if by in {source.by for source in mix.written}
+        }
+        found: list[Prompt] | None = None
+        if self.out is not None and self.fetch:
+            found = generate_set(
+                name, mix, self.path, models, self.out, experiment.budget, self.progress
+            )
+        elif self.out is not None:
+            found = read_set(name, mix, self.path, models, self.out)
+        if found is not None:
+            return split_prompts(spec, found, f"set {name}")
+        count, calls = count_prompts(mix, self.path), count_calls(mix)
+        self.provisional.append(
+            f"{count} made-up prompts in place of those that are generated for set {name} before "
+            f"the first step, in at most {calls} model calls"
+        )
+        return provisional_prompts(spec, f"set {name}", count)
 
     def model_keys(self, file: FileOfArm, experiment: Experiment) -> dict[str, str]:
         """Those of `model_keys`; what is the same weights in several arms is looked at once."""

@@ -301,13 +301,13 @@ def test_every_profile_of_every_shipped_experiment_has_a_plan_without_network(
 
 def test_made_up_prompts_stand_for_a_dataset_that_is_not_here(tmp_path: Path) -> None:
     spec = PromptsSpec(dataset="who/knows", holdout=3, count=20, limit=10, max_words=1)
-    found = provisional_prompts(spec)
+    found = provisional_prompts(spec, "who/knows", 20)
     assert (len(found.train), len(found.heldout)) == (10, 3)
     assert not {p.prompt_id for p in found.train} & {p.prompt_id for p in found.heldout}
     assert found.train[0].reference is None
     named = spec.model_copy(update={"columns": Columns(reference="output")})
-    assert all(p.reference for p in provisional_prompts(named).every())
+    assert all(p.reference for p in provisional_prompts(named, "who/knows", 20).every())
     with pytest.raises(ConfigError, match="count: 2"):
-        provisional_prompts(spec.model_copy(update={"count": 2}))
+        provisional_prompts(spec, "who/knows", 2)
     with pytest.raises(ValueError, match="only with `dataset`"):
         PromptsSpec(path="x.jsonl", count=3)

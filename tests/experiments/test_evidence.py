@@ -15,13 +15,16 @@ from rlaif.metrics.intervals import IntervalJson
 from rlaif.metrics.pooled import seeds_interval
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import load_run
+from rlaif.report.arenas import ArenaGroup, ArenaTable, RatedModel
 from tools.evidence import (
     PAGE,
     System,
+    arena_sentences,
     change_sentence,
     chosen,
     make_text,
     pool,
+    rating_words,
     read_table,
 )
 
@@ -80,7 +83,7 @@ def test_the_table_names_experiments_and_the_page_has_them_all() -> None:
     text = PAGE.read_text("utf-8")
     for system in systems:
         assert (ROOT / "experiments" / f"{system.name}.yaml").exists()
-        assert len(system.seeds) in (1, 3) and system.metrics + system.bench
+        assert len(system.seeds) in (1, 3) and system.metrics + system.bench + system.arenas
         assert f"\n## {system.name}\n" in text or f"\n| {system.name} |" in text
     assert [s.name for s in chosen(systems, ["spin", "cream"])] == ["spin", "cream"]
     with pytest.raises(SystemExit, match="nothing is no system"):
@@ -143,3 +146,53 @@ def test_check_fails_if_the_page_is_another_one(tmp_path: Path) -> None:
     page.write_text(page.read_text().replace("Not run yet", "Proven"))
     failed = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert failed.returncode == 1 and "make evidence" in failed.stderr
+
+
+def test_an_arena_rates_each_model_against_its_anchor() -> None:
+    def own(name: str, rating: float, ends: tuple[float | None, float | None]) -> RatedModel:
+        anchor = name == "initial"
+        return RatedModel(name, anchor, 96, 48, rating, ends, rating + 5, ends, rating, ends)
+
+    brief, initial = own("brief", 1080.4, (1020.0, None)), own("initial", 1000.0, (None, None))
+    group = ArenaGroup("initial", [brief, initial], {})
+    table = ArenaTable("programs, seed 3", "checks", 48, 96, 90, 4, None, [], [group], [], [])
+    assert rating_words(table, group, brief) == (
+        "arena programs, judge checks, 90 battles: brief against initial +80 [+20, none], at equal "
+        "style +85 [+20, none]"
+    )
+    apart = ArenaGroup(None, [brief], {})
+    assert "brief against the mean of its group +80" in rating_words(table, apart, brief)
+
+
+def test_the_arenas_of_a_run_have_sentences(tmp_path: Path) -> None:
+    replies = [{"match": "plainly", "replies": ["Yes."]}, {"match": ".", "replies": ["No, it is."]}]
+    (tmp_path / "script.yaml").write_text(yaml.safe_dump({"rules": replies}))
+    fake = {"path": "x", "engine": "fake", "script": "script.yaml"}
+    experiment: dict[str, Any] = {
+        "name": "battles",
+        "seed": 4,
+        "models": {"policy": fake, "plain": fake | {"system_prompt": "Speak plainly."}},
+        "constitution": "constitutions/concise_helper.yaml",
+        "prompts": {"path": "prompts/seeds/everyday.jsonl", "holdout": 8},
+        "judges": [{"id": "checks", "kind": "rules"}],
+        "steps": [
+            {
+                "arena": {
+                    "id": "fair",
+                    "models": ["initial", "plain"],
+                    "judge": "checks",
+                    "anchor": "initial",
+                }
+            }
+        ],
+    }
+    path = tmp_path / "battles.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    run_experiment(path, tmp_path / "battles-4")
+    system = System("battles", [4], "Nothing.", "Everything.", arenas=["fair"])
+    pooled = pool(system.folders(tmp_path))
+    said = list(arena_sentences(pooled.runs, system))
+    assert said and all(one.startswith("Seed 4: arena fair, judge checks, ") for one in said)
+    assert "plain against initial" in said[0]
+    other = System("battles", [4], "Nothing.", "Everything.", arenas=["elsewhere"])
+    assert list(arena_sentences(pooled.runs, other)) == []

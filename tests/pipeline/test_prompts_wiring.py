@@ -23,6 +23,7 @@ from rlaif.engines.base import GenerateResult, Model
 from rlaif.pipeline import provenance as told
 from rlaif.pipeline.constitutions import hash_constitution
 from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.prompt_generation.accept import Accepted
 from rlaif.pipeline.prompt_generation.ask import writing
 from rlaif.pipeline.prompt_generation.mix import mixed, shares
 from rlaif.pipeline.prompt_generation.run import make_prompts
@@ -107,6 +108,41 @@ def test_magpie_writes_the_users_turn_after_its_system_prompt() -> None:
     assert plain.request.messages == [] and plain.request.writes == "user"
     assert said.request.messages == [{"role": "system", "content": "You teach."}]
     assert plain.read("First.\n\nSecond.") == ["First."] and plain.read(" \n") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "variables"),
+    [
+        (EVOLVE, "{{ request }} {{ operation }} {{ fence }}"),
+        (TOPICS, "{{ persona }} {{ topic }} {{ red_team }}"),
+        (
+            {"id": "s", "kind": "self_instruct", "seeds": "p.jsonl", "count": 9},
+            "{% for e in examples %}{{ e }}{% endfor %}{{ wanted }}",
+        ),
+    ],
+)
+def test_a_template_of_ones_own_is_what_is_asked(
+    source: dict[str, Any], variables: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.j2").write_text("Own words: " + variables)
+    [made_source] = spec_of(source | {"template": str(tmp_path / "own.j2")}).sources
+    [message] = writing(made_source, GIVEN, 5, None).ask(0, []).request.messages
+    assert message["content"].startswith("Own words: ")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words", "why"),
+    [
+        ({"max_words": 4}, "Five words are too many.", "too long"),
+        ({"max_words": 5}, "Five words are not many.", None),
+        ({"min_words": 6}, "Five words are too few.", "too short"),
+    ],
+)
+def test_the_bounds_of_a_source_are_inclusive(
+    keys: dict[str, int], words: str, why: str | None
+) -> None:
+    [source] = spec_of({"id": "m", "kind": "magpie", "count": 1, **keys}).written
+    assert Accepted([], source).why_not(words) == why
 
 
 class Engine:

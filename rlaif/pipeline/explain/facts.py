@@ -7,7 +7,7 @@ from typing import Any
 
 from rlaif.config.arms import MAIN
 from rlaif.config.models import RESERVED_MODELS, ModelSpec
-from rlaif.config.prompts import PromptsSpec
+from rlaif.config.prompts import AnySource, FileSource, PromptsSpec
 from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.explain.words import count_words, show_value
@@ -45,6 +45,8 @@ def _describe_set(
     name: str, spec: PromptsSpec, counts: tuple[int, int] | None, judge: str | None
 ) -> str:
     source = spec.path or spec.dataset or "those of the loaded pairs"
+    if spec.generate is not None:
+        source = " and ".join(_describe_source(one) for one in spec.generate.sources)
     if spec.environment is not None:
         keys = spec.environment.model_dump()
         source = f"episodes of {keys['kind']}, at most {keys['max_turns']} turns each"
@@ -53,6 +55,12 @@ def _describe_set(
         source = f"questions of judge {judge} about {about}"
     split = "" if counts is None else f": {counts[0]:,} to train on, {counts[1]:,} held out"
     return f"{'' if name == MAIN else f'{name}, '}{source}{split}"
+
+
+def _describe_source(source: AnySource) -> str:
+    if isinstance(source, FileSource):
+        return source.path or source.dataset or ""
+    return f"{source.count:,} written by {source.by} ({source.kind})"
 
 
 def _describe_model(name: str, spec: ModelSpec) -> str:

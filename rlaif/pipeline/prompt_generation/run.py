@@ -1,20 +1,27 @@
-"""From a file of sources to a file of prompts, going on after a kill."""
+"""From sources to prompts, going on after a kill."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlaif.config.filters import HELDOUT, FilterSet
-from rlaif.config.prompts import FileSource, MagpieSource, PromptsFile, PromptsSpec, WrittenSource
+from rlaif.config.prompts import (
+    FileSource,
+    MagpieSource,
+    PromptMix,
+    PromptsSpec,
+    WrittenSource,
+)
 from rlaif.core.chat import CUT
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, content_hash, make_prompt, to_json
 from rlaif.core.store import StepFolder, Store, write_atomic, write_jsonl
+from rlaif.core.yamlio import suggest
 from rlaif.data.hygiene import of_prompt, sift_items
 from rlaif.data.sources import all_prompts
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
@@ -44,10 +51,14 @@ class SourceReport:
     longest_answers: float | None = None
 
 
+class Unwritten(Exception):
+    """Something that a model would have to be asked for."""
+
+
 def make_prompts(
-    spec: PromptsFile,
+    spec: PromptMix,
     path: Path,
-    models: dict[str, Model],
+    models: Mapping[str, Model],
     engines: Engines,
     store: Store,
     progress: Progress,
@@ -56,12 +67,35 @@ def make_prompts(
 
     Raises ConfigError where a source cannot work or nothing is left.
     """
+    chosen, report = mix_prompts(spec, path, models, engines, store, progress)
+    write_mix(store.root, chosen, report)
+    return report
+
+
+def write_mix(folder: Path, chosen: Sequence[Prompt], report: Mapping[str, Any]) -> None:
+    """Write `prompts.jsonl` and `report.json`."""
+    write_jsonl(folder / "prompts.jsonl", [to_json(p) for p in chosen])
+    write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def mix_prompts(
+    spec: PromptMix,
+    path: Path,
+    models: Mapping[str, Model],
+    engines: Engines | None,
+    store: Store,
+    progress: Progress,
+) -> tuple[list[Prompt], dict[str, Any]]:
+    """The prompts, and what became of each source. What models wrote is kept in the store's steps
+    and not asked again.
+
+    Raises ConfigError, and Unwritten where a model would have to be asked and `engines` is None.
+    """
     reports: dict[str, SourceReport] = {}
     given: dict[str, list[Prompt]] = {}
     for source in spec.sources:
         if isinstance(source, FileSource):
-            wanted = PromptsSpec(**source.model_dump(exclude={"id", "weight", "tags", "kind"}))
-            found = [(p, p.tags) for p in all_prompts(wanted, path)]
+            found = [(p, p.tags) for p in read_source(source, path)]
             reports[source.id] = SourceReport(source.kind, taken=len(found))
         else:
             found, reports[source.id] = _write_prompts(
@@ -81,13 +115,25 @@ def make_prompts(
         "sources": {name: asdict(report) for name, report in reports.items()},
         "funnel": funnel,
     }
-    write_jsonl(store.root / "prompts.jsonl", [to_json(p) for p in chosen])
-    write_atomic(store.root / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-    return report
+    return chosen, report
+
+
+def read_source(source: FileSource, path: Path) -> list[Prompt]:
+    """The prompts of a file or dataset. Raises ConfigError."""
+    spec = PromptsSpec(**source.model_dump(exclude={"id", "weight", "tags", "kind"}))
+    return all_prompts(spec, path)
+
+
+def check_writers(spec: PromptMix, models: Collection[str], path: Path) -> None:
+    """Raises ConfigError for a source that a model writes which is not there."""
+    for source in spec.written:
+        if source.by not in models:
+            hint = suggest(source.by, sorted(models))
+            raise ConfigError(f"source {source.id}: {source.by!r} is no model{hint}", path)
 
 
 def _filter_prompts(
-    spec: PromptsFile, path: Path, given: dict[str, list[Prompt]]
+    spec: PromptMix, path: Path, given: dict[str, list[Prompt]]
 ) -> tuple[dict[str, list[Prompt]], list[dict[str, Any]]]:
     if not spec.filters:
         return given, []
@@ -118,7 +164,7 @@ def _write_prompts(
     seed: int,
     path: Path,
     model: Model,
-    engines: Engines,
+    engines: Engines | None,
     store: Store,
     progress: Progress,
 ) -> tuple[list[tuple[Prompt, list[str]]], SourceReport]:
@@ -126,27 +172,23 @@ def _write_prompts(
     named = getattr(source, "seeds", None) or getattr(source, "of", None)
     given = [p.question for p in all_prompts(PromptsSpec(path=named), path)] if named else []
     asked = writing(source, given, seed, path)
-    engine = engines.get(model)
-    if isinstance(source, MagpieSource) and "user_turn" not in engine.capabilities:
-        raise ConfigError(
-            f"source {source.id}: magpie needs an engine that leaves the user's turn open (hf or "
-            f"vllm), and {model.label!r} does not"
-        )
     template = asked.template.hash if asked.template else None
     keys = source.model_dump(mode="json", exclude={"weight", "tags", "id"})
     folder = store.step(
         step_hash("sample", "written", keys, given, template, model.identity(), seed)
     )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.repair()
+    if engines is not None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.repair()
+    writer = _Writer(source.id, model, engines, folder)
     longest = getattr(source, "longest_answers", None)
     wanted = round(source.count * (longest or 1.0))
     report = SourceReport(source.kind, longest_answers=longest)
     progress.start(source.id, wanted)
-    taken = _collect_prompts(asked, wanted, engine, folder, report, progress)
+    taken = _collect_prompts(asked, wanted, writer, report, progress)
     progress.finish()
     if longest is not None:
-        taken = _keep_longest(taken, source, engine, folder, seed)
+        taken = _keep_longest(taken, source, writer, seed)
     report.taken = len(taken)
     if not taken:
         raise ConfigError(
@@ -157,11 +199,43 @@ def _write_prompts(
     return [(make_prompt([{"role": "user", "content": t}]), tags) for t, tags in taken], report
 
 
+@dataclass(frozen=True)
+class _Writer:
+    """The model of a source, and the folder of what it has said. Without `engines` nothing is
+    asked."""
+
+    source: str
+    model: Model
+    engines: Engines | None
+    folder: StepFolder
+
+    def generate(self, requests: Sequence[GenerateRequest], kind: str) -> dict[str, str | None]:
+        """The texts by request id, None where one failed; those in the folder are not asked again.
+        Raises Unwritten, and ConfigError where the engine cannot write in the user's place."""
+        known = {row["request_id"]: row["text"] for row in self.folder.read(kind)}
+        if not all(r.request_id in known for r in requests):
+            for batch in self._get_engine(requests).generate(requests, known.keys()):
+                rows = [_make_row(result) for result in batch]
+                self.folder.append(kind, rows)
+                known |= {row["request_id"]: row["text"] for row in rows}
+        return {r.request_id: known[r.request_id] for r in requests}
+
+    def _get_engine(self, requests: Sequence[GenerateRequest]) -> Engine:
+        if self.engines is None:
+            raise Unwritten
+        engine = self.engines.get(self.model)
+        if any(r.writes == "user" for r in requests) and "user_turn" not in engine.capabilities:
+            raise ConfigError(
+                f"source {self.source}: magpie needs an engine that leaves the user's turn open "
+                f"(hf or vllm), and that of model {self.model.label!r} does not"
+            )
+        return engine
+
+
 def _collect_prompts(
     asked: Writing,
     wanted: int,
-    engine: Engine,
-    folder: StepFolder,
+    writer: _Writer,
     report: SourceReport,
     progress: Progress,
 ) -> list[tuple[str, list[str]]]:
@@ -173,7 +247,7 @@ def _collect_prompts(
     for start in range(0, most, ROUND):
         made = [text for text, _ in taken]
         calls = [asked.ask(n, made) for n in range(start, min(start + ROUND, most))]
-        texts = _generate_texts([call.request for call in calls], engine, folder, "written")
+        texts = writer.generate([call.request for call in calls], "written")
         before = len(taken)
         for call in calls:
             _accept_prompts(call, texts[call.request.request_id], accepted, taken, refused, report)
@@ -208,8 +282,7 @@ def _accept_prompts(
 def _keep_longest(
     taken: list[tuple[str, list[str]]],
     source: MagpieSource,
-    engine: Engine,
-    folder: StepFolder,
+    writer: _Writer,
     seed: int,
 ) -> list[tuple[str, list[str]]]:
     """The prompts whose answers by the model are longest, in characters."""
@@ -220,22 +293,9 @@ def _keep_longest(
             4 * source.max_new_tokens, seed=int(content_hash(name, seed, length=7), 16)
         )
         requests[text] = GenerateRequest(name, [{"role": "user", "content": text}], sampling)
-    answers = _generate_texts(list(requests.values()), engine, folder, "answers")
+    answers = writer.generate(list(requests.values()), "answers")
     lengths = {text: len(answers[r.request_id] or "") for text, r in requests.items()}
     return sorted(taken, key=lambda row: (-lengths[row[0]], row[0]))[: source.count]
-
-
-def _generate_texts(
-    requests: Sequence[GenerateRequest], engine: Engine, folder: StepFolder, kind: str
-) -> dict[str, str | None]:
-    """The texts by request id, None where one failed; those in the folder are not asked again."""
-    known = {row["request_id"]: row["text"] for row in folder.read(kind)}
-    if not all(r.request_id in known for r in requests):
-        for batch in engine.generate(requests, known.keys()):
-            rows = [_make_row(result) for result in batch]
-            folder.append(kind, rows)
-            known |= {row["request_id"]: row["text"] for row in rows}
-    return {r.request_id: known[r.request_id] for r in requests}
 
 
 def _make_row(result: GenerateResult) -> dict[str, Any]:

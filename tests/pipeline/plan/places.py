@@ -532,7 +532,36 @@ PLACES: dict[str, tuple[str, Path]] = {
     "StepEntry": ("staged", ("stages", 0, "steps", 3)),
     "Every": ("staged", ("stages", 0, "steps", 3, "when")),
 }
+WROTE = "tests/pipeline/test_prompts_wiring.py"
 UNSWEPT: dict[str, tuple[str, ...]] = {
+    "PromptMix": (
+        "tests/pipeline/test_generated_sets.py::test_a_run_writes_its_own_prompts_once",
+        "tests/pipeline/test_prompt_generation.py::test_filters_and_a_count_apply_to_all_sources",
+    ),
+    "FileSource": (
+        f"{WROTE}::test_files_are_mixed_by_their_weights_with_their_own_tags_and_references",
+        "tests/pipeline/test_generated_sets.py::test_a_dataset_that_is_here_is_counted_and_read",
+    ),
+    "SelfInstructSource": (
+        f"{WROTE}::test_new_instructions_are_shown_seeds_and_what_was_made",
+        f"{WROTE}::test_a_call_is_sampled_as_its_source_says_with_a_seed_of_its_own",
+        f"{WROTE}::test_a_template_of_ones_own_is_what_is_asked",
+        f"{WROTE}::test_the_bounds_of_a_source_are_inclusive",
+        "tests/pipeline/test_prompt_generation.py::test_what_is_taken",
+    ),
+    "MagpieSource": (
+        f"{WROTE}::test_magpie_writes_the_users_turn_after_its_system_prompt",
+        f"{WROTE}::test_the_longest_answers_decide_which_of_the_written_prompts_are_kept",
+        "tests/pipeline/test_prompt_generation.py::test_what_is_taken",
+    ),
+    "EvolveSource": (
+        f"{WROTE}::test_each_given_prompt_is_rewritten_in_turn_by_an_operation_that_its_tag_names",
+        "tests/pipeline/test_prompt_generation.py::test_what_is_taken",
+    ),
+    "TopicsSource": (
+        f"{WROTE}::test_every_persona_meets_every_topic",
+        "tests/pipeline/test_prompt_generation.py::test_what_is_taken",
+    ),
     "SemanticFilter": ("tests/data/test_hygiene.py::test_texts_that_mean_the_same_are_kept_once",),
     "EllmJudge": (
         "tests/judges/test_episodes.py::test_a_turn_is_rewarded_by_its_likest_goal",
@@ -552,6 +581,6 @@ UNSWEPT: dict[str, tuple[str, ...]] = {
         "tests/pipeline/test_experiment.py::test_masters_that_a_new_round_needs_are_made_again",
     ),
 }
-"""Classes whose keys are not swept one by one, and the tests that look at them: an embedding model
-takes seconds to load; gymnasium need not be installed; an alarm needs figures that are wrong; and
-what is kept shows when it is needed again."""
+"""Classes whose keys are not swept one by one, and the tests that look at them: sources of prompts
+are those of a command of their own; an embedding model takes seconds to load; gymnasium need not be
+installed; an alarm needs figures that are wrong; and what is kept shows when it is needed again."""

@@ -863,6 +863,7 @@ VALUES |= {
         "max_words": 4,
         "validation": 2,
         "environment": INNER,
+        "generate": INNER,
         "episodes": Case(6, base=("play number", ("prompts",))),
         "count": Untried(
             "tests/config/test_paths.py::test_made_up_prompts_stand_for_a_dataset_that_is_not_here"
