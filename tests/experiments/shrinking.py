@@ -26,6 +26,8 @@ def shrink(name: str, model: Path, folder: Path) -> tuple[Path, list[str]]:
     for set_name, spec in data.get("prompt_sets", {}).items():
         if "holdout" in spec:
             settings[f"prompt_sets.{set_name}.holdout"] = str(PROMPTS)
+        for source in spec.get("generate", {}).get("sources", []):
+            source |= {"count": PROMPTS, "max_new_tokens": TOKENS}
     kinds = {}
     for place in step_places(data):
         kinds[f"steps.{place.id}"] = place.kind
@@ -39,6 +41,8 @@ def shrink(name: str, model: Path, folder: Path) -> tuple[Path, list[str]]:
         for path, value in arm.get("set", {}).items():
             if path in kinds and isinstance(value, dict):
                 value |= dict(_shrink_step(kinds[path], value))
+            elif path.endswith(".prompts"):
+                value["count"] = PROMPTS
     copy = folder / f"{name}.yaml"
     copy.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), "utf-8")
     return copy, [f"{key}={value}" for key, value in settings.items()]
@@ -50,6 +54,8 @@ def _shrink_step(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, Any]
         yield "max_new_tokens", TOKENS
     if kind == "sample" and isinstance(body.get("prompts"), int):
         yield "prompts", PROMPTS
+    if kind == "sample" and isinstance(body.get("prompts"), dict):
+        yield "prompts", body["prompts"] | {"count": PROMPTS}
     if kind == "pair" and "min_margin" in body:
         yield "min_margin", 0
     if kind == "distill" and body.get("method") not in FITTED:

@@ -180,6 +180,19 @@ def test_three_arms_of_rlaif(run: Run) -> None:
     assert rewards.count({"judge/reward"}) == 1
 
 
+def test_magpie(run: Run) -> None:
+    found = run("magpie")
+    # Each arm's answers are to prompts of its own set.
+    written = (found.root / "generated" / "own" / "prompts.jsonl").read_text("utf-8").splitlines()
+    own = {json.loads(line)["prompt_id"] for line in written}
+    magpie, people = (
+        {row["prompt_id"] for row in found.rows("answers", "completions", place)} for place in (0, 1)
+    )
+    assert magpie and magpie <= own and not people & own
+    # One answer of each prompt is learned from, the best by the programs.
+    assert found.counts("good")[0]["completions"] == len(magpie)
+
+
 def test_self_rewarding(run: Run) -> None:
     found = run("self_rewarding")
     assert [row[1:] for row in found.trained()] == [
