@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,10 @@ from rlaif.cli.options import (
     read_options,
     run_folder,
 )
+
+if TYPE_CHECKING:
+    from rlaif.pipeline.dataset import Built
+    from rlaif.pipeline.experiment import RunResult
 
 
 @click.command()
@@ -95,15 +99,20 @@ def build(
         row |= {"rows": built.rows, "lost": built.lost}
         click.echo(json.dumps(row | {"folder": str(built.folder), "pushed": push}))
         return
+    _echo_dataset(built, ran)
+    click.echo(f"What its rounds did: rlaif report {out}")
+    if push is not None:
+        click.echo(f"Pushed to {push}")
+
+
+def _echo_dataset(built: Built, ran: RunResult | None) -> None:
+    """The sizes of each format, and where the dataset is."""
     for name, splits in built.rows.items():
         sizes = ", ".join(f"{count} {split}" for split, count in splits.items())
         left_out = f", {built.lost[name]} pairs that it cannot hold" if built.lost.get(name) else ""
         click.echo(f"{name}: {sizes}{left_out}")
     done = "" if ran is None else f"Ran {ran.ran} steps, reused {ran.reused}. "
     click.echo(f"{done}Dataset: {built.folder}")
-    click.echo(f"What its rounds did: rlaif report {out}")
-    if push is not None:
-        click.echo(f"Pushed to {push}")
 
 
 @click.command()

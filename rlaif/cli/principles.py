@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,8 @@ from rlaif.core.errors import EXIT_USER
 if TYPE_CHECKING:
     from rlaif.analysis.inverse_constitution.rank import Ranked
     from rlaif.constitution.model import Constitution
-    from rlaif.metrics.votes import FittedWeight, WeightFit
+    from rlaif.core.labelled import LabelledPair
+    from rlaif.metrics.votes import FittedWeight, VotedPair, WeightFit
 
 FEW_PROMPTS = 64
 """Fewer than these do not tell how far a coefficient is shrunk (benchmarks/coverage.py)."""
@@ -224,30 +225,14 @@ def fit(
     """
     from dataclasses import asdict
 
-    from rlaif.analysis.fit_weights import (
-        fitted,
-        fitted_constitution,
-        judges_of,
-        pair_votes,
-        run_votes,
-    )
-    from rlaif.analysis.whatif import left_out_words, load_pairings
+    from rlaif.analysis.fit_weights import fitted, judges_of, pair_votes
     from rlaif.core.errors import ConfigError
-    from rlaif.pipeline.constitutions import arms_alike, judges_constitutions
-    from rlaif.pipeline.runs import load_run
     from rlaif.pipeline.single_step import asking, named_model
 
     if data.is_dir():
         if labels is None:
             raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)
-        run = load_run(data)
-        used, apart = fitted_constitution(run, judges, arm), judges_constitutions(run, arm)
-        pairs = reading.load_pairs(labels)
-        voted, strange = run_votes(load_pairings(run, arm), pairs, judges, apart)
-        _warn_strange(strange)
-        left_out = arms_alike(run, arm)[1]
-        if left_out:
-            click.echo(left_out_words(left_out), err=True)
+        used, voted = _votes_of_run(data, reading.load_pairs(labels), judges, arm)
     else:
         if arm is not None:
             raise ConfigError("--arm is an arm of a run, and this is a file of pairs", data)
@@ -267,6 +252,26 @@ def fit(
     if out is not None:
         _write_weights(out, path, used, {row.principle: row.weight for row in made.weights})
         click.echo(f"weights written to {out}", err=as_json)
+
+
+def _votes_of_run(
+    folder: Path, pairs: Sequence[LabelledPair], judges: Sequence[str], arm: str | None
+) -> tuple[Constitution, list[VotedPair]]:
+    """The constitution that a run's judges used, and their votes on labelled pairs of its answers;
+    warns of what is left out."""
+    from rlaif.analysis.fit_weights import fitted_constitution, run_votes
+    from rlaif.analysis.whatif import left_out_words, load_pairings
+    from rlaif.pipeline.constitutions import arms_alike, judges_constitutions
+    from rlaif.pipeline.runs import load_run
+
+    run = load_run(folder)
+    used, apart = fitted_constitution(run, judges, arm), judges_constitutions(run, arm)
+    voted, strange = run_votes(load_pairings(run, arm), pairs, judges, apart)
+    _warn_strange(strange)
+    left_out = arms_alike(run, arm)[1]
+    if left_out:
+        click.echo(left_out_words(left_out), err=True)
+    return used, voted
 
 
 def _warn_strange(count: int) -> None:

@@ -64,18 +64,7 @@ def format_age(seconds: float) -> str:
 def make_app(site: Site, hosts: frozenset[str]) -> ASGIApp:
     """The pages as an ASGI application that answers under the names `hosts` alone."""
     environment = make_pages_environment()
-    style = "\n".join(
-        [
-            (REPORT / "report.css").read_text(encoding="utf-8"),
-            flow_style.RULES,
-            (HERE / "ui.css").read_text(encoding="utf-8"),
-        ]
-    )
-    static = {
-        "style.css": ("text/css", style),
-        "ui.js": ("text/javascript", (HERE / "ui.js").read_text(encoding="utf-8")),
-        "icon.svg": ("image/svg+xml", (HERE / "icon.svg").read_text(encoding="utf-8")),
-    }
+    static = _read_static_files()
 
     def render(template: str, values: Values, status: int = 200) -> Response:
         text = environment.get_template(template).render({"live": False, **values})
@@ -131,6 +120,17 @@ def make_app(site: Site, hosts: frozenset[str]) -> ASGIApp:
     ]
     handlers = {HTTPException: refuse, Exception: refuse}
     return LocalGuard(Starlette(routes=routes, exception_handlers=handlers), hosts)
+
+
+def _read_static_files() -> dict[str, tuple[str, str]]:
+    """Name to the media type and the text of what pages load."""
+    style = [(REPORT / "report.css").read_text(encoding="utf-8"), flow_style.RULES]
+    style.append((HERE / "ui.css").read_text(encoding="utf-8"))
+    return {
+        "style.css": ("text/css", "\n".join(style)),
+        "ui.js": ("text/javascript", (HERE / "ui.js").read_text(encoding="utf-8")),
+        "icon.svg": ("image/svg+xml", (HERE / "icon.svg").read_text(encoding="utf-8")),
+    }
 
 
 def _curves(site: Site, request: Request) -> Values:
