@@ -74,7 +74,9 @@ run cannot tell. A result that shows nothing is listed like any other.
 @dataclass(frozen=True, slots=True)
 class System:
     """A row of the table: `metrics` of each policy against M0, `compare` of the arms, `bench` the
-    judges that are measured, `arenas` the steps whose ratings are shown."""
+    judges that are measured, `arenas` the steps whose ratings are shown. `evaluations` are the
+    steps whose policies are shown, against all that they are compared with; by default the last
+    one's, against M0."""
 
     name: str
     seeds: list[int]
@@ -84,6 +86,7 @@ class System:
     compare: list[str] = field(default_factory=list)
     bench: list[str] = field(default_factory=list)
     arenas: list[str] = field(default_factory=list)
+    evaluations: list[str] = field(default_factory=list)
 
     def folders(self, runs: Path) -> dict[int, Path]:
         """The run folder of each seed."""
@@ -183,19 +186,25 @@ def change_sentence(name: str, metric: str, change: IntervalJson, base: str, mar
 
 
 def policy_sentences(page: Page, system: System, margin: float) -> Iterator[str]:
-    """Each arm's last policy against M0, a sentence for every metric."""
-    rows = page.latest
+    """Each arm's last policy against M0, a sentence for every metric, or the policies of
+    `evaluations` against each of the others."""
+    wanted = [r for r in page.rounds if r["step"] in system.evaluations and r["label"] != "M0"]
+    rows = wanted or page.latest
     for row in rows:
-        name = row["label"] if len(rows) == 1 else f"{row['label']} of arm {row['arm']}"
-        changes = row["metrics"]["deltas"].get("initial", {})
-        for metric in system.metrics:
-            if metric in changes:
-                yield change_sentence(name, metric, changes[metric], "M0", margin)
-            elif metric in row["metrics"]["metrics"]:
-                value = show_interval(row["metrics"]["metrics"][metric])
-                yield f"{metric} of {name} is {value}; M0 has no such figure."
-            else:
-                yield f"{metric} of {name} was not measured."
+        arms = len({other["arm"] for other in rows})
+        name = row["label"] if arms == 1 else f"{row['label']} of arm {row['arm']}"
+        deltas = row["metrics"]["deltas"]
+        for against in deltas if wanted else ["initial"]:
+            base = "M0" if against == "initial" else f"the model of {against}"
+            changes = deltas.get(against, {})
+            for metric in system.metrics:
+                if metric in changes:
+                    yield change_sentence(name, metric, changes[metric], base, margin)
+                elif metric in row["metrics"]["metrics"]:
+                    value = show_interval(row["metrics"]["metrics"][metric])
+                    yield f"{metric} of {name} is {value}; {base} has no such figure."
+                else:
+                    yield f"{metric} of {name} was not measured."
 
 
 def arm_sentences(page: Page, system: System, margin: float) -> Iterator[str]:
