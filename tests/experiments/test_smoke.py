@@ -186,7 +186,8 @@ def test_magpie(run: Run) -> None:
     written = (found.root / "generated" / "own" / "prompts.jsonl").read_text("utf-8").splitlines()
     own = {json.loads(line)["prompt_id"] for line in written}
     magpie, people = (
-        {row["prompt_id"] for row in found.rows("answers", "completions", place)} for place in (0, 1)
+        {row["prompt_id"] for row in found.rows("answers", "completions", place)}
+        for place in (0, 1)
     )
     assert magpie and magpie <= own and not people & own
     # One answer of each prompt is learned from, the best by the programs.
@@ -260,6 +261,20 @@ def test_qrm(run: Run) -> None:
     ]
     assert by_arm[0].keys() == by_arm[1].keys() and by_arm[0] != by_arm[1]
     assert all(by_arm[1][name] <= value + 1e-6 for name, value in by_arm[0].items())
+
+
+def test_reward_ensembles(run: Run) -> None:
+    found = run("reward_ensembles", "steps.rated.prompts=12")
+    rewards = [found.models("reward", place) for place in range(3)]
+    asked = [{label for role, label in models.items()} for models in rewards]
+    assert asked == [{"rm_a1"}, {"rm_a1", "rm_b1", "rm_c1"}, {"warm"}]
+    # Each member begins from one probe, and the worst of them is no better than any.
+    starts = {made: start for _, start, made in found.trained() if made.startswith("rm_")}
+    assert starts == dict.fromkeys(("rm_a1", "rm_b1", "rm_c1"), "probe1")
+    single, worst, _ = (
+        {r["completion_id"]: r for r in found.rows("reward", "judgements", n)} for n in range(3)
+    )
+    assert all(worst[name]["raw"] <= row["raw"] + 1e-6 for name, row in single.items())
 
 
 def test_judge_training(run: Run) -> None:
