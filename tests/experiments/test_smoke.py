@@ -271,10 +271,11 @@ def test_reward_ensembles(run: Run) -> None:
     # Each member begins from one probe, and the worst of them is no better than any.
     starts = {made: start for _, start, made in found.trained() if made.startswith("rm_")}
     assert starts == dict.fromkeys(("rm_a1", "rm_b1", "rm_c1"), "probe1")
-    single, worst, _ = (
-        {r["completion_id"]: r for r in found.rows("reward", "judgements", n)} for n in range(3)
+    single, worst = (
+        {row["subject"]: row["raw_value"] for row in found.rows("reward", "judgements", place)}
+        for place in (0, 1)
     )
-    assert all(worst[name]["raw"] <= row["raw"] + 1e-6 for name, row in single.items())
+    assert single and all(worst[name] <= value + 1e-6 for name, value in single.items())
 
 
 def test_judge_training(run: Run) -> None:
