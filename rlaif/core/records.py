@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType, field, structs
+
+from rlaif.core.ids import Ids
 
 SubjectKind = Literal["completion", "judgement", "episode"]
 AnnotatorKind = Literal["ai", "human", "rule", "model"]
@@ -69,6 +72,27 @@ def content_hash(*parts: Any, length: int = 24) -> str:
     # surrogatepass: text scraped from the web can hold lone surrogates, which strict UTF-8 refuses.
     data = canonical_json(list(parts)).encode("utf-8", "surrogatepass")
     return hashlib.sha256(data).hexdigest()[:length]
+
+
+def stream_hash(*parts: Any, length: int = 24) -> str:
+    """`content_hash` of parts of which some are `Ids`, each hashed as the list that it stands
+    for."""
+    digest = hashlib.sha256(b"[")
+    for number, part in enumerate(parts):
+        digest.update(b"," if number else b"")
+        for piece in _list_pieces(part) if isinstance(part, Ids) else [canonical_json(part)]:
+            digest.update(piece.encode("utf-8", "surrogatepass"))
+    digest.update(b"]")
+    return digest.hexdigest()[:length]
+
+
+def _list_pieces(names: Ids) -> Iterator[str]:
+    """The JSON of a list of ids, in pieces."""
+    rest, before = iter(names), "["
+    while page := list(islice(rest, 1024)):
+        yield before + canonical_json(page)[1:-1]
+        before = ","
+    yield "]" if before == "," else "[]"
 
 
 class Prompt(Struct, frozen=True):
