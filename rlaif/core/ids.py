@@ -95,7 +95,8 @@ class IdSet(MutableSet[str]):
 
 class Ids(Sequence[str]):
     """Ids in an order, in 12 bytes each where all of them are hashes of content with one letter
-    before, as prompts' ids are; others are held as they are. Equal to a list or a tuple of the same ids."""
+    before, as prompts' ids are; others are held as they are. Equal to a list or a tuple of the same
+    ids."""
 
     def __init__(self, names: Iterable[str]):
         self._letter = ""
