@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, MutableSet, Sequence
 from functools import cached_property
 from typing import overload
 
-CACHE = 2048
+CACHE = 512
 """Kibibytes of a scratch database that are held in memory."""
 _MADE = re.compile(r"[a-z]_[0-9a-f]{24}")
 """The ids that `content_hash` makes, of which 12 bytes tell one from another."""
