@@ -103,7 +103,11 @@ def measure(count: int, folder: Path) -> dict[str, Any]:
         figures[name] = measured([word.format(folder=folder) for word in words])
         peak, seconds = figures[name]
         print(f"{count:>9,} prompts  {name:8} {seconds:8.1f} s  {peak:7.0f} MB", flush=True)
-    return {"prompts": count, "records": count_records(folder / "run"), "figures": figures}
+    records = count_records(folder / "run")
+    files = (folder / "run" / "steps").glob("*/*")
+    stored = sum(path.stat().st_size for path in files) / records
+    print(f"{count:>9,} prompts  {records:,} records, {stored:.0f} bytes each on disk", flush=True)
+    return {"prompts": count, "records": records, "stored": stored, "figures": figures}
 
 
 def grow(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

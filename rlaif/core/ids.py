@@ -155,7 +155,7 @@ class Ids(Sequence[str]):
         if self._plain is not None or not _MADE.fullmatch(name):
             place = bisect_left(self, name)
             return place < len(self) and self[place] == name
-        own, key = self._packed, bytes.fromhex(name[2:])
+        own, key = self._packed, bytearray.fromhex(name[2:])
         places = range(0, len(own), SIZE)
         place = bisect_left(places, key, key=lambda start: own[start : start + SIZE]) * SIZE
         return name[0] == self._letter and own[place : place + SIZE] == key
