@@ -25,8 +25,8 @@ _PAGE = 1024
 
 
 def open_scratch(owner: object, *statements: str) -> sqlite3.Connection:
-    """A database that nobody else sees, made by some statements; it is closed when `owner` goes.
-    Threads may share it."""
+    """A database that nobody else sees, made by some statements; it is closed when `owner` goes, so
+    that whoever reads from it must hold the owner. Threads may share it."""
     db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     weakref.finalize(owner, db.close)
     for statement in (
@@ -87,7 +87,8 @@ class IdSet(MutableSet[str]):
         return found.fetchone() is not None
 
     def __iter__(self) -> Iterator[str]:
-        return (from_blob(blob) for (blob,) in self._db.execute("SELECT id FROM ids ORDER BY id"))
+        for (blob,) in self._db.execute("SELECT id FROM ids ORDER BY id"):
+            yield from_blob(blob)
 
     def __len__(self) -> int:
         return self._count

@@ -160,7 +160,7 @@ class RowIndex:
             self._db.executemany("INSERT INTO runs VALUES (?, ?, ?, ?)", runs)
             self._count += len(runs)
             self._end = start + len(block)
-        return self._read_keys("SELECT key FROM runs WHERE rowid > ?", before)
+        return self._read_keys("WHERE rowid > ? AND rowid <= ?", before, self._count)
 
     def _find_runs(self, start: int, block: bytes) -> list[tuple[bytes, int, int, int]]:
         """Key, first byte, size in bytes and number of rows of each run of rows with one key."""
@@ -176,8 +176,9 @@ class RowIndex:
             begin = end
         return found
 
-    def _read_keys(self, query: str, *values: int) -> Iterator[str]:
-        return (from_blob(key) for (key,) in self._db.execute(query, values))
+    def _read_keys(self, which: str, *values: int, distinct: str = "") -> Iterator[str]:
+        for (key,) in self._db.execute(f"SELECT {distinct} key FROM runs {which}", values):
+            yield from_blob(key)
 
     def count(self, key: str) -> int:
         """See `Index`."""
@@ -194,7 +195,7 @@ class RowIndex:
     def keys(self) -> Iterator[str]:
         """See `Index`."""
         self._sort_keys()
-        return self._read_keys("SELECT DISTINCT key FROM runs ORDER BY key")
+        return self._read_keys("ORDER BY key", distinct="DISTINCT")
 
     def part(self, keys: Iterable[str]) -> FilePart:
         """See `Index`."""

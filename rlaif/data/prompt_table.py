@@ -81,17 +81,22 @@ class PromptTable(Sequence[Prompt]):
         row = self._db.execute("SELECT body FROM prompts WHERE id = ?", blob).fetchone()
         return None if row is None else record_of(Prompt, row[0])
 
+    def has(self, prompt_id: str) -> bool:
+        """Whether there is a prompt with an id."""
+        blob = (to_blob(prompt_id),)
+        return self._db.execute("SELECT 1 FROM prompts WHERE id = ?", blob).fetchone() is not None
+
     def by_id(self) -> Mapping[str, Prompt]:
         """The prompts by id, in their order."""
         return _ById(self)
 
     def _read_ids(self, order: str) -> Iterator[str]:
-        rows = self._db.execute(f"SELECT id FROM prompts ORDER BY {order}")
-        return (from_blob(blob) for (blob,) in rows)
+        for (blob,) in self._db.execute(f"SELECT id FROM prompts ORDER BY {order}"):
+            yield from_blob(blob)
 
     def __iter__(self) -> Iterator[Prompt]:
-        rows = self._db.execute("SELECT body FROM prompts ORDER BY place")
-        return (record_of(Prompt, body) for (body,) in rows)
+        for (body,) in self._db.execute("SELECT body FROM prompts ORDER BY place"):
+            yield record_of(Prompt, body)
 
     def __len__(self) -> int:
         return self._count
@@ -134,6 +139,9 @@ class _ById(Mapping[str, Prompt]):
             raise KeyError(prompt_id)
         return found
 
+    def __contains__(self, prompt_id: object) -> bool:
+        return isinstance(prompt_id, str) and self._table.has(prompt_id)
+
     def __iter__(self) -> Iterator[str]:
         return self._table._read_ids("place")
 
@@ -154,6 +162,9 @@ class PromptsById(Mapping[str, Prompt]):
             if found is not None:
                 return found
         raise KeyError(prompt_id)
+
+    def __contains__(self, prompt_id: object) -> bool:
+        return any(prompt_id in source for source in self.sources)
 
     def __iter__(self) -> Iterator[str]:
         for number, source in enumerate(self.sources):

@@ -148,7 +148,8 @@ class _Given:
 
     def prompt_ids(self) -> Iterator[str]:
         """The prompts of the pairs, with repeats."""
-        return (from_blob(blob) for (blob,) in self._db.execute("SELECT prompt FROM pairs"))
+        for (blob,) in self._db.execute("SELECT prompt FROM pairs"):
+            yield from_blob(blob)
 
     def __iter__(self) -> Iterator[tuple[Preference, LabelledPair, dict[str, Completion]]]:
         """Each preference once, in the order of ids, as a labelled pair, and with the sampled

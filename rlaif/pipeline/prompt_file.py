@@ -66,8 +66,8 @@ class PromptFile(Mapping[str, Prompt]):
         return _parse_prompt(self._paths[number], os.pread(self._files[number], size, start))
 
     def __iter__(self) -> Iterator[str]:
-        rows = self._db.execute("SELECT id FROM places ORDER BY number")
-        return (from_blob(blob) for (blob,) in rows)
+        for (blob,) in self._db.execute("SELECT id FROM places ORDER BY number"):
+            yield from_blob(blob)
 
     def __len__(self) -> int:
         return self._count

@@ -62,3 +62,9 @@ def test_ids_of_equal_parts_are_the_first_and_of_others_each_once() -> None:
     assert unite_ids([first, Ids(MADE), tuple(MADE)]) is first
     assert unite_ids([Ids(MADE[:4]), Ids(MADE[2:]), OTHERS]) == [*MADE, *OTHERS]
     assert unite_ids([]) == ()
+
+
+def test_who_reads_a_set_holds_it() -> None:
+    """Its database is closed when nobody does."""
+    names = iter(IdSet(MADE))
+    assert list(names) == sorted(MADE)

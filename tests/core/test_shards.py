@@ -1,4 +1,4 @@
-"""Records in several files are the records of one, for every reader, after a kill and damage too."""
+"""Records in several files are those of one, for every reader, and after a kill or damage."""
 
 from __future__ import annotations
 

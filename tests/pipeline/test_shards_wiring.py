@@ -97,8 +97,8 @@ def test_pages_find_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert db is not None
         for kind in ("completions", "judgements", "preferences"):
             addresses = [at for (at,) in db.execute(f"SELECT id FROM {kind} ORDER BY id")]
-            rows = [row for step in Run(run).manifest["steps"]
-                    for row in read_rows(run / "steps" / step["hash"] / f"{kind}.jsonl")]  # fmt: skip
+            folders = [run / "steps" / step["hash"] for step in Run(run).manifest["steps"]]
+            rows = [row for folder in folders for row in read_rows(folder / f"{kind}.jsonl")]
             assert len(rows) > 2
             assert [reader.row(kind, at) for at in addresses] == rows
         # A pair's verdicts are looked up by its address.

@@ -442,9 +442,9 @@ class Groups:
         self.context = context
         self._wanted = as_ids(context.planned.prompts)
         wanted = self._wanted or context.prompts
-        given = (context.prompts[name] for name in wanted if name in context.prompts)
+        given = map(context.prompts.get, wanted)
         # Those that stand alone, which may be many, need no group.
-        units = group_prompts(prompt for prompt in given if prompt.group)
+        units = group_prompts(prompt for prompt in given if prompt is not None and prompt.group)
         self._beside = {
             name: [other for other in unit if other != name]
             for unit in units

@@ -206,6 +206,8 @@ def _play(
 ) -> Iterator[tuple[list[Completion], int]]:
     """The episodes that are not done, as a turn ends them, and how many tokens they have."""
     planned, step = context.planned, context.planned.step
+    if not context.inputs.starts:
+        return
     asked: dict[str, Asked] = {}
     starts = [
         Start(request.request_id, *asked[request.request_id][:2], request.messages, sampling)
