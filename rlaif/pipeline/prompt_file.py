@@ -31,6 +31,7 @@ class PromptFile(Mapping[str, Prompt]):
             "file INTEGER, start INTEGER, size INTEGER)",
         )
         self._files: list[int] = []
+        self._count = 0
         for number, path in enumerate(self._paths):
             self._files.append(os.open(path, os.O_RDONLY))
             weakref.finalize(self, os.close, self._files[-1])
