@@ -151,7 +151,8 @@ def records(prompt: Any) -> dict[str, list[Any]]:
     return {"completions": completions, "judgements": judgements, "preferences": [pair]}
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """The environment in which commands are of this checkout, and find the engines here."""
     places = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     return {**os.environ, "PYTHONPATH": places}
 
@@ -162,7 +163,7 @@ def measured(command: list[str]) -> tuple[float, float]:
     process = subprocess.Popen(
         [sys.executable, "-m", "rlaif", *command],
         stdout=subprocess.DEVNULL,
-        env=_environment(),
+        env=environment(),
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -180,7 +181,7 @@ def make_run(count: int, folder: Path, scripted: bool) -> None:
         measured(run)
     else:
         command = [sys.executable, __file__, "--write", str(folder)]
-        subprocess.run(command, check=True, env=_environment())
+        subprocess.run(command, check=True, env=environment())
 
 
 def at_size(

@@ -4,14 +4,17 @@
 
 The model is scripted (engine `fake`), so that what is measured is all but the model: two answers to
 each prompt, a rule's score of each answer, and a pair of each prompt whose answers differ. Each
-command is a process of its own; its peak is that of its resident memory. Growth is by record: a
-completion, a judgement or a preference. `rlaif run` also plans, which holds the prompts.
+command is a process of its own; its peak is that of its resident memory, and its seconds are those
+of the processor, its children's included, since other work may run beside it. Growth is by record:
+a completion, a judgement or a preference.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from itertools import pairwise
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from report_memory import measured
+from report_memory import environment
 
 ANSWERS = 2
 SCRIPT = {
@@ -81,15 +84,30 @@ def count_records(run: Path) -> int:
     )
 
 
+def measured(command: list[str]) -> tuple[float, float]:
+    """(megabytes at most, processor seconds) of a command of rlaif."""
+    words = [sys.executable, "-m", "rlaif", *command]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment())
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: ended with status {status}")
+    # Linux counts in kB, as does no other system.
+    return usage.ru_maxrss * 1024 / 1e6, usage.ru_utime + usage.ru_stime
+
+
 def measure(count: int, folder: Path) -> dict[str, Any]:
-    """(megabytes, seconds) of each command at one size."""
+    """(megabytes, processor seconds) of each command at one size."""
     write_experiment(count, folder)
     figures = {}
     for name, words in COMMANDS.items():
         figures[name] = measured([word.format(folder=folder) for word in words])
         peak, seconds = figures[name]
         print(f"{count:>9,} prompts  {name:8} {seconds:8.1f} s  {peak:7.0f} MB", flush=True)
-    return {"prompts": count, "records": count_records(folder / "run"), "figures": figures}
+    records = count_records(folder / "run")
+    files = (folder / "run" / "steps").glob("*/*")
+    stored = sum(path.stat().st_size for path in files) / records
+    print(f"{count:>9,} prompts  {records:,} records, {stored:.0f} bytes each on disk", flush=True)
+    return {"prompts": count, "records": records, "stored": stored, "figures": figures}
 
 
 def grow(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,12 +8,15 @@ model answers and does not depend on the order of arrival; `digest` is the hash 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType, field, structs
+
+from rlaif.core.ids import Ids
 
 SubjectKind = Literal["completion", "judgement", "episode"]
 AnnotatorKind = Literal["ai", "human", "rule", "model"]
@@ -54,14 +57,18 @@ def transcript(messages: Iterable[Message]) -> str:
     return "\n\n".join(f"{SPEAKERS[m['role']]}: {message_text(m)}" for m in messages)
 
 
-_ENCODER = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-)
+def _refuse(value: Any) -> Any:
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+# As json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+# makes it anew for each value, which takes longer than to encode a short one.
+_encode = c_make_encoder(None, _refuse, encode_basestring, None, ":", ",", True, False, False)
 
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, non-ASCII kept. Raises on NaN."""
-    return _ENCODER.encode(value)
+    return "".join(_encode(value, 0))
 
 
 def content_hash(*parts: Any, length: int = 24) -> str:
@@ -69,6 +76,27 @@ def content_hash(*parts: Any, length: int = 24) -> str:
     # surrogatepass: text scraped from the web can hold lone surrogates, which strict UTF-8 refuses.
     data = canonical_json(list(parts)).encode("utf-8", "surrogatepass")
     return hashlib.sha256(data).hexdigest()[:length]
+
+
+def stream_hash(*parts: Any, length: int = 24) -> str:
+    """`content_hash` of parts of which some are `Ids`, each hashed as the list that it stands
+    for."""
+    digest = hashlib.sha256(b"[")
+    for number, part in enumerate(parts):
+        digest.update(b"," if number else b"")
+        for piece in _list_pieces(part) if isinstance(part, Ids) else [canonical_json(part)]:
+            digest.update(piece.encode("utf-8", "surrogatepass"))
+    digest.update(b"]")
+    return digest.hexdigest()[:length]
+
+
+def _list_pieces(names: Ids) -> Iterator[str]:
+    """The JSON of a list of ids, in pieces."""
+    rest, before = iter(names), "["
+    while page := list(islice(rest, 1024)):
+        yield before + canonical_json(page)[1:-1]
+        before = ","
+    yield "]" if before == "," else "[]"
 
 
 class Prompt(Struct, frozen=True):

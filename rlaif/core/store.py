@@ -20,21 +20,22 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rlaif.core import finished, integrity
+from rlaif.core import finished, integrity, rowfiles
 from rlaif.core.errors import StoreError
 from rlaif.core.integrity import CHECK, digest, is_whole, seal_row
 from rlaif.core.records import Completion, Judgement, Preference, R, Record, canonical_json
 from rlaif.core.rowfiles import (
     B,
-    Index,
     Row,
-    RowIndex,
     count_rows,
     line_of,
+    list_shards,
     read_records,
     read_rows,
     read_where,
+    shard_path,
 )
+from rlaif.core.rowindex import Index, RowIndex
 
 FORMAT = 1
 FILES: Mapping[type, str] = {
@@ -202,7 +203,8 @@ class StepFolder:
         return finished.verify_step(self.path, self.done(), self.advice)
 
     def append(self, name: str, records: Sequence[Record | dict[str, Any]]) -> None:
-        """Commit one batch of records to `<name>.jsonl`: all of them or, after a kill, none."""
+        """Commit one batch of records to `<name>.jsonl`, or to the file that goes on from it:
+        all of them or, after a kill, none."""
         self.append_lines(name, [line_of(record) for record in records])
 
     def append_lines(self, name: str, lines: Sequence[bytes]) -> None:
@@ -210,7 +212,7 @@ class StepFolder:
         if not lines:
             return
         data = b"\n".join(lines) + b"\n"
-        path = self._locate_file(name)
+        path = self._open_shard(name)
         with explain_os_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
             size = path.stat().st_size if path.exists() else 0
@@ -227,6 +229,17 @@ class StepFolder:
             integrity.append_commit(
                 path, integrity.Commit(size + len(data), len(lines), digest(data))
             )
+
+    def _open_shard(self, name: str) -> Path:
+        """The file that takes the next batch of a kind of records."""
+        first = self._locate_file(name)
+        shards = list_shards(first)
+        if shards and (integrity.read_committed(shards[-1]) or 0) >= rowfiles.SHARD_BYTES:
+            # A power cut must not take rows of its log any more: their batches would be made again
+            # behind later ones.
+            integrity.sync_to_disk(integrity.log_of(shards[-1]))
+            return shard_path(first, len(shards))
+        return shards[-1] if shards else first
 
     def repair(self) -> None:
         """Drop what a kill left after the last whole batch. Call before appending. Raises

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rlaif.constitution import textstats as ts
 from rlaif.core.errors import ConfigError
+from rlaif.core.ids import IdSet
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import VALUED, Completion, Judgement, Preference, Prompt, content_hash
 from rlaif.core.store import explain_os_errors, write_atomic
@@ -54,14 +57,15 @@ def labelled_pair(
     )
 
 
-def held_prompts(prompt_ids: Iterable[str], share: float) -> frozenset[str]:
+def held_prompts(prompt_ids: Iterable[str], share: float) -> AbstractSet[str]:
     """The prompts of the test split: `share` of them, rounded, and at least one of two or more
     where `share` is above 0. The order of ids' hashes decides, so that no seed moves a prompt."""
-    ordered = sorted(set(prompt_ids), key=lambda name: content_hash("split", name))
+    ordered = IdSet(content_hash("split", name) + name for name in prompt_ids)
     count = round(share * len(ordered))
     if share > 0 and len(ordered) > 1:
         count = min(max(count, 1), len(ordered) - 1)
-    return frozenset(ordered[:count])
+    digits = len(content_hash())
+    return IdSet(entry[digits:] for entry in islice(ordered, count))
 
 
 class PairTables:

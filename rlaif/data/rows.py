@@ -24,6 +24,7 @@ from typing import IO, Any, cast
 from rlaif.core.errors import ConfigError, explain_library
 from rlaif.core.records import canonical_json
 from rlaif.core.resources import find
+from rlaif.core.rowfiles import list_shards
 from rlaif.core.store import explain_os_errors
 from rlaif.data.vote_rows import is_votes, vote_rows
 
@@ -123,7 +124,13 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def jsonl_rows(path: Path, on_fault: OnFault = raise_fault) -> Placed:
-    """(place, row) of every line; blank lines are passed over. Raises ConfigError."""
+    """(place, row) of every line; blank lines are passed over. Of a record file of ours also those
+    of the files that go on from it. Raises ConfigError."""
+    for part in list_shards(path) or [path]:
+        yield from _read_lines(part, on_fault)
+
+
+def _read_lines(path: Path, on_fault: OnFault) -> Placed:
     with open_bytes(path) as lines:
         try:
             for number, line in enumerate(lines, 1):

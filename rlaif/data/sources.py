@@ -7,17 +7,20 @@ section 2.2), with shares that depend on where its prompt is from.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rlaif.config.prompts import Columns, PromptsSpec
 from rlaif.config.steps import LoadStep, SamplePrinciples
 from rlaif.core.errors import ConfigError
+from rlaif.core.ids import IdSet
 from rlaif.core.records import Message, Prompt, content_hash, make_prompt
 from rlaif.core.resources import find
+from rlaif.data.prompt_table import PromptTable
 from rlaif.data.rows import HubData, Placed, Source, dataset_rows, file_rows
 from rlaif.data.turns import conversation
 from rlaif.environments.play import make_starts
@@ -30,14 +33,24 @@ class PromptSet:
     """Training, held-out and validation prompts, disjoint by content, and how many duplicates were
     dropped."""
 
-    train: list[Prompt]
+    train: Sequence[Prompt]
     heldout: list[Prompt]
     duplicates: int
     validation: list[Prompt] = field(default_factory=list)
 
-    def every(self) -> list[Prompt]:
+    def every(self) -> Iterator[Prompt]:
         """Those to train on, those held out, and those for choosing among models."""
-        return [*self.train, *self.heldout, *self.validation]
+        return chain(self.train, self.heldout, self.validation)
+
+    def by_id(self) -> list[Mapping[str, Prompt]]:
+        """`every` by id, in parts."""
+        lists = [self.heldout, self.validation]
+        first: list[Mapping[str, Prompt]] = []
+        if isinstance(self.train, PromptTable):
+            first = [self.train.by_id()]
+        else:
+            lists = [list(self.train), *lists]
+        return [*first, *({p.prompt_id: p for p in part} for part in lists if part)]
 
 
 def split_apart(
@@ -49,15 +62,18 @@ def split_apart(
     found: dict[str, PromptSet] = {}
     taken: list[tuple[str, int]] = []
     for name, one in sets.items():
-        train = [p for p in one.train if p.prompt_id not in kept_apart]
-        if one.train and not train:
+        lost = sum(p.prompt_id in kept_apart for p in one.train)
+        if lost and lost == len(one.train):
             raise ConfigError(
                 f"set of prompts {name!r}: all {len(one.train)} training prompts are held out in "
                 "other sets; give it prompts of its own"
             )
-        if len(train) < len(one.train):
-            taken.append((name, len(one.train) - len(train)))
-        found[name] = replace(one, train=train)
+        if lost:
+            taken.append((name, lost))
+            one = replace(
+                one, train=PromptTable(p for p in one.train if p.prompt_id not in kept_apart)
+            )
+        found[name] = one
     return found, taken
 
 
@@ -72,19 +88,15 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
         starts = make_starts(spec.environment, spec.episodes or 0)
         return split_prompts(spec, starts, f"environment {starts[0].source}")
     name, rows = _read_prompt_rows(spec, beside)
-    prompts: dict[str, Prompt] = {}
-    splits: dict[str, str] = {}
+    prompts = PromptTable()
     duplicates = 0
     for place, row in rows:
         prompt = _make_row_prompt(row, spec.columns, place, name)
-        if prompt.prompt_id in prompts:
-            duplicates += 1
-            continue
-        prompts[prompt.prompt_id] = prompt
-        splits[prompt.prompt_id] = str(row.get(spec.columns.split or "split") or "")
+        split = str(row.get(spec.columns.split or "split") or "")
+        duplicates += not prompts.add(prompt, split in HELDOUT_SPLITS)
     if not prompts:
         raise ConfigError(f"{name}: no prompts in it; at least {spec.holdout + 1} are needed")
-    return _split_prompts(spec, prompts, splits, duplicates, name)
+    return _split_prompts(spec, prompts, duplicates, name)
 
 
 def provisional_prompts(spec: PromptsSpec, name: str, count: int) -> PromptSet:
@@ -115,8 +127,7 @@ def loaded_source(step: LoadStep, name: str | None, beside: Path | None) -> Sour
 def split_prompts(spec: PromptsSpec, given: Iterable[Prompt], name: str) -> PromptSet:
     """Prompts that came with something else, such as labelled pairs, split as `load_prompts` does.
     Several pairs may share a prompt, so these are no duplicates. Raises ConfigError."""
-    prompts = {prompt.prompt_id: prompt for prompt in given}
-    return _split_prompts(spec, prompts, dict.fromkeys(prompts, ""), 0, name)
+    return _split_prompts(spec, PromptTable(given), 0, name)
 
 
 def every_prompt(path: Path) -> list[Prompt]:
@@ -138,44 +149,40 @@ def all_prompts(spec: PromptsSpec, beside: Path | None) -> list[Prompt]:
 
 
 def _split_prompts(
-    spec: PromptsSpec,
-    prompts: dict[str, Prompt],
-    splits: dict[str, str],
-    duplicates: int,
-    name: str,
+    spec: PromptsSpec, prompts: PromptTable, duplicates: int, name: str
 ) -> PromptSet:
-    prompts = {name: p for name, p in prompts.items() if _fits_prompt(p, spec.max_words)}
-    ordered = sorted(prompts)
-    declared = [p for p in ordered if splits[p] in HELDOUT_SPLITS]
-    heldout = (declared or ordered)[: spec.holdout]
+    """`prompts` split, of which the marked ones are declared to be held out; what is left of the
+    table are the training prompts."""
+    if spec.max_words is not None:
+        prompts.remove(IdSet(p.prompt_id for p in prompts if not _fits_prompt(p, spec.max_words)))
+    total = len(prompts)
+    declared = prompts.has_marked()
+    heldout = prompts.take_smallest(spec.holdout, marked=declared)
     if len(heldout) < spec.holdout:
-        marked = " marked held out" if declared else ""
+        said = " marked held out" if declared else ""
         raise ConfigError(
-            f"{name}: `holdout: {spec.holdout}`, and there are only {len(heldout)} prompts{marked}"
+            f"{name}: `holdout: {spec.holdout}`, and there are only {len(heldout)} prompts{said}"
         )
-    excluded = set(declared) | set(heldout)
-    rest = [p for p in ordered if p not in excluded]
-    if len(rest) < spec.validation:
+    prompts.remove_marked()
+    rest = len(prompts)
+    validation = prompts.take_smallest(spec.validation)
+    if len(validation) < spec.validation:
         raise ConfigError(
-            f"{name}: `validation: {spec.validation}`, and there are only {len(rest)} prompts that "
+            f"{name}: `validation: {spec.validation}`, and there are only {rest} prompts that "
             "are not held out"
         )
-    validation = rest[: spec.validation]
-    excluded |= set(validation)
-    train = [p for p in prompts if p not in excluded]
-    if not train:
+    if not prompts:
         raise ConfigError(
-            f"{name}: {len(prompts)} different prompts, of which {spec.holdout + spec.validation} "
+            f"{name}: {total} different prompts, of which {spec.holdout + spec.validation} "
             "are held out: none is left to train on. Add prompts or lower `prompts.holdout`."
         )
-    train = train[: spec.limit]
-    parts = [[prompts[p] for p in part] for part in (train, heldout, validation)]
-    return PromptSet(parts[0], parts[1], duplicates, parts[2])
+    if spec.limit is not None:
+        prompts.keep_first(spec.limit)
+    return PromptSet(prompts, heldout, duplicates, validation)
 
 
-def _fits_prompt(prompt: Prompt, max_words: int | None) -> bool:
-    words = sum(len(turn["content"].split()) for turn in prompt.messages)
-    return max_words is None or words <= max_words
+def _fits_prompt(prompt: Prompt, max_words: int) -> bool:
+    return sum(len(turn["content"].split()) for turn in prompt.messages) <= max_words
 
 
 def _read_prompt_rows(spec: PromptsSpec, beside: Path | None) -> tuple[str, Placed]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from rlaif.engines.base import (
 )
 
 BATCH = 32
+WINDOW = 512 * BATCH
+"""Requests that are held at once: a script answers a million prompts in little memory."""
 
 
 class FakeRule(Strict):
@@ -168,6 +171,8 @@ def _make_tokens(text: str) -> list[int]:
     return [int(content_hash(word, length=6), 16) for word in text.split()]
 
 
-def _split_batches(requests: Iterable[Any]) -> list[list[Any]]:
-    ordered = sorted(requests, key=lambda r: r.request_id)
-    return [ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH)]
+def _split_batches(requests: Iterable[Any]) -> Iterator[list[Any]]:
+    """Batches of one `WINDOW` of the requests after the other, each in the order of ids."""
+    left = iter(requests)
+    while window := sorted(islice(left, WINDOW), key=lambda r: r.request_id):
+        yield from (window[i : i + BATCH] for i in range(0, len(window), BATCH))

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import msgspec
 
 from rlaif.config.dataset import DatasetSpec
 from rlaif.core.errors import ConfigError, StoreError
+from rlaif.core.ids import IdSet, from_blob, open_scratch, to_blob
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import (
     Completion,
@@ -26,7 +27,7 @@ from rlaif.core.records import (
     from_json,
     make_prompt,
 )
-from rlaif.core.rowfiles import Index
+from rlaif.core.rowindex import Index
 from rlaif.core.store import explain_os_errors, partial_of, read_json, write_atomic
 from rlaif.data.card import Facts, sampled_by, write_card
 from rlaif.data.dataset import TEST, TRAIN, PairTables, held_prompts, labelled_pair, raw_row
@@ -78,7 +79,7 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path, choice: Choice = WH
         raise ConfigError(unsaid, run.root)
     used = preference_steps(run, spec, choice)
     given = _Given(run, _find_upstream(run, used), used, choice)
-    if not given.pairs:
+    if not given.count:
         steps = ", ".join(sorted({step["id"] for step in used}))
         why = why_no_pairs(run.store, [step["hash"] for step in used])
         raise ConfigError(
@@ -91,12 +92,13 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path, choice: Choice = WH
     known = _already_there(folder, key)
     if known is not None:
         return known
-    held = held_prompts((prompt_id for _, prompt_id in given.pairs.values()), spec.test)
+    held = held_prompts(given.prompt_ids(), spec.test)
     with _folder_for(folder) as partial, PairTables(partial, spec.formats) as tables:
-        seen = _Seen(given, held)
-        for preference, pair in given:
-            tables.add(pair, pair.prompt.prompt_id in held)
-            seen.add(preference, pair)
+        seen = _Seen(given.run)
+        for preference, pair, answers in given:
+            is_held = pair.prompt.prompt_id in held
+            tables.add(pair, is_held)
+            seen.add(preference, pair, answers, TEST if is_held else TRAIN)
         if "ultrafeedback" in spec.formats:
             _add_raw(tables.tables["ultrafeedback"], given, held, spec.overall)
         facts = _collect_facts(given, spec, seen, tables.lost)
@@ -113,8 +115,8 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path, choice: Choice = WH
 
 class _Given:
     """What a dataset is made from, read as it is asked for: the records of the steps `used` and of
-    those `above`, which went into them. `pairs` names the paired preferences by id, each with the
-    place of the last step that has it and its prompt."""
+    those `above`, which went into them. `count` is the number of paired preferences by id, of which
+    a scratch database has the number of the last step that has it, and its prompt."""
 
     def __init__(
         self, run: Run, above: Sequence[Step], used: Sequence[Step], choice: Choice = WHOLE
@@ -125,32 +127,40 @@ class _Given:
         self.choice = choice
         self.prompts = run.prompt_records()
         self.judging = _find_judging(run, above, used, choice)
-        self._answers = _by_prompt(run, above, Completion)
+        self.answers = _by_prompt(run, above, Completion)
         self._indexes: list[Index] = []
-        self.pairs: dict[str, tuple[int, str]] = {}
+        self._db = open_scratch(
+            self,
+            "CREATE TABLE pairs (id BLOB PRIMARY KEY, step INTEGER, prompt BLOB) WITHOUT ROWID",
+        )
         for number, step in enumerate(used):
             folder = run.store.step(step["hash"])
             self._indexes.append(folder.index("preferences", "preference_id"))
             self._indexes[-1].grow()
-            for preference in folder.records(Preference):
-                if preference.paired:
-                    # A record that was brought in may go by an id of its own.
-                    prompt_id = make_prompt(preference.prompt).prompt_id
-                    self.pairs[preference.preference_id] = (number, prompt_id)
+            # A record that was brought in may go by an id of its own, so its prompt is hashed.
+            rows = (
+                (to_blob(p.preference_id), number, to_blob(make_prompt(p.prompt).prompt_id))
+                for p in folder.records(Preference)
+                if p.paired
+            )
+            self._db.executemany("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?)", rows)
+        (self.count,) = self._db.execute("SELECT COUNT(*) FROM pairs").fetchone()
 
-    def __iter__(self) -> Iterator[tuple[Preference, LabelledPair]]:
-        """Each preference once, in the order of ids, and as a labelled pair."""
-        for name in sorted(self.pairs):
-            number, prompt_id = self.pairs[name]
-            preference = self._indexes[number].records(name, Preference)[-1]
-            authors = {n: c.model for n, c in self.answers(preference).items()}
-            prompt = self.prompts.get(prompt_id)
+    def prompt_ids(self) -> Iterator[str]:
+        """The prompts of the pairs, with repeats."""
+        for (blob,) in self._db.execute("SELECT prompt FROM pairs"):
+            yield from_blob(blob)
+
+    def __iter__(self) -> Iterator[tuple[Preference, LabelledPair, dict[str, Completion]]]:
+        """Each preference once, in the order of ids, as a labelled pair, and with the sampled
+        answers to its prompt by id."""
+        for name, number, prompt_id in self._db.execute("SELECT * FROM pairs ORDER BY id"):
+            preference = self._indexes[number].records(from_blob(name), Preference)[-1]
+            answers = {c.completion_id: c for c in self.answers.of(preference.prompt_id)}
+            authors = {n: c.model for n, c in answers.items()}
+            prompt = self.prompts.get(from_blob(prompt_id))
             source = prompt.source if prompt else None
-            yield preference, labelled_pair(preference, authors, source)
-
-    def answers(self, preference: Preference) -> dict[str, Completion]:
-        """The sampled answers to a preference's prompt by id."""
-        return {c.completion_id: c for c in self._answers.of(preference.prompt_id)}
+            yield preference, labelled_pair(preference, authors, source), answers
 
     def records(self, steps: Sequence[Step], kind: type[R]) -> Iterator[R]:
         """The records of a kind of some steps, one held at a time."""
@@ -161,29 +171,30 @@ class _Given:
 class _Seen:
     """What the card says of the pairs, gathered as they go by."""
 
-    def __init__(self, given: _Given, held: frozenset[str]):
-        self._given = given
-        self._held = held
+    def __init__(self, run: Run):
         self._describer = Describer()
         self._first: LabelledPair | None = None
         self._training: LabelledPair | None = None
-        self.human = _read_human_judgements(given.run)
+        self.human = _read_human_judgements(run)
         self.decided = self.agreed = 0
         self.endings: Counter[str] = Counter()
         self.pairs: Counter[str] = Counter()
-        self.prompts: dict[str, set[str]] = {TRAIN: set(), TEST: set()}
+        self.prompts = {TRAIN: IdSet(), TEST: IdSet()}
 
-    def add(self, preference: Preference, pair: LabelledPair) -> None:
-        """One more pair."""
-        name = pair.prompt.prompt_id
-        split = TEST if name in self._held else TRAIN
+    def add(
+        self,
+        preference: Preference,
+        pair: LabelledPair,
+        answers: Mapping[str, Completion],
+        split: str,
+    ) -> None:
+        """One more pair of a split, with the answers to its prompt by id."""
         self.pairs[split] += 1
-        self.prompts[split].add(name)
+        self.prompts[split].add(pair.prompt.prompt_id)
         self._describer.add(pair)
         self._first = self._first or pair
         if split == TRAIN:
             self._training = self._training or pair
-        answers = self._given.answers(preference)
         for side in (preference.chosen_id, preference.rejected_id):
             if side in answers:
                 self.endings[answers[side].finish_reason] += 1
@@ -238,10 +249,9 @@ def _collect_facts(given: _Given, spec: DatasetSpec, seen: _Seen, lost: Mapping[
 
 def _list_completions(given: _Given) -> Iterator[Completion]:
     """The answers that went in, each once: what a filter keeps stands in two steps."""
-    seen: set[str] = set()
+    seen = IdSet()
     for completion in given.records(given.above, Completion):
-        if completion.completion_id not in seen:
-            seen.add(completion.completion_id)
+        if seen.is_new(completion.completion_id):
             yield completion
 
 
@@ -324,9 +334,9 @@ def _find_judging(
 
 
 def _add_raw(
-    splits: Mapping[str, Spool], given: _Given, held: frozenset[str], overall: str | None
+    splits: Mapping[str, Spool], given: _Given, held: Container[str], overall: str | None
 ) -> None:
-    answers = _by_prompt(given.run, given.above, Completion)
+    answers = given.answers
     said = _by_prompt(given.run, given.judging, Judgement)
     for name in answers.prompts():
         prompt = given.prompts.get(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +21,7 @@ from rlaif.core.errors import GateStopped, StoreError
 from rlaif.core.finished import find_stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
 from rlaif.core.store import Store, explain_os_errors, name_step
+from rlaif.data.prompt_table import PromptsById
 from rlaif.engines.build import EnginePool, whole
 from rlaif.engines.model_folders import COPIES, resolve
 from rlaif.engines.remote.meter import kept_meters
@@ -104,10 +105,10 @@ def run_experiment(
         allowed = any(arm.experiment.allow_code for arm in arms)
         pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
-            runner = _Runner(inputs, store, dict(inputs.prompts_by_id))
+            runner = _Runner(inputs, store, {})
             for planned in plan:
                 if planned.kind == "questions":
-                    runner.prompts.update(read_questions(store, planned.hash))
+                    runner.posed.update(read_questions(store, planned.hash))
             reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
             refuse_stale(plan, store)
             for steps in overlap_groups(plan):
@@ -197,12 +198,16 @@ def refuse_stale(plan: Sequence[Planned], store: Store) -> None:
 
 @dataclass(frozen=True)
 class _Runner:
-    """Runs planned steps; `prompts` are all of the experiment by id, to which steps add those that
-    they make."""
+    """Runs planned steps; `posed` are the prompts that steps have made, by id."""
 
     inputs: PlanInputs
     store: Store
-    prompts: dict[str, Prompt]
+    posed: dict[str, Prompt]
+
+    @property
+    def prompts(self) -> Mapping[str, Prompt]:
+        """All prompts of the experiment and of its steps, by id."""
+        return PromptsById([self.inputs.prompts_by_id, self.posed])
 
     def run(self, steps: Sequence[Planned], pool: EnginePool, progress: StepProgress) -> None:
         """Run steps in their order; what servers judge runs beside what this process computes."""
@@ -279,7 +284,7 @@ class _Runner:
             model = self.store.model_path(planned.hash) if planned.makes_model else None
             folder.finish(summary, model)
         if planned.kind == "questions":
-            self.prompts.update(read_questions(self.store, planned.hash))
+            self.posed.update(read_questions(self.store, planned.hash))
         shown.finish()
 
     def _digest_sources(self, planned: Planned) -> dict[str, str]:

@@ -19,8 +19,9 @@ from typing import Any
 from rlaif.config.models import INITIAL, RESERVED_MODELS
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.integrity import CHECK, file_digest, is_whole, seal_row, unseal_row
-from rlaif.core.records import RoundRecord, content_hash, from_json, to_json
+from rlaif.core.records import RoundRecord, content_hash, from_json, stream_hash, to_json
 from rlaif.core.store import FORMAT, Store, read_json, write_atomic, write_jsonl
+from rlaif.data.prompt_table import sorted_ids
 from rlaif.judges.base import compares_judgements, roles_of
 from rlaif.metrics.decompose import change_sentences
 from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, find_alarms
@@ -68,7 +69,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
         "prompts": {
             "train": len(inputs.prompts.train),
             "heldout": len(inputs.prompts.heldout),
-            "hash": content_hash(sorted(p.prompt_id for p in inputs.prompts.train)),
+            "hash": stream_hash(sorted_ids(inputs.prompts.train)),
         },
         "steps": [manifest_row(p) for p in plan],
     }

@@ -21,9 +21,11 @@ from rlaif.config.prompts import PromptMix, PromptsSpec
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError, placed
+from rlaif.core.integrity import CHUNK
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Prompt, content_hash
 from rlaif.core.resources import find
+from rlaif.core.rowfiles import list_shards
 from rlaif.core.yamlio import Lines, Loc, line_of, read_text
 from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
@@ -367,7 +369,12 @@ def _file_hash(path: Path) -> str:
     if is_votes(path):
         return rows_hash(vote_rows(path))
     if not path.is_dir():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256()
+        for part in list_shards(path) or [path]:
+            with part.open("rb") as file:
+                while chunk := file.read(CHUNK):
+                    digest.update(chunk)
+        return digest.hexdigest()
     inside = sorted(p for p in path.rglob("*") if p.is_file())
     return content_hash([[str(p.relative_to(path)), _file_hash(p)] for p in inside])
 

@@ -10,6 +10,7 @@ from rlaif.config.models import REMOTE, RESERVED_MODELS
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Prompt, content_hash
 from rlaif.core.yamlio import suggest
+from rlaif.data.prompt_table import PromptsById
 from rlaif.engines.base import Engine, GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.engines.build import load_engine
 from rlaif.engines.model_folders import resolve
@@ -65,7 +66,7 @@ def _rendered_request(
 
 
 def _find_prompt(inputs: PlanInputs, prompt_id: str | None) -> Prompt:
-    prompts = {p.prompt_id: p for p in [*inputs.prompts.heldout, *inputs.prompts.train]}
+    prompts = PromptsById(inputs.prompts.by_id())
     if prompt_id is None:
         return inputs.prompts.heldout[0]
     if prompt_id not in prompts:

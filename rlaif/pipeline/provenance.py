@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlaif.constitution.model import Constitution
+from rlaif.core.ids import IdSet
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import VALUED, Judgement, Preference
 from rlaif.data.describe import Description, Spread
@@ -120,7 +121,8 @@ def funnel(run: Run, above: Sequence[Step]) -> list[dict[str, Any]]:
         marker = run.store.step(step["hash"]).done() or {}
         name = f"{step['id']}, round {step['round']}"
         if step["kind"] == "pair":
-            paired = len({p.prompt_id for p in run.store.step(step["hash"]).records(Preference)})
+            pairs = run.store.step(step["hash"]).records(Preference)
+            paired = len(IdSet(p.prompt_id for p in pairs))
             marker = {**marker, "paired_prompts": paired}
         for came, left, what, why in stages(step["kind"], marker):
             shown = "; ".join(f"{reason}: {count}" for reason, count in why.items() if count)

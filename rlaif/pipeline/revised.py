@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from rlaif.core.rowfiles import Index
+from rlaif.core.rowindex import Index
 from rlaif.core.store import Store
 from rlaif.report.browser import MAX_ANSWERS, revision_entry
 

@@ -23,7 +23,7 @@ from rlaif.constitution.model import load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, R, content_hash, from_json, to_json
 from rlaif.core.resources import find
-from rlaif.core.rowfiles import HeldIndex, Index
+from rlaif.core.rowindex import HeldIndex, Index
 from rlaif.core.store import (
     FILES,
     StepFolder,

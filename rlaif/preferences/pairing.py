@@ -21,7 +21,8 @@ from rlaif.config.steps import PairStep
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import Completion, Judgement, Message, Preference, Prompt, content_hash
-from rlaif.core.rowfiles import Part, line_of
+from rlaif.core.rowfiles import line_of
+from rlaif.core.rowindex import Part
 from rlaif.data.near import ngram_hashes, word_hashes
 from rlaif.preferences.aggregate import Scores, combine, compared_scores, weights_of
 

@@ -1,7 +1,7 @@
 """What a page shows of a run's records, gathered in one reading of each: the figures are of all of
 them, the texts are of a sample, which is the first by id (ids are hashes, so no order favours any).
 
-Held are numbers, the ids of held-out answers and the ids of pairs; no more texts than are shown.
+Held are numbers and the ids of held-out answers; no more texts than are shown.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlaif.core.ids import IdSet
 from rlaif.core.records import VALUED
 from rlaif.report.browser import (
     MAX_ANSWERS,
@@ -96,14 +97,12 @@ def gather_shown(sources: Sources, by_arm: bool) -> Shown:
 
 def _read_pairs(rows: Iterator[Row], by_arm: bool) -> _Pairs:
     found = _Pairs()
-    seen: dict[tuple[int, str], set[str]] = defaultdict(set)
+    seen: dict[tuple[int, str], IdSet] = defaultdict(IdSet)
     names: dict[str, tuple[int, int]] = {}
     smallest = _Smallest(MAX_PAIRS)
     for row in rows:
-        known = seen[row["seed"], row["arm"]]
-        if row["preference_id"] in known:
+        if not seen[row["seed"], row["arm"]].is_new(row["preference_id"]):
             continue
-        known.add(row["preference_id"])
         found.total += 1
         smallest.offer((str(row["preference_id"]), row["seed"], found.total), row)
         name = row["arm"] if by_arm else row.get("label", f"M{row['round']}")

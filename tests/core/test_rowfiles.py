@@ -14,7 +14,8 @@ from rlaif.core import rowfiles
 from rlaif.core.errors import StoreError
 from rlaif.core.integrity import log_of
 from rlaif.core.records import Judgement
-from rlaif.core.rowfiles import HeldIndex, RowIndex, line_of, record_of
+from rlaif.core.rowfiles import line_of, record_of
+from rlaif.core.rowindex import HeldIndex, RowIndex
 from rlaif.core.store import StepFolder
 from rlaif.pipeline.steps.context import ByPrompt
 
@@ -46,7 +47,7 @@ def test_records_come_back_by_key(
             batch = given_[start : start + cut]
             folder.append("judgements", batch)
             assert set(found.grow()) == {j.prompt_id for j in batch}
-            assert found.grow() == []
+            assert list(found.grow()) == []
     held = HeldIndex(lambda: folder.read("judgements"), "prompt_id")
     held.grow()
     for index in (found, held):
@@ -60,13 +61,13 @@ def test_records_come_back_by_key(
     assert list(folder.records(Judgement)) == given_
     assert folder.count("judgements") == len(given_)
     both = ByPrompt([folder, folder], Judgement)
-    assert both.prompts() == sorted({j.prompt_id for j in given_})
+    assert list(both.prompts()) == sorted({j.prompt_id for j in given_})
     assert all(both.of(name) == found.records(name, Judgement) * 2 for name in NAMES)
 
 
 def test_no_file_is_no_row_and_damage_is_said(tmp_path: Path) -> None:
     none = RowIndex(tmp_path / "none.jsonl", "prompt_id")
-    assert none.grow() == [] and none.rows("p") == [] and none.count("p") == 0
+    assert list(none.grow()) == [] and none.rows("p") == [] and none.count("p") == 0
     path = tmp_path / "rows.jsonl"
     spliced = '{"prompt_id":"p"}{"prompt_id":"p"}'
     divided = '{"prompt_id":"p"\n,"a":1}'

@@ -297,7 +297,7 @@ def test_groups_are_judged_once_they_are_whole(tmp_path: Path) -> None:
     )
     sample("p0")
     groups = Groups(context)  # type: ignore[arg-type]
-    assert list(groups.waves()) == [["p0", "p1"], ["p2", "p3"]]
+    assert [list(wave) for wave in groups.waves()] == [["p0", "p1"], ["p2", "p3"]]
     ((beside, answers),) = groups.read_beside("p3")
     assert beside.prompt_id == "p2" and [a.completion_id for a in answers] == ["kp2"]
 

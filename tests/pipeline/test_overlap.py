@@ -179,10 +179,10 @@ def test_a_prompt_is_judged_when_all_of_its_answers_are_there(tmp_path: Path) ->
     samples = store.step("s")
     samples.append("completions", [rows[late, 0], rows[early, 0], rows[early, 1]])
     waves = Groups(context).waves()
-    assert next(waves) == [early]
+    assert list(next(waves)) == [early]
     samples.append("completions", [rows[late, 1]])
     samples.finish({})
-    assert list(waves) == [[late]]
+    assert [list(wave) for wave in waves] == [[late]]
 
 
 def test_two_servers_work_at_once(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlaif.core.records import to_json
-from rlaif.core.rowfiles import HeldIndex, Index
+from rlaif.core.rowindex import HeldIndex, Index
 
 
 class Memory:

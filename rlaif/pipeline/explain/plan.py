@@ -50,7 +50,9 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
         rows = [replace(row, arms=(arm,)) for row in rows]
     sets = {MAIN: inputs.prompts, **inputs.sets}
     prompts = {
-        name: (len(one.train), len(one.heldout)) for name, one in sets.items() if one.every()
+        name: (len(one.train), len(one.heldout))
+        for name, one in sets.items()
+        if any(True for _ in one.every())
     }
     facts = list_facts(inputs.experiment, prompts, arm)
     total = sum(row.counts.get("calls", 0) for row in rows)

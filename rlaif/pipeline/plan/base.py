@@ -22,8 +22,10 @@ from rlaif.config.rounds import in_rounds
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
+from rlaif.core.ids import Ids, sort_ids
 from rlaif.core.records import Completion, Message, Prompt, content_hash
 from rlaif.core.yamlio import Lines, Loc, line_of, suggest
+from rlaif.data.prompt_table import PromptsById, sorted_ids
 from rlaif.data.sources import PromptSet
 from rlaif.engines.base import GenerateRequest, Model
 from rlaif.judges.base import Judge, most_calls, roles_of
@@ -69,7 +71,7 @@ class Planned:
     step: Any
     inputs: dict[str, str] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
-    prompts: tuple[str, ...] = ()
+    prompts: Sequence[str] = ()
     options: dict[str, Any] = field(default_factory=dict)
     arms: tuple[str, ...] = ()
     judges: Mapping[str, Judge] = field(default_factory=dict)
@@ -128,18 +130,18 @@ class PlanInputs:
         return self.prompts if name == MAIN else self.sets[name]
 
     @cached_property
-    def prompts_by_id(self) -> dict[str, Prompt]:
+    def prompts_by_id(self) -> Mapping[str, Prompt]:
         """The prompts of all sets by id."""
-        every = [*self.prompts.every(), *(p for one in self.sets.values() for p in one.every())]
-        found = {prompt.prompt_id: prompt for prompt in every}
-        # An arm may ask questions of its own.
-        for arm in self.arms.values():
-            found |= arm.prompts_by_id
-        return found
+        # An arm may ask questions of its own; its other sets are these here.
+        every = [
+            s for one in (self, *self.arms.values()) for s in (one.prompts, *one.sets.values())
+        ]
+        different = {id(one): one for one in every}.values()
+        return PromptsById(part for one in different for part in one.by_id())
 
     def some_prompts(self, ids: Collection[str] = ()) -> list[Prompt]:
         """A few of the prompts with these ids, which stand for all of them; without ids, of all."""
-        wanted = set(ids)
+        wanted = ids if isinstance(ids, Ids) else set(ids)
         every = self.prompts_by_id.values()
         return list(islice((p for p in every if not wanted or p.prompt_id in wanted), SOME_PROMPTS))
 
@@ -199,18 +201,18 @@ class PlanInputs:
 
 
 def round_prompts(
-    train: list[Prompt], count: int | None, seed: int, number: int, first: int = 0
-) -> list[str]:
+    train: Sequence[Prompt], count: int | None, seed: int, number: int, first: int = 0
+) -> Sequence[str]:
     """The ids of round `number`'s training prompts: a window over a seeded order, wrapping round,
     which is at place `first` in round 1. A window has the groups of prompts that begin in it, each
     whole, and is as wide as the widest group at least.
 
     The order starts from sorted ids, so the order of the file changes nothing.
     """
-    units = group_prompts(train)
-    total = sum(map(len, units))
+    total = len(train)
     if count is None or count >= total:
-        return sorted(name for unit in units for name in unit)
+        return sorted_ids(train)
+    units = group_prompts(train)
     # The seed alone decides the order, so that rounds move through one and the same.
     random.Random(content_hash("prompts", seed)).shuffle(units)
     count = max(count, *map(len, units))
@@ -268,7 +270,7 @@ class Known:
     """The steps of a plan whose sizes are known already, by hash."""
 
     units: dict[str, int] = field(default_factory=dict)
-    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    prompts: dict[str, Sequence[str]] = field(default_factory=dict)
 
     def records_read(self, planned: Planned, prefix: str) -> int:
         """How many records `planned` reads from its inputs whose names begin with `prefix`."""
@@ -365,7 +367,7 @@ class Walk:
         self.done.append(planned)
         return planned
 
-    def prompt_window(self, name: str, count: int | None) -> list[str]:
+    def prompt_window(self, name: str, count: int | None) -> Sequence[str]:
         """The ids of this round's training prompts of a set: `count` of them, or all. A stage goes
         on where the widest window of the stages before it ended."""
         wholes = (self.experiment, self.yardstick.experiment)
@@ -558,16 +560,17 @@ class Walk:
             key,
         )
 
-    def facts(self, ids: tuple[str, ...] | None) -> list[Any]:
+    def facts(self, ids: Sequence[str] | None) -> list[Any]:
         """What of the prompts a judge or a check may read and their ids do not cover."""
         facts = self.inputs.prompt_facts
-        wanted = facts.keys() if ids is None else facts.keys() & set(ids)
-        return [facts[name] for name in sorted(wanted)]
+        # Prompts without any are not looked at: they may be many.
+        wanted = facts.keys() if ids is None else [name for name in ids if name in facts]
+        return [facts[name] for name in sorted(set(wanted))]
 
-    def origins(self, ids: list[str]) -> list[Any]:
+    def origins(self, ids: Sequence[str]) -> list[Any]:
         """Where these training prompts are from."""
         every = self.inputs.prompts_by_id
-        kept = (every[name] for name in sorted(every.keys() & set(ids)))
+        kept = (every[name] for name in sort_ids(ids) if name in every)
         return [[p.prompt_id, p.source, p.tags] for p in kept]
 
     def principle_weights(self) -> dict[str, float]:

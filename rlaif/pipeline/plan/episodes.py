@@ -21,6 +21,8 @@ PLAYS = "token_ids"
 
 def most_turns(inputs: PlanInputs, ids: Iterable[str]) -> int:
     """How many turns an answer to one of the prompts may have."""
+    if not inputs.starts:
+        return 1
     found = (inputs.starts[name].environment for name in ids if name in inputs.starts)
     return max((int(keys["max_turns"]) for keys in found if keys is not None), default=1)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from rlaif.core.records import content_hash
+from rlaif.core.records import stream_hash
 
 STEPS: dict[str, str | None] = {
     "sample": "rlaif.config.steps:SampleStep",
@@ -44,4 +44,4 @@ def step_module(kind: str) -> Any:
 
 def step_hash(kind: str, *parts: Any) -> str:
     """The hash of a step of `kind` whose output `parts` decide."""
-    return content_hash(kind, step_module(kind).VERSION, *parts)
+    return stream_hash(kind, step_module(kind).VERSION, *parts)

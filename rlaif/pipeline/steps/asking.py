@@ -20,8 +20,9 @@ from itertools import groupby, islice
 from typing import Any, Protocol, TypeVar, cast
 
 from rlaif.core.errors import ConfigError, StoreError
+from rlaif.core.ids import IdSet
 from rlaif.core.records import Judgement
-from rlaif.core.rowfiles import Index
+from rlaif.core.rowindex import Index
 from rlaif.core.store import StepFolder
 from rlaif.engines.base import (
     Engine,
@@ -77,8 +78,8 @@ V = TypeVar("V")
 
 
 class _Stored(Mapping[str, V]):
-    """Lazy mapping from call id to its stored record. Only ids stay in memory;
-    `read(index, call_id)` decodes on access."""
+    """Lazy mapping from call id to its stored record, which `read(index, call_id)` decodes on
+    access."""
 
     def __init__(self, log: Log, name: str, read: Callable[[Index, str], V]):
         self._log = log
@@ -101,10 +102,10 @@ class _Stored(Mapping[str, V]):
         return isinstance(call, str) and self._index.count(call) > 0
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._index.keys())
+        return self._index.keys()
 
     def __len__(self) -> int:
-        return len(self._index.keys())
+        return sum(1 for _ in self)
 
 
 class Kept:
@@ -438,9 +439,9 @@ class Carried:
         self._indexes = [step.index(name, "call_id") for step in earlier]
         for index in self._indexes:
             index.grow()
-        self._marked = {row["call_id"] for row in folder.rows(MARKS)}
+        self._marked = IdSet(row["call_id"] for row in folder.rows(MARKS))
         # A mark without rows is of a kill in between: `take` copies these.
-        self.calls = {call for call in self._marked if call in kept}
+        self.calls = IdSet(call for call in self._marked if call in kept)
 
     def take(self, calls: Iterable[Call]) -> None:
         """Copy what is there of calls that have no rows yet."""
@@ -453,7 +454,7 @@ class Carried:
             marks = [{"call_id": name} for name in batch if name not in self._marked]
             self._folder.append(MARKS, marks)
             self._append([row | self._changed for name in batch for row in self._find_rows(name)])
-            self.calls |= set(batch)
+            self.calls.update(batch)
 
     def _find_source(self, call: str) -> Index | None:
         return next((index for index in self._indexes if index.count(call)), None)

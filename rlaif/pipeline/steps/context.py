@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol
 from rlaif.core.chat import has_more
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.core.records import Completion, Judgement, Message, Preference, Prompt, R
-from rlaif.core.rowfiles import Part
+from rlaif.core.rowindex import Part
 from rlaif.core.store import FILES, StepFolder, Store
 from rlaif.engines.base import Engine, Losing, Model
 from rlaif.engines.remote.meter import Account
@@ -134,8 +134,19 @@ class StepContext:
 
     def chosen_prompts(self) -> list[Prompt]:
         """The prompts of this step, in the plan's order; a slot that no question fills is none."""
+        return list(self.read_prompts())
+
+    def read_prompts(self) -> Iterator[Prompt]:
+        """`chosen_prompts`, one held at a time."""
+        return (self.prompts[name] for name in self._chosen_names())
+
+    def count_prompts(self) -> int:
+        """How many `chosen_prompts` there are."""
+        return sum(1 for _ in self._chosen_names())
+
+    def _chosen_names(self) -> Iterator[str]:
         names = self.planned.prompts
-        return [self.prompts[p] for p in names if p in self.prompts or not p.startswith(SLOT)]
+        return (p for p in names if not p.startswith(SLOT) or p in self.prompts)
 
     def refuse_strangers(self, prompt_ids: Iterable[str]) -> None:
         """Raise ConfigError where completions are of a prompt that the experiment does not have."""
@@ -178,7 +189,7 @@ class StepContext:
 
 
 class ByPrompt(Generic[R]):
-    """The records of one kind in steps' folders by prompt; ids and places in files are held."""
+    """The records of one kind in steps' folders by prompt, read as they are asked for."""
 
     def __init__(self, folders: Iterable[StepFolder], kind: type[R]):
         self._kind: type[R] = kind
@@ -186,10 +197,10 @@ class ByPrompt(Generic[R]):
         for index in self._indexes:
             index.grow()
 
-    def prompts(self) -> list[str]:
+    def prompts(self) -> Iterator[str]:
         """The sorted ids of the prompts that have any."""
-        ordered = merge(*(sorted(index.keys()) for index in self._indexes))
-        return [prompt_id for prompt_id, _ in groupby(ordered)]
+        ordered = merge(*(index.keys() for index in self._indexes))
+        return (prompt_id for prompt_id, _ in groupby(ordered))
 
     def of(self, prompt_id: str) -> list[R]:
         """Those of one prompt, in the order of the inputs and of writing."""

@@ -6,8 +6,9 @@ Completions come from steps that are done or still sampling.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,10 +16,11 @@ from typing import Any
 
 from rlaif.core.chat import CUT, has_more
 from rlaif.core.errors import StoreError
+from rlaif.core.ids import IdSet, as_ids, unite_ids
 from rlaif.core.integrity import Unordered
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import VALUED, Completion, Judgement
-from rlaif.core.rowfiles import Index
+from rlaif.core.rowindex import Index
 from rlaif.core.store import StepFolder
 from rlaif.engines.base import Model
 from rlaif.judges.base import (
@@ -129,7 +131,8 @@ def judged(
     judge = judge or walk.inputs.judges[step.id]
     # Loaded completions bring their own prompts: then no limit is known here, and all count.
     known = all(s.prompts for s in sources)
-    prompts = tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
+    prompts = unite_ids(s.prompts for s in sources) if known else ()
+    prompts = prompts if limit is None else prompts[:limit]
     parts = [s.hash for s in sources]
     identities = {role: model.identity() for role, model in sorted(models.items())}
     # A judge of one model is known by that model alone.
@@ -193,11 +196,11 @@ def _summarise_judgements(
 ) -> dict[str, Any]:
     """What is in the folder, and what was `lost` of the conversations. Raises EngineError where
     every judgement failed."""
-    calls: set[str] = set()
+    calls = IdSet()
     statuses: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     errors: Counter[str] = Counter()
-    masses: list[float] = []
+    masses = array("d")
     content = Unordered()
     for row in folder.rows("judgements"):
         calls.add(row["call_id"])
@@ -231,7 +234,7 @@ class _Judging:
         self.context = context
         self.groups = groups
         self.judge = context.judge()
-        self.done = {row["call_id"] for row in context.folder.rows("judgements")}
+        self.done = IdSet(row["call_id"] for row in context.folder.rows("judgements"))
         self.earlier = earlier_steps(context)
         self._kept: Kept | None = None
         self._carried: Carried | None = None
@@ -241,7 +244,7 @@ class _Judging:
         self.asked = 0
         """Calls that lead to verdicts on the answers that are there."""
 
-    def work(self, wave: Sequence[str]) -> None:
+    def work(self, wave: Collection[str]) -> None:
         """Judge all completions of the prompts in `wave`."""
         judge = self.judge
         self._count_lost(wave)
@@ -250,14 +253,14 @@ class _Judging:
             return
         self._ask_once(judge, wave)
 
-    def _writes_reasons(self, wave: Sequence[str]) -> bool:
+    def _writes_reasons(self, wave: Iterable[str]) -> bool:
         """Whether the judge's calls have a second turn. All that ask a model are alike."""
         if self._reasons is None and roles_of(self.judge):
             first = next((c for c in self._make_calls(wave) if c.request is not None), None)
             self._reasons = None if first is None else first.then is not None
         return bool(self._reasons)
 
-    def _count_lost(self, wave: Sequence[str]) -> None:
+    def _count_lost(self, wave: Iterable[str]) -> None:
         """Judges' templates show tool calls; reward models have templates of their own."""
         if "reward" not in roles_of(self.judge).get("by", ()):
             return
@@ -268,7 +271,7 @@ class _Judging:
             engine = self.context.engines.get(self.context.planned.models["by"])
             self.lost += Counter(lost_by(engine, found))
 
-    def _ask_once(self, judge: Plain, wave: Sequence[str]) -> None:
+    def _ask_once(self, judge: Plain, wave: Iterable[str]) -> None:
         """One question, one verdict. Calls are counted, then asked: where they are too many to hold
         they are made again."""
         folder = self.context.folder
@@ -292,10 +295,10 @@ class _Judging:
             if held is not None:
                 held = [*held, *own] if len(held) + len(own) <= HELD_CALLS else None
             carried.take(calls.values())
-            self.done |= carried.calls & calls.keys()
+            self.done.update(name for name in calls if name in carried.calls)
             total += len(calls)
             self.asked += len(calls)
-            known += len(calls.keys() & self.done)
+            known += sum(name in self.done for name in calls)
             new = [call for name, call in calls.items() if name not in self.done]
             silent = silent or any(call.request is None for call in new)
             asking = asking or any(call.request is not None for call in new)
@@ -313,7 +316,7 @@ class _Judging:
             # One call may give several judgements.
             self._advance_progress(len({j.call_id for j in judgements}))
 
-    def _ask_in_turns(self, wave: Sequence[str]) -> None:
+    def _ask_in_turns(self, wave: Collection[str]) -> None:
         """Several questions, one verdict. Servers are asked about some prompts after the others;
         a model in this process sees all requests of a stage at once, which lays out its batches."""
         context, models = self.context, self.context.planned.models
@@ -324,8 +327,8 @@ class _Judging:
             self._kept.carry(context.folder, self.judge, self.earlier)
         if remote:
             self._expect_units("prompts", len(wave), 0)
-        for start in range(0, len(wave), size):
-            part = [self.groups.read(name) for name in wave[start : start + size]]
+        names = iter(wave)
+        while part := [self.groups.read(name) for name in islice(names, size)]:
             progress = None if remote else context.progress
             asked = (self.judge, models, context.engines, part, context.planned.seed)
             made = verdicts(*asked, self._kept, progress)
@@ -381,7 +384,11 @@ def _read_silent(
 
 
 def ask_model(
-    judge: Plain, model: Model | None, engines: Engines, calls: Iterable[Call], done: set[str]
+    judge: Plain,
+    model: Model | None,
+    engines: Engines,
+    calls: Iterable[Call],
+    done: AbstractSet[str],
 ) -> Iterator[list[Judgement]]:
     """Judgements of the calls that have a request. A concurrent engine draws them as it goes, and
     none is held longer than its answer takes."""
@@ -411,15 +418,15 @@ class _Source:
 
     folder: StepFolder
     index: Index
-    sampled: frozenset[str] | None
+    sampled: Container[str] | None
     n: int
 
-    def grow(self) -> set[str]:
-        """The prompts of new completions. What is done is seen to be done before it is read, so
-        that nothing can come after it."""
+    def grow(self) -> Iterator[str]:
+        """The prompts of new completions, with repeats. What is done is seen to be done before it
+        is read, so that nothing can come after it."""
         if self.sampled is not None and self.folder.done() is not None:
             self.sampled = None
-        return set(self.index.grow())
+        return self.index.grow()
 
     def complete(self, prompt_id: str) -> bool:
         """Whether all that this input will ever have of a prompt is there."""
@@ -429,13 +436,15 @@ class _Source:
 
 
 class Groups:
-    """A step's completions by prompt. Ids and places in files are held, no texts."""
+    """A step's completions by prompt, read as they are asked for."""
 
     def __init__(self, context: StepContext):
         self.context = context
-        self._wanted = frozenset(context.planned.prompts)
-        wanted = self._wanted or context.prompts.keys()
-        units = group_prompts(context.prompts[name] for name in wanted if name in context.prompts)
+        self._wanted = as_ids(context.planned.prompts)
+        wanted = self._wanted or context.prompts
+        given = map(context.prompts.get, wanted)
+        # Those that stand alone, which may be many, need no group.
+        units = group_prompts(prompt for prompt in given if prompt is not None and prompt.group)
         self._beside = {
             name: [other for other in unit if other != name]
             for unit in units
@@ -455,24 +464,27 @@ class Groups:
         index = folder.index("completions", "prompt_id")
         if sampling is None:
             return _Source(folder, index, None, 0)
-        return _Source(folder, index, frozenset(sampling.prompts), sampling.step.n)
+        return _Source(folder, index, as_ids(sampling.prompts), sampling.step.n)
 
-    def waves(self) -> Iterator[list[str]]:
-        """Yield sorted batches of prompts that have all their completions, until sampling ends;
-        each prompt once."""
-        early: set[str] = set()
+    def waves(self) -> Iterator[Collection[str]]:
+        """Yield batches of prompts that have all their completions, each in the order of ids, until
+        sampling ends; each prompt once."""
+        early = IdSet()
         final = False
         while not final:
-            new = set[str]().union(*(source.grow() for source in self._sources)) | early
+            # All sources grow before one of them is looked at.
+            new = chain(early, *[source.grow() for source in self._sources])
             # After growing: what was done by then has nothing more to give.
             final = all(source.sampled is None for source in self._sources)
-            ready = {p for p in new if self._is_complete(p)}
-            early = new - ready
-            if self._wanted:
-                ready &= self._wanted
+            ready, early = IdSet(), IdSet()
+            for name in new:
+                if not self._is_complete(name):
+                    early.add(name)
+                elif not self._wanted or name in self._wanted:
+                    ready.add(name)
             if ready:
                 self.context.refuse_strangers(ready)
-                yield sorted(ready)
+                yield ready
             elif not final and self.context.live_samples is not None:
                 self.context.live_samples.wait()
 

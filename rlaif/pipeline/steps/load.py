@@ -16,6 +16,7 @@ from rlaif.config.arms import MAIN
 from rlaif.config.engagement import EngagementSpec
 from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
+from rlaif.core.ids import as_ids
 from rlaif.core.labelled import GivenPair, LabelledPair, SingleAnswer, given_pair
 from rlaif.core.records import (
     Completion,
@@ -112,12 +113,14 @@ def _how_read(step: LoadStep) -> dict[str, Any]:
     )
 
 
-def loaded_pairs(walk: Walk, step: LoadStep, ids: list[str], name: str | None = None) -> Planned:
+def loaded_pairs(
+    walk: Walk, step: LoadStep, ids: Sequence[str], name: str | None = None
+) -> Planned:
     """The labelled pairs of the file whose prompts are among `ids`."""
     read = _how_read(step)
     digest = step_hash("load", "pairs", walk.inputs.loaded_hash(step), read, ids)
     return walk.add(
-        Planned(digest, "load", name or step.id, walk.seed, walk.round, step, prompts=tuple(ids))
+        Planned(digest, "load", name or step.id, walk.seed, walk.round, step, prompts=as_ids(ids))
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
 
 from rlaif.config.steps import PairStep
+from rlaif.core.ids import unite_ids
 from rlaif.core.records import Completion, Judgement, Preference
 from rlaif.core.rowfiles import line_of, record_of
 from rlaif.core.store import Store
@@ -208,7 +210,7 @@ def _plan_pairs(
     used: list[Planned],
     options: dict[str, Any],
 ) -> None:
-    prompts = tuple(dict.fromkeys(p for u in used for p in u.prompts))
+    prompts = unite_ids(u.prompts for u in used)
     place = (walk.seed, walk.round)
     planned = walk.add(Planned(digest, "pair", step.id, *place, step, inputs, {}, prompts, options))
     walk.replace(walk.preferences, step.id)
@@ -294,10 +296,9 @@ def _split_work(context: StepContext, settings: PairSettings) -> Iterator[Work]:
     inputs = _judgement_inputs(context.planned)
     judgements = {judge: context.by_prompt(name, Judgement) for judge, name in inputs.items()}
     completions = context.by_prompt("completions", Completion)
+    context.refuse_strangers(completions.prompts())
     prompts = completions.prompts()
-    context.refuse_strangers(prompts)
-    for start in range(0, len(prompts), AT_ONCE):
-        ids = prompts[start : start + AT_ONCE]
+    while ids := list(islice(prompts, AT_ONCE)):
         yield Work(
             settings,
             [context.prompts[p] for p in ids],

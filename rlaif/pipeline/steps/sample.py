@@ -12,6 +12,7 @@ from rlaif.config.base import hashed_keys
 from rlaif.config.steps import SampleStep, SamplingKeys
 from rlaif.core.chat import CUT, WAS_CUT, has_more
 from rlaif.core.errors import EngineError
+from rlaif.core.ids import IdSet, as_ids
 from rlaif.core.integrity import Unordered
 from rlaif.core.records import Completion, Message, Prompt, content_hash
 from rlaif.data.sources import Instruction, chosen_members, drawn, with_system
@@ -67,7 +68,7 @@ def _plan_pool(
     walk: Walk,
     index: int,
     step: SampleStep,
-    ids: list[str],
+    ids: Sequence[str],
     seed: str,
     asked: Mapping[str, str],
     groups: Mapping[str, str | None],
@@ -91,7 +92,7 @@ def sampled(
     walk: Walk,
     step: SampleStep,
     model: Model,
-    ids: list[str],
+    ids: Sequence[str],
     sampling_seed: str,
     name: str,
     asked: Mapping[str, str] | None = None,
@@ -108,20 +109,20 @@ def sampled(
             step,
             inputs=dict(asked or {}),
             models={"by": model},
-            prompts=tuple(ids),
+            prompts=as_ids(ids),
             options={"sampling_seed": sampling_seed},
         )
     )
 
 
 def _sample_hash(
-    walk: Walk, step: SampleStep, model: Model, ids: list[str], sampling_seed: str
+    walk: Walk, step: SampleStep, model: Model, ids: Sequence[str], sampling_seed: str
 ) -> str:
     asked = {"n", *SamplingKeys.model_fields, "principles", "system_prompt"}
     keys = hashed_keys(step, include=asked)
     # A principle is drawn by what a prompt's id does not cover.
     origins = [walk.origins(ids)] if step.principles is not None else []
-    return step_hash("sample", keys, model.identity(), ids, sampling_seed, *origins)
+    return step_hash("sample", keys, model.identity(), as_ids(ids), sampling_seed, *origins)
 
 
 def _drawn_in_round(walk: Walk) -> set[str]:
@@ -143,8 +144,8 @@ def run(context: StepContext) -> dict[str, Any]:
     Raises EngineError where no answer at all could be made.
     """
     planned, step = context.planned, context.planned.step
-    total = len(context.chosen_prompts()) * step.n
-    done: set[str] = set()
+    total = context.count_prompts() * step.n
+    done = IdSet()
     tokens = 0
     failed: Counter[str] = Counter()
     content = Unordered()
@@ -205,6 +206,8 @@ def _play(
 ) -> Iterator[tuple[list[Completion], int]]:
     """The episodes that are not done, as a turn ends them, and how many tokens they have."""
     planned, step = context.planned, context.planned.step
+    if not context.inputs.starts:
+        return
     asked: dict[str, Asked] = {}
     starts = [
         Start(request.request_id, *asked[request.request_id][:2], request.messages, sampling)
@@ -227,7 +230,7 @@ def _play(
 
 def _count_lost(context: StepContext) -> dict[str, int]:
     """What the model is not shown of the prompts."""
-    prompts = [p.messages for p in context.chosen_prompts() if any(map(has_more, p.messages))]
+    prompts = [p.messages for p in context.read_prompts() if any(map(has_more, p.messages))]
     if not prompts:
         return {}
     return lost_by(context.engines.get(context.planned.models["by"]), prompts)
@@ -248,7 +251,7 @@ def _make_requests(
     """The requests but for those in `skipped`, made as they are drawn: of the starts of `episodes`,
     or of all other prompts. What they ask for is in `asked` until it is taken out."""
     planned, step = context.planned, context.planned.step
-    for prompt in context.chosen_prompts():
+    for prompt in context.read_prompts():
         if (prompt.environment is not None) != episodes:
             continue
         for index in range(step.n):

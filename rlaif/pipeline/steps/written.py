@@ -113,9 +113,8 @@ def read_written(
         for one in asked
         if gives_reasons(one.judge)
     }
-    prompts = given.prompts()
-    context.refuse_strangers(prompts)
-    for name in prompts:
+    context.refuse_strangers(given.prompts())
+    for name in given.prompts():
         calls: dict[str, tuple[Asked, Call]] = {}
         for one in asked:
             made = list_calls(one, context.prompts[name], answers[one.digest].of(name))

@@ -8,6 +8,7 @@ steps or another form, and one whose files are not those that were indexed, is m
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ import platformdirs
 from rlaif.core import integrity
 from rlaif.core.errors import StoreError
 from rlaif.core.records import VALUED, content_hash
-from rlaif.core.rowfiles import whole_bytes
+from rlaif.core.rowfiles import kind_of, list_shards, locate_byte, whole_bytes
 from rlaif.web.ui import extract
 from rlaif.web.ui.extract import KINDS, NO_PRINCIPLE, PROMPTS, address_of, key_of
 
@@ -84,6 +85,16 @@ class Source:
         for kind in KINDS:
             for place in range(1, len(self.steps) + 1):
                 yield place, kind
+                # Files that go on from it are kinds of their own, of which each has its progress.
+                yield from ((place, path.stem) for path in list_shards(self.file(place, kind))[1:])
+
+    def begin(self, place: int, name: str) -> int:
+        """Which byte of all the records of its kind a record file begins with."""
+        path = self.file(place, name)
+        before = itertools.takewhile(
+            lambda shard: shard != path, list_shards(self.file(place, kind_of(path)))
+        )
+        return sum(shard.stat().st_size for shard in before)
 
 
 class Changed(Exception):
@@ -209,7 +220,7 @@ def _grow(db: sqlite3.Connection, source: Source, go_on: Callable[[], bool]) -> 
             with _transaction(db):
                 end, more = builder.add_chunk(place, kind, size)
         done, total = done + min(end, size), total + size
-        if kind == "preferences":
+        if kind_of(source.file(place, kind)) == "preferences":
             # What these were made from was committed before them, and is indexed after them.
             last = db.execute("SELECT MAX(number) FROM unsettled").fetchone()[0] or 0
     more = True
@@ -275,6 +286,8 @@ class _Builder:
         return self._log[2][first - self._log[1] :]
 
     def _add_rows(self, place: int, kind: str, block: bytes, start: int) -> None:
+        start += self.source.begin(place, kind)
+        kind = kind_of(self.source.file(place, kind))
         add = getattr(self, f"_add_{kind}")
         record = extract.Question if kind == PROMPTS else KINDS[kind]
         lines = extract.decode_lines(record, block, start)
@@ -370,8 +383,9 @@ class _Builder:
 
     def _settle_pair(self, address: int) -> None:
         place, offset = extract.split_address(address)
-        with self.source.file(place, "preferences").open("rb") as file:
-            file.seek(offset)
+        path, start = locate_byte(self.source.file(place, "preferences"), offset)
+        with path.open("rb") as file:
+            file.seek(start)
             line = next(extract.decode_lines(extract.Pair, file.readline(), offset))
         pair: extract.Pair = line.record
         behind = {key_of(name) for name in pair.judgement_ids}

@@ -8,10 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlaif.core.errors import StoreError
 from rlaif.core.groups import group_by
+from rlaif.core.rowfiles import locate_byte
 from rlaif.report.browser import (
     answer_text,
     clip_text,
@@ -61,7 +63,7 @@ class Reader:
 
     def __init__(self, source: Source):
         self._source = source
-        self._files: dict[tuple[int, str], BinaryIO] = {}
+        self._files: dict[Path, BinaryIO] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Reader:
@@ -73,13 +75,12 @@ class Reader:
     def row(self, kind: str, address: int) -> Row:
         """The row of a record file. Raises StoreError where there is none any more."""
         place, offset = split_address(address)
-        path = self._source.file(place, kind)
+        path, start = locate_byte(self._source.file(place, kind), offset)
         try:
-            file = self._files.get((place, kind))
+            file = self._files.get(path)
             if file is None:
-                file = self._stack.enter_context(path.open("rb"))
-                self._files[place, kind] = file
-            file.seek(offset)
+                file = self._files[path] = self._stack.enter_context(path.open("rb"))
+            file.seek(start)
             row = json.loads(file.readline().decode("utf-8", "surrogatepass"))
         except (OSError, ValueError):
             row = None

@@ -17,6 +17,7 @@ from rlaif.core import integrity
 from rlaif.core.errors import StoreError
 from rlaif.core.finished import read_marker
 from rlaif.core.records import RoundRecord
+from rlaif.core.rowfiles import kind_of
 from rlaif.core.store import StepFolder
 from rlaif.engines.remote.meter import Meter, meters_of
 from rlaif.metrics.intervals import IntervalJson
@@ -172,11 +173,12 @@ class States:
         )
 
     def _count_rows(self, folder: StepFolder) -> dict[str, int]:
-        found = {}
+        found: dict[str, int] = {}
         for log in sorted(folder.path.glob("*" + integrity.COMMITS_SUFFIX)):
             rows = self._tallies.count(log.with_suffix(".jsonl"))
             if rows:
-                found[log.stem] = rows
+                kind = kind_of(log)
+                found[kind] = found.get(kind, 0) + rows
         return found
 
     def headline(self, root: Path) -> list[tuple[str, str, IntervalJson]]:
