@@ -8,10 +8,10 @@ model answers and does not depend on the order of arrival; `digest` is the hash 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType, field, structs
@@ -57,18 +57,14 @@ def transcript(messages: Iterable[Message]) -> str:
     return "\n\n".join(f"{SPEAKERS[m['role']]}: {message_text(m)}" for m in messages)
 
 
-def _refuse(value: Any) -> Any:
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
-
-
-# As json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-# makes it anew for each value, which takes longer than to encode a short one.
-_encode = c_make_encoder(None, _refuse, encode_basestring, None, ":", ",", True, False, False)
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, non-ASCII kept. Raises on NaN."""
-    return "".join(_encode(value, 0))
+    return _ENCODER.encode(value)
 
 
 def content_hash(*parts: Any, length: int = 24) -> str:
