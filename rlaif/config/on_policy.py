@@ -228,8 +228,6 @@ class RolloutTrain(TrainStep):
 
     @model_validator(mode="after")
     def _check_combination(self) -> RolloutTrain:
-        if self.sharding != "none":
-            raise ValueError("on-policy training keeps the whole model; leave `sharding` out")
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("on-policy training compares log-probs: set lora.dropout to 0")
         if self.overlong == "truncate_left":

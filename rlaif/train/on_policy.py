@@ -29,6 +29,7 @@ from rlaif.train.costs import (
     step_multipliers,
     without_unknown_costs,
 )
+from rlaif.train.critic import Critic, add_critic, drop_critic
 from rlaif.train.dealing import Compute, follow_first
 from rlaif.train.distillation import DistillTask
 from rlaif.train.gates import (
@@ -83,10 +84,11 @@ from rlaif.train.rewards import (
     summed,
     updated,
 )
-from rlaif.train.rollout import Critic, Group, Rollout, add_advantages, measure
+from rlaif.train.rollout import Group, Rollout, add_advantages, measure
 from rlaif.train.run import (
     count_processes,
     encode_data,
+    load_copy,
     load_frozen,
     load_trainable,
     request_of,
@@ -134,18 +136,21 @@ def _train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
             # A critic of its own starts from the policy's weights.
             own = load_trainable(job) if options.critic_kind == "separate" else None
             critic = add_critic(model, own, len(acting_places(options.constraints)))
+        if model.sharded:
+            model.copy = load_copy(job)
         if options.quantile_tokens:
             add_quantile_tokens(model, options.quantile_tokens, job.seed)
         frozen = _reference_model(job, model)
     outcome = run_on_policy(job, model, frozen, critic, ptx)
-    if parallel.rank() > 0:
-        return outcome
-    # Before the export: a model in `out` without its outcome would be trained again.
-    write_outcome(work, outcome)
     # The critic's weights are among the masters, and a policy's checkpoint has no place for them.
     if critic is not None:
         drop_critic(model)
     tokens = drop_quantile_tokens(model) if options.quantile_tokens else None
+    model.gather()
+    if parallel.rank() > 0:
+        return outcome
+    # Before the export: a model in `out` without its outcome would be trained again.
+    write_outcome(work, outcome)
     kept = tokens if options.keeps_quantile_tokens else None
     export(model, job.start, job.out, options.lora, tokens=kept)
     checkpoint.clear(work)
@@ -226,12 +231,13 @@ def _run_from_checkpoint(
     past = follow(lambda: _apply_rollbacks(work, per_rollout))
     optimizer = make_optimizer(model, options)
     torch.manual_seed(job.seed)
-    state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint) or {}
+    state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint, model.sharded) or {}
     first, moving = int(state.get("rollout", 0)), Coefficients.restore(state, options)
     if state:
         model.sync()
     rows = checkpoint.keep_rows(work, first * per_rollout, state or None)
     pool = read_pool(work, state or None) if options.quantile_tokens else []
+    model.refresh_copy()
     fitted = follow(lambda: _fit_reference(job, model, first > 0))
 
     def save_checkpoint(done: int) -> None:
@@ -240,7 +246,8 @@ def _run_from_checkpoint(
         if options.quantile_tokens:
             kept["pool"] = checkpoint.describe_log(work / POOL)
         older = last_good(done, every) * per_rollout if options.rollback_keys else None
-        checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept, older=older)
+        step, masters = done * per_rollout, model.masters
+        checkpoint.save(work, step, masters, optimizer, kept, model.sharded, older)
 
     if options.rollback_keys and not state:
         save_checkpoint(0)
@@ -321,6 +328,7 @@ def _sample_rollout(
     options = job.options
     costs = options.constraints
     with memory_advice(options):
+        model.refresh_copy()
         drawn = follow(lambda: _draw_groups(job, model, number, rollbacks, moving.running, fitted))
         running = updated(moving.running, without_unknown_costs(drawn.every, costs), options.terms)
         multipliers = step_multipliers(moving.multipliers, costs, drawn.groups)
@@ -509,32 +517,3 @@ def _learn_rollout(
         for batch in batches[: options.sync_every]:
             yield optimiser_step(task, model, optimizer, batch, options, step, total, job.work)
             step += 1
-
-
-def add_critic(model: TrainModel, own: TrainModel | None, costs: int = 0) -> Critic:
-    """A critic whose weights are trained, checkpointed and resumed with the policy's, of the reward
-    and of so many costs.
-
-    With `own`, a model of its own; else a zero-initialised head on the policy's hidden states.
-    """
-    body = model.module if own is None else own.module
-    width = body.config.get_text_config().hidden_size
-    head = torch.nn.Linear(width, 1 + costs, dtype=torch.float32, device=model.device)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    extra = {f"value_head.{name}": param for name, param in head.named_parameters()}
-    # In fp32 they are their own masters, with a gradient that is never None.
-    for name, param in extra.items():
-        param.grad = torch.zeros_like(param)
-        model.masters[name] = model.params[name] = param
-    if own is not None:
-        model.masters |= {f"critic.{name}": master for name, master in own.masters.items()}
-        model.params |= {f"critic.{name}": param for name, param in own.params.items()}
-    return Critic(head, own)
-
-
-def drop_critic(model: TrainModel) -> None:
-    """Leave the policy's own weights alone in `model`, before it is exported."""
-    for held in (model.masters, model.params):
-        for name in [n for n in held if n.startswith(("value_head.", "critic."))]:
-            del held[name]

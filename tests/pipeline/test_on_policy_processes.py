@@ -61,7 +61,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "redraws": {"method": "grpo", "batch_size": 2, "resample": 3},
 }
-QUICK = ("grpo",)
+QUICK = [("none", "grpo"), ("full", "ppo-critic")]
+SETUPS = [(sharding, name) for sharding in ("none", "full") for name in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +114,17 @@ def masters(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+    ("sharding", "name"),
+    [s if s in QUICK else pytest.param(*s, marks=pytest.mark.slow) for s in SETUPS],
 )
-def test_two_processes_equal_one(tmp_path, make_model, write_experiment, one_thread, name):
+def test_two_processes_equal_one(
+    tmp_path, make_model, write_experiment, one_thread, sharding, name
+):
     model = make_model(0)
     for processes in (1, 2):
         train = TRAIN | METHODS[name] | {"processes": processes}
+        if processes == 2:
+            train["sharding"] = sharding
         if "teacher" in train:
             train["teacher"] = str(make_model(1))
         folder = tmp_path / str(processes)
