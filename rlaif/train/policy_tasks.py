@@ -11,8 +11,8 @@ from torch import Tensor
 from rlaif.config.on_policy import RolloutTrain
 from rlaif.core.resources import find_object
 from rlaif.kernels.batching import Layout, sequence_sums
-from rlaif.train.loop import Sums
 from rlaif.train.critic import Critic
+from rlaif.train.loop import Sums
 from rlaif.train.losses import policy as losses
 from rlaif.train.losses import preference
 from rlaif.train.methods.sppo import win_rates
@@ -86,6 +86,8 @@ class PolicyTask:
                 # Old answers: without the ratio the estimate would be of another policy
                 # (DeepSeek-V3.2).
                 kl = kl * (logprobs - old).exp()
+            if self.options.lag and weight is not None:
+                kl = kl * weight
             metrics["kl"] = kl.detach()[keep].mean() if bool(keep.any()) else kl.new_zeros(())
             values = values + self.beta * kl
         # Masked and not left out, since the reduction goes by the lengths of all answers.
@@ -109,7 +111,7 @@ class PolicyTask:
         return loss, self._weigh_metrics(metrics, layout, micro, keep), layout.tokens
 
     def _read_tokens(self, model: TrainModel, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """The hidden states before the target tokens, these tokens' log-probs, and the entropies."""
+        """The hidden states before the target tokens, these tokens' log-probs, the entropies."""
         hidden = model.predicting(layout)
         read = model.read_logprobs_and_entropy(hidden, layout, self.options.temperature)
         return hidden, *read

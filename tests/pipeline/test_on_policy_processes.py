@@ -145,11 +145,12 @@ def test_two_processes_equal_one(
         torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, make_model, write_experiment) -> tuple[list[str], Path]:
+@pytest.fixture(scope="module", params=["none", "full"])
+def whole(request, tmp_path_factory, make_model, write_experiment) -> tuple[list[str], Path]:
     """A command without the folder of its run, and such a run."""
     folder = tmp_path_factory.mktemp("whole")
     train = TRAIN | {"method": "grpo", "rollouts": 4, "processes": 2, "beta": 0.1}
+    train["sharding"] = request.param
     path = write(write_experiment, folder, make_model(0), train)
     command = [sys.executable, "-m", "rlaif", "run", str(path), "-q", "--no-report", "--out"]
     subprocess.run([*command, str(folder / "run")], check=True)

@@ -471,7 +471,6 @@ VALUES |= {
         "reasoning": Refused("strip"),
         "uses": Refused(["pairs"]),
         "processes": 2,
-        "sharding": Refused("full"),
     },
     "OnPolicyTrain": {"rewards": [{"judge": "rival"}], "missing_eos_penalty": 3.0},
     "OnPolicyDistillationTrain": {
