@@ -60,6 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "gates": {"entropy": {"warn": -1.0}},
     },
     "redraws": {"method": "grpo", "batch_size": 2, "resample": 3},
+    "lag": {"method": "grpo", "beta": 0.1, "rollouts": 3, "lag": 1},
 }
 QUICK = [("none", "grpo"), ("full", "ppo-critic")]
 SETUPS = [(sharding, name) for sharding in ("none", "full") for name in METHODS]
