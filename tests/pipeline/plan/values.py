@@ -454,6 +454,7 @@ VALUES |= {
         "rollouts": 3,
         "n": 3,
         "sync_every": 2,
+        "lag": Case(1, {"rollouts": 3}),
         "batch_size": 1,
         "temperature": Case(0.7, {"importance": "none"}),
         "max_new_tokens": 5,
