@@ -228,8 +228,11 @@ def load_copy(job: TrainJob[RolloutTrain]) -> TrainModel | None:
     if not here and parallel.rank() > 0:
         return None
     device, lora = job.device if here else torch.device("cpu"), job.options.lora
-    module = load_module(job.start, device, masters=from_masters(job.start, lora))
-    return prepare(module, device, job.dtype, lora, trainable=False)
+    # In fp32 it need not fit the device.
+    module = load_module(job.start, torch.device("cpu"), masters=from_masters(job.start, lora))
+    copy = prepare(module, device, job.dtype, lora, trainable=False)
+    copy.module.to(device)
+    return copy
 
 
 def _loading_device(job: TrainJob[TrainStep]) -> torch.device:

@@ -17,6 +17,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from rlaif.cli import cli
+from rlaif.engines.model_size import measure_folder
+from rlaif.train import checkpoint, on_policy, parallel
 from tests.support.processes import children
 
 TRAIN: dict[str, Any] = {
@@ -146,7 +148,49 @@ def test_two_processes_equal_one(
         torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=["none", "full"])
+@pytest.mark.slow
+def test_the_estimated_memory_is_what_a_process_holds(
+    tmp_path, make_model, write_experiment, monkeypatch
+):
+    """Of the first of two: between steps, so without the layers that are gathered for one."""
+    model = make_model(0)
+    train = TRAIN | {"method": "grpo", "beta": 0.1, "processes": 2, "sharding": "full"}
+    path = write(write_experiment, tmp_path, model, train)
+    dry = CliRunner().invoke(cli, ["run", str(path), "--dry-run", "--json"])
+    (row,) = (row for row in json.loads(dry.output)["memory"] if row["step"] == "train")
+    estimated = {part["role"]: part["state"] for part in row["models"]}
+    size = measure_folder(model)
+    gathered = 4 * (size.outside + 2 * size.largest_layer)
+    estimated["start"] -= gathered + 8 * max(size.outside, size.largest_layer)
+    held = {}
+    save, load_copy, load_frozen = checkpoint.save, on_policy.load_copy, on_policy.load_frozen
+
+    def measure_training(work, step, masters, optimizer, *rest):
+        moments = [v for own in optimizer.state.values() for v in own.values() if v.numel() > 1]
+        tensors = [*masters.values(), *(m.grad for m in masters.values()), *moments]
+        held["start"] = sum(tensor.nbytes for tensor in tensors)
+        save(work, step, masters, optimizer, *rest)
+
+    def measure(role, load):
+        def measured(*given):
+            found = load(*given)
+            weights = found.module.parameters()
+            own = [parallel.part(w) if parallel.is_split(w) else w for w in weights]
+            held[role] = sum(weight.nbytes for weight in own)
+            return found
+
+        return measured
+
+    monkeypatch.setattr(checkpoint, "save", measure_training)
+    monkeypatch.setattr(on_policy, "load_copy", measure("sampler", load_copy))
+    monkeypatch.setattr(on_policy, "load_frozen", measure("reference", load_frozen))
+    run(path, tmp_path / "run")
+    assert held.keys() == estimated.keys()
+    for role, bytes_of in held.items():
+        assert estimated[role] == pytest.approx(bytes_of, rel=0.15), role
+
+
+@pytest.fixture(scope="module", params=["none", pytest.param("full", marks=pytest.mark.slow)])
 def whole(request, tmp_path_factory, make_model, write_experiment) -> tuple[list[str], Path]:
     """A command without the folder of its run, and such a run."""
     folder = tmp_path_factory.mktemp("whole")
