@@ -133,14 +133,14 @@ def _train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
         drop_critic(model)
     tokens = drop_quantile_tokens(model) if options.quantile_tokens else None
     model.gather()
-    if parallel.rank() > 0:
-        return outcome
-    # Before the export: a model in `out` without its outcome would be trained again.
-    write_outcome(work, outcome)
-    kept = tokens if options.keeps_quantile_tokens else None
-    export(model, job.start, job.out, options.lora, tokens=kept)
-    checkpoint.clear(work)
-    del model, frozen
+    if parallel.rank() == 0:
+        # Before the export: a model in `out` without its outcome would be trained again.
+        write_outcome(work, outcome)
+        kept = tokens if options.keeps_quantile_tokens else None
+        export(model, job.start, job.out, options.lora, tokens=kept)
+        checkpoint.clear(work)
+    # As long as split weights are there, they hold the connection to the other ranks.
+    del model, frozen, critic
     release_freed_memory()
     return outcome
 
