@@ -547,6 +547,7 @@ VALUES |= {
         "entropy_weight": 0.5,
         "schedule": Case("cosine", {"rollouts": 4}),
         "keep_tokens": True,
+        "lag": Refused(1),
         "importance": Refused("mask_token"),
         "importance_cap": Refused(0.5),
         "importance_floor": Refused(2.0),
