@@ -75,6 +75,13 @@ class RolloutTrain(TrainStep):
     sync_every: PositiveInt = Field(
         1, description="Optimiser steps per refresh of the sampling weights."
     )
+    lag: int = Field(
+        0,
+        ge=0,
+        exclude_if=lambda value: value == 0,
+        description="A rollout is sampled with the weights that were there so many rollouts before "
+        "it is learned from, as when sampling and training run side by side.",
+    )
     batch_size: PositiveInt = Field(4, description="Prompts per optimiser step.")
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     max_new_tokens: PositiveInt = 64
@@ -146,6 +153,13 @@ class RolloutTrain(TrainStep):
     def is_given(self, rollout: int) -> bool:
         """Whether rollout `rollout` (from 0) learns from given answers in place of sampled ones."""
         return False
+
+    def due_rollouts(self, learned: int) -> list[int]:
+        """The rollouts (from 0) that the weights after `learned` rollouts sample: with a lag of k
+        rollout k + `learned`, and the start's weights also those before it."""
+        first = self.lag + learned if learned else 0
+        due = range(first, min(self.lag + learned + 1, self.rollouts))
+        return [number for number in due if not self.is_given(number)]
 
     @property
     def rollback_keys(self) -> dict[str, Any]:
@@ -226,10 +240,36 @@ class RolloutTrain(TrainStep):
         answer; None where it was not measured)."""
         return beta
 
+    @model_validator(mode="before")
+    @classmethod
+    def _correct_for_the_lag(cls, said: Any) -> Any:
+        """With a lag the default of `importance` is decoupled PPO's (arXiv 2505.24298)."""
+        corrected = cls.model_fields["importance"].default != "none"
+        if corrected and isinstance(said, dict) and said.get("lag"):
+            return {"importance": "truncate_token", **said}
+        return said
+
+    @model_validator(mode="after")
+    def _check_lag(self) -> RolloutTrain:
+        if self.lag and self.lag >= self.rollouts:
+            raise ValueError(
+                f"lag ({self.lag}) is not below rollouts ({self.rollouts}): all would be sampled "
+                "from the start"
+            )
+        if self.lag and self.redraws:
+            raise ValueError(
+                "resample replaces prompts by the rewards that are known when a rollout is learned "
+                "from, and with `lag` it has been sampled before: leave one of them out"
+            )
+        if self.lag and self.gates.rollbacks:
+            raise ValueError(
+                "a rollback samples anew with the weights that it goes back to, and with `lag` "
+                "older ones have sampled: leave out `lag`, or give the gates `stop` or `warn`"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_combination(self) -> RolloutTrain:
-        if self.sharding != "none":
-            raise ValueError("on-policy training keeps the whole model; leave `sharding` out")
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("on-policy training compares log-probs: set lora.dropout to 0")
         if self.overlong == "truncate_left":

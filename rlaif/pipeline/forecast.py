@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from rlaif.config.models import REMOTE
+from rlaif.core.errors import ConfigError
 from rlaif.core.store import StepFolder, Store
 from rlaif.engines.base import Model
 from rlaif.engines.model_folders import BUILTIN, locate
@@ -209,9 +210,12 @@ def dry_run_report(
     flops: float | None = None,
     device_memory: float | None = None,
 ) -> str:
-    """The plan as a table, or as JSON. Nothing is run, fetched or written. With `strict`, what the
-    plan makes for nothing is refused. `flops` is what one device computes in a second and
-    `device_memory` what it holds, in GiB, where they are stated."""
+    """The plan as a table, or as JSON. Nothing is run, fetched or written. `flops` is what one
+    device computes in a second and `device_memory` what it holds, in GiB, where they are stated.
+
+    With `strict`, raises ConfigError for what the plan makes for nothing and for steps that take
+    more memory than is stated.
+    """
     inputs = prepare(path, overrides, fetch=False, profile=profile, out=out)
     plan = make_plan(inputs)
     if strict:
@@ -220,7 +224,10 @@ def dry_run_report(
     device = planned_device(device_memory, flops)
     to_do = {row.hash for row in rows if not row.reused}
     memory = list_memory(estimate_memory(plan, to_do, device))
-    notes = [*inputs.notes, *list_remarks(inputs, plan), *advise_memory(memory, plan, device)]
+    too_large = advise_memory(memory, plan, device)
+    if strict and too_large:
+        raise ConfigError("--strict: " + "\n".join(too_large), inputs.path)
+    notes = [*inputs.notes, *list_remarks(inputs, plan), *too_large]
     if as_json:
         steps = [asdict(row) for row in rows]
         said = {"out": str(out), "provisional": inputs.provisional, "notes": notes}

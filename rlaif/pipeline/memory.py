@@ -268,8 +268,12 @@ def training_parts(
             # It is loaded in fp32 beside a policy that has no moments yet.
             fresh = replace(trained, state=trained.state - _moments(step, size), work=0)
             early = replace(held, state=frozen.parameters * FP32, words=in_fp32)
-            phases = [[loading], [fresh, early], [trained, held]]
+            # What is to be split is loaded in main memory.
+            before = [[loading], [fresh, early]] if shared == 1 else []
+            phases = [*before, [trained, held]]
     if isinstance(step, RolloutTrain):
+        if shared > 1 and spec.engine == "hf":
+            phases[-1].append(_copy_part(start, step, size, width, device))
         phases[-1] += _rollout_parts(step, trained, others, sizes, device)
         if spec.engine == "vllm" and spec.gpus is None:
             # Its rollouts come from an engine of their own, on the same devices.
@@ -357,6 +361,17 @@ def token_memory(widths: Widths, width: int, recomputed: bool) -> int:
 def _frozen_part(name: str, role: str, size: ModelSize, width: int, shared: int) -> Part:
     words = f"{_dtype(width)} weights that are not trained"
     return Part(name, role, size.parameters, size.parameters * width // shared, 0, words)
+
+
+def _copy_part(
+    start: Model, step: RolloutTrain, size: ModelSize, width: int, device: Device
+) -> Part:
+    """The whole policy on each device, which samples while the trained one is divided; see
+    `rlaif.train.run.load_copy`."""
+    spec = start.spec.model_copy(update={"dtype": "bfloat16" if width == BF16 else "float32"})
+    part = engine_part(replace(start, spec=spec), "sampler", size, device)
+    adapters = 0 if step.lora is None else _trainable(step, size) * width
+    return replace(part, state=part.state + adapters, words=f"the whole policy: {part.words}")
 
 
 def _rollout_parts(

@@ -355,7 +355,7 @@ def _write_adapter(module: Any, start: Path, out: Path, lora: LoraOptions) -> No
 
 def _reload_exact(model: TrainModel, start: Path, lora: LoraOptions | None, reward: bool) -> Any:
     """`start` loaded anew in fp32, with the masters of `model`, whose own module is let go."""
-    model.module = model.root = None
+    model.module = model.root = model.copy = None
     release_freed_memory()
     exact = from_masters(start, lora)
     module = load_module(start, torch.device("cpu"), reward, exact)
@@ -447,10 +447,12 @@ def export_head(
 @torch.no_grad()
 def write_weights(model: TrainModel, folder: Path) -> None:
     """Write `model.safetensors` in `folder`: the policy of this moment as a plain checkpoint has
-    it, in the compute dtype, adapters merged. The model stays as it is."""
+    it, in the compute dtype, adapters merged; of a split model the copy for sampling. The model
+    stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "weights.partial"
-    save_file(dict(_plain_weights(model.module)), temporary, metadata={"format": "pt"})
+    whole = model if model.copy is None else model.copy
+    save_file(dict(_plain_weights(whole.module)), temporary, metadata={"format": "pt"})
     temporary.replace(folder / "model.safetensors")
 
 

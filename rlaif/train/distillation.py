@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlaif.core.errors import EngineError
-from rlaif.kernels.batching import Branches
+from rlaif.kernels.batching import Branches, Layout
 from rlaif.train.loop import Sums
 from rlaif.train.losses import distillation as losses
 from rlaif.train.methods.on_policy_distillation import OnPolicyDistillationTrain
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 
+Read = Callable[[Tensor], Tensor]
+"""From hidden states (N, width) to the log-probabilities (N, V) of the whole vocabulary."""
 TILE = 2**22
 """So many logits of a model are in memory at once, at least those of one token."""
 
@@ -51,11 +53,23 @@ class DistillTask:
         """See `Task.loss`."""
         branches = [self.examples[i].branches for i in micro]
         layout = model.layout(branches)
+        teacher = read_frozen(model, self.teacher, branches, self.options.temperature)
+        values, kl = model.compute(lambda: self._diverge(model, layout, *teacher))
+        tokens = float(len(kl))
+        return (
+            values.sum() / total,
+            {"kl_teacher": (float(kl.detach().sum()), tokens)},
+            layout.tokens,
+        )
+
+    def _diverge(
+        self, model: TrainModel, layout: Layout, given: Tensor, read_teacher: Read
+    ) -> Tensor:
+        """(2, N) the loss and the KL to the teacher of all tokens; `given` (N, width) are the
+        teacher's hidden states."""
         hidden = model.predicting(layout)  # [tokens, width]
-        given = frozen_states(model, self.teacher, branches).to(hidden.device)
+        given = given.to(hidden.device)
         read = model.read_vocabulary(self.options.temperature)
-        with torch.no_grad():
-            read_teacher = self.teacher.read_vocabulary(self.options.temperature)
 
         def diverge(own: Tensor, other: Tensor) -> Tensor:
             """(2, N) the loss and the KL to the teacher of some tokens, by their hidden states."""
@@ -70,13 +84,7 @@ class DistillTask:
         pairs = zip(torch.split(hidden, size), torch.split(given, size), strict=True)
         # Only hidden states are kept for the backward pass, which makes the logits again.
         parts = [checkpoint(diverge, *pair, use_reentrant=False) for pair in pairs]
-        values, kl = torch.cat(parts, 1)
-        tokens = float(len(kl))
-        return (
-            values.sum() / total,
-            {"kl_teacher": (float(kl.detach().sum()), tokens)},
-            layout.tokens,
-        )
+        return torch.cat(parts, 1)
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.options.divergence == "reverse_kl":
@@ -85,14 +93,19 @@ class DistillTask:
 
 
 @torch.no_grad()
-def frozen_states(model: TrainModel, frozen: TrainModel, branches: Sequence[Branches]) -> Tensor:
-    """(N, width) the frozen model's hidden states that predict the branches' tokens. `frozen` is
-    `model` itself where its adapters are to be switched off."""
+def read_frozen(
+    model: TrainModel, frozen: TrainModel, branches: Sequence[Branches], temperature: float
+) -> tuple[Tensor, Read]:
+    """(N, width) the frozen model's hidden states that predict the branches' tokens, and its
+    `read_vocabulary`. `frozen` is `model` itself where its adapters are to be switched off."""
     off: Callable[[], AbstractContextManager[object]] = (
         model.without_adapter if frozen is model else nullcontext
     )
+    layout = frozen.layout(branches)
     with off():
-        return frozen.predicting(frozen.layout(branches))
+        return frozen.compute(
+            lambda: (frozen.predicting(layout), frozen.read_vocabulary(temperature))
+        )
 
 
 def refuse_other_width(student: Tensor, teacher: Tensor) -> None:

@@ -330,7 +330,7 @@ class Collect(Protocol):
     def __call__(
         self,
         number: int,
-        model: TrainModel,
+        model: TrainModel | None,
         /,
         *,
         redraw: Redraw | None = None,
@@ -341,7 +341,8 @@ class Collect(Protocol):
         `number` (from 0) after so many rollbacks, each with answers of its own. Below 0 it is a
         draw from the start policy that `normalise: reference` is fitted on: only the values of such
         terms are needed. A `redraw` is of other prompts for the rollout; none where all have been
-        asked. `lead` is a token that the policy sees before every prompt."""
+        asked. `lead` is a token that the policy sees before every prompt. Without a `model`
+        these are the answers that were sampled before."""
 
 
 OUTCOME = "outcome.json"

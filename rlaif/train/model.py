@@ -12,11 +12,11 @@ be explained by.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from rlaif.train import parallel
 from rlaif.train.loading import compute_as_sampling, proved_head, recompute_layers
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -60,7 +61,11 @@ class TrainModel:
     `choice` says which faster forms the module computes in until `changes` are closed; `packed`
     whether examples are packed rows (each prompt once) or padded ones, which `attention` is the
     implementation for, as for generating. The output head's gradient is added to `head_grad`, its
-    master's, where it has one. `root`, where the module is split over the ranks, runs it.
+    master's, where it has one.
+
+    Of a module that is split over the ranks, `root` runs it, `other_roots` are those of modules
+    that are trained with it, and `copy` is the whole model on this rank for sampling, where that is
+    wanted, with the weights that it was last given by `refresh_copy`.
     """
 
     module: Any
@@ -73,6 +78,8 @@ class TrainModel:
     attention: str = "sdpa"
     head_grad: Tensor | None = None
     root: Any = None
+    other_roots: list[Any] = field(default_factory=list)
+    copy: TrainModel | None = None
     changes: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -114,12 +121,14 @@ class TrainModel:
 
     def token_logprobs(self, layout: Layout, temperature: float = 1.0) -> Tensor:
         """(N,) fp32 log-probabilities of the layout's target tokens, in nats."""
-        return self._compute_gathered(
+        return self.compute(
             lambda: self.read_logprobs(self.predicting(layout), layout, temperature)
         )
 
-    def _compute_gathered(self, compute: Callable[[], Tensor]) -> Tensor:
-        result: Tensor = compute() if self.root is None else self.root(compute)
+    def compute(self, function: Callable[[], T]) -> T:
+        """What `function` makes of the module: one tensor or several. Of a split module its weights
+        are there meanwhile, and all ranks must compute equally often."""
+        result: T = function() if self.root is None else self.root(function)
         return result
 
     def predicting(self, layout: Layout) -> Tensor:
@@ -175,11 +184,11 @@ class TrainModel:
 
     def rewards(self, layout: Layout) -> Tensor:
         """(S,) fp32 rewards: the head's number at each sequence's last token."""
-        return self._compute_gathered(lambda: self._compute_rewards(layout))
+        return self.compute(lambda: self._compute_rewards(layout))
 
     def ends(self, layout: Layout) -> Tensor:
         """(S, H) fp32 hidden states at each sequence's last token."""
-        return self._compute_gathered(lambda: self._end_states(layout))
+        return self.compute(lambda: self._end_states(layout))
 
     def _end_states(self, layout: Layout) -> Tensor:
         return self.hidden(layout).index_select(0, layout.last).float()
@@ -199,7 +208,12 @@ class TrainModel:
 
     @contextmanager
     def generating(self) -> Iterator[Any]:
-        """The module as a plain transformers model for sampling, with the very weights it has."""
+        """The module as a plain transformers model for sampling, with the very weights it has; of a
+        split one its copy, with those that this was last given."""
+        if self.copy is not None:
+            with self.copy.generating() as whole:
+                yield whole
+            return
         plain = causal(self.module)
         trained = plain.config._attn_implementation
         plain.set_attn_implementation(self.attention)
@@ -221,7 +235,8 @@ class TrainModel:
         """Refresh the working copy from the masters."""
         if self.root is not None:
             # What is gathered next has the new values.
-            self.root.reshard()
+            for root in (self.root, *self.other_roots):
+                root.reshard()
             return
         for name, param in self.params.items():
             # With fp32 compute a parameter is its own master.
@@ -233,27 +248,56 @@ class TrainModel:
         if self.root is None:
             parallel.sum_gradients(self.masters.values())
             return
-        # FSDP has summed them over the ranks in the backward pass already.
-        for name, param in self.params.items():
-            if param.grad is not None:
-                self.masters[name].grad = parallel.part(param.grad)
+        # FSDP has summed those of its parts over the ranks in the backward pass already.
+        split, whole = self._divide_names()
+        for name in split:
+            grad = self.params[name].grad
+            if grad is not None:
+                self.masters[name].grad = parallel.part(grad)
+        parallel.sum_gradients(self.masters[name] for name in whole)
 
     def clip_gradients(self, limit: float) -> float:
         """Scale the gradients down to a norm of `limit`; their norm before."""
-        masters = list(self.masters.values())
-        norm = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
-        if self.root is not None:
-            norm = parallel.whole_norm(norm)
-        nn.utils.clip_grads_with_norm_(masters, limit, norm)
+        if self.root is None:
+            norm = self._gradient_norm(self.masters)
+        else:
+            split, whole = self._divide_names()
+            norm = parallel.whole_norm(self._gradient_norm(split))
+            norm = torch.hypot(norm, self._gradient_norm(whole))
+        nn.utils.clip_grads_with_norm_(list(self.masters.values()), limit, norm)
         return float(norm)
+
+    def _gradient_norm(self, names: Iterable[str]) -> Tensor:
+        grads = (self.masters[name].grad for name in names)
+        return nn.utils.get_total_norm([grad for grad in grads if grad is not None])
+
+    def _divide_names(self) -> tuple[list[str], list[str]]:
+        """The parameters that are split over the ranks, and those that each has whole, such as a
+        value head."""
+        split = [name for name, param in self.params.items() if parallel.is_split(param)]
+        return split, [name for name in self.params if name not in set(split)]
+
+    @torch.no_grad()
+    def refresh_copy(self) -> None:
+        """Give the copy for sampling the weights of this moment. All ranks must call it."""
+        if self.root is None:
+            return
+        whole = {} if self.copy is None else dict(self.copy.module.named_parameters())
+        for name, param in self.module.named_parameters():
+            # What is frozen was loaded as it is.
+            if not param.requires_grad:
+                continue
+            full = parallel.whole(param, self.dtype)
+            if name in whole:
+                whole[name].copy_(full)
 
     def gather(self) -> None:
         """Make the first rank's masters whole, in main memory. All ranks must call it; the model
         can only be exported afterwards."""
         if self.root is None:
             return
-        for name, param in self.params.items():
-            full = parallel.whole(param)
+        for name in self._divide_names()[0]:
+            full = parallel.whole(self.params[name])
             if parallel.rank() == 0:
                 self.masters[name] = full.cpu()
 

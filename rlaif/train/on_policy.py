@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,17 @@ from rlaif.kernels.batching import plan_epoch
 from rlaif.kernels.device import release_freed_memory
 from rlaif.train import checkpoint, parallel
 from rlaif.train.checkpoint import export
+from rlaif.train.coefficients import Coefficients
 from rlaif.train.costs import (
     Multiplier,
     acting_places,
     add_costs,
     cost_metrics,
-    multipliers_from_json,
-    multipliers_to_json,
-    start_multipliers,
     step_multipliers,
     without_unknown_costs,
 )
+from rlaif.train.critic import Critic, add_critic, drop_critic
 from rlaif.train.dealing import Compute, follow_first
-from rlaif.train.distillation import DistillTask
 from rlaif.train.gates import (
     STOPPED_FILE,
     Hit,
@@ -56,37 +54,27 @@ from rlaif.train.loop import (
 )
 from rlaif.train.methods.on_policy_distillation import OnPolicyDistillationTrain
 from rlaif.train.model import TrainModel, kernels_in_use
-from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
-from rlaif.train.pool import (
-    POOL,
-    Scored,
-    add_to_pool,
-    pool_metrics,
-    rank_quantiles,
-    read_pool,
-    scored_answers,
-)
+from rlaif.train.pool import POOL, read_pool
 from rlaif.train.quantile_tokens import (
     add_quantile_tokens,
     check_tokenizer,
     drop_quantile_tokens,
     quantile_id,
 )
-from rlaif.train.quark import QuarkTask
 from rlaif.train.redraws import Drawn, draw_groups
 from rlaif.train.rewards import (
     Moments,
     fit_reference,
-    moments_from_json,
-    moments_to_json,
     reward_metrics,
     summed,
     updated,
 )
-from rlaif.train.rollout import Critic, Group, Rollout, add_advantages, measure
+from rlaif.train.rollout import Group, Rollout, add_advantages, measure
+from rlaif.train.rollout_tasks import given_task, make_task, pool_task
 from rlaif.train.run import (
     count_processes,
     encode_data,
+    load_copy,
     load_frozen,
     load_trainable,
     request_of,
@@ -134,22 +122,25 @@ def _train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
             # A critic of its own starts from the policy's weights.
             own = load_trainable(job) if options.critic_kind == "separate" else None
             critic = add_critic(model, own, len(acting_places(options.constraints)))
+        if model.sharded:
+            model.copy = load_copy(job)
         if options.quantile_tokens:
             add_quantile_tokens(model, options.quantile_tokens, job.seed)
         frozen = _reference_model(job, model)
     outcome = run_on_policy(job, model, frozen, critic, ptx)
-    if parallel.rank() > 0:
-        return outcome
-    # Before the export: a model in `out` without its outcome would be trained again.
-    write_outcome(work, outcome)
     # The critic's weights are among the masters, and a policy's checkpoint has no place for them.
     if critic is not None:
         drop_critic(model)
     tokens = drop_quantile_tokens(model) if options.quantile_tokens else None
-    kept = tokens if options.keeps_quantile_tokens else None
-    export(model, job.start, job.out, options.lora, tokens=kept)
-    checkpoint.clear(work)
-    del model, frozen
+    model.gather()
+    if parallel.rank() == 0:
+        # Before the export: a model in `out` without its outcome would be trained again.
+        write_outcome(work, outcome)
+        kept = tokens if options.keeps_quantile_tokens else None
+        export(model, job.start, job.out, options.lora, tokens=kept)
+        checkpoint.clear(work)
+    # As long as split weights are there, they hold the connection to the other ranks.
+    del model, frozen, critic
     release_freed_memory()
     return outcome
 
@@ -184,34 +175,6 @@ def run_on_policy(
     return outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Coefficients:
-    """What moves from rollout to rollout beside the weights, and is in every checkpoint: of the KL
-    `beta`, of the reward's terms the `running` moments, of the costs the `multipliers`."""
-
-    beta: float
-    running: Mapping[str, Moments]
-    multipliers: Sequence[Multiplier]
-
-    @classmethod
-    def restore(cls, state: Mapping[str, Any], options: RolloutTrain) -> Coefficients:
-        """Those of a checkpoint's `state`; where that is empty, those of the start."""
-        costs = options.constraints
-        if "multipliers" in state:
-            multipliers = multipliers_from_json(costs, state["multipliers"])
-        else:
-            multipliers = start_multipliers(costs)
-        running = moments_from_json(state.get("running", {}))
-        return cls(float(state.get("beta", options.kl_weight)), running, multipliers)
-
-    def to_json(self, options: RolloutTrain) -> dict[str, Any]:
-        """The keys of a checkpoint's state that `restore` reads."""
-        kept = {"beta": self.beta, "running": moments_to_json(self.running)}
-        if options.constraints:
-            kept["multipliers"] = multipliers_to_json(options.constraints, self.multipliers)
-        return kept
-
-
 def _run_from_checkpoint(
     job: TrainJob[RolloutTrain],
     model: TrainModel,
@@ -226,29 +189,25 @@ def _run_from_checkpoint(
     past = follow(lambda: _apply_rollbacks(work, per_rollout))
     optimizer = make_optimizer(model, options)
     torch.manual_seed(job.seed)
-    state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint) or {}
+    state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint, model.sharded) or {}
     first, moving = int(state.get("rollout", 0)), Coefficients.restore(state, options)
     if state:
         model.sync()
     rows = checkpoint.keep_rows(work, first * per_rollout, state or None)
     pool = read_pool(work, state or None) if options.quantile_tokens else []
+    model.refresh_copy()
     fitted = follow(lambda: _fit_reference(job, model, first > 0))
 
-    def save_checkpoint(done: int) -> None:
-        """A checkpoint of the first `done` rollouts, with the coefficients of now."""
-        kept = {"fingerprint": job.fingerprint, "rollout": done, **moving.to_json(options)}
-        if options.quantile_tokens:
-            kept["pool"] = checkpoint.describe_log(work / POOL)
-        older = last_good(done, every) * per_rollout if options.rollback_keys else None
-        checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept, older=older)
-
+    save = partial(_save_checkpoint, job, model, optimizer)
     if options.rollback_keys and not state:
-        save_checkpoint(0)
+        save(moving, 0)
     for number in range(first, options.rollouts):
+        if options.lag:
+            _sample_ahead(job, model, number, follow)
         rollout, after = None, moving
         if options.is_given(number):
             assert reference is not None
-            task = _given_task(options, ptx, reference, number)
+            task = given_task(options, ptx, reference, number)
         else:
             rollout, after = _sample_rollout(
                 job, model, number, len(past), moving, fitted, reference, critic, follow
@@ -260,29 +219,67 @@ def _run_from_checkpoint(
                 # Nothing new is to be saved where no rollout was learned from since the last
                 # checkpoint.
                 if number > first:
-                    save_checkpoint(number)
+                    save(moving, number)
                 follow(partial(raise_stopped, work, hit, number))
             if options.quantile_tokens:
-                task = _pool_task(rollout, pool, model, options, reference, work)
+                task = pool_task(rollout, pool, model, options, reference, work)
             else:
-                task = _make_task(rollout, options, moving.beta, reference, critic, ptx, number)
+                task = make_task(rollout, options, moving.beta, reference, critic, ptx, number)
         figures = {} if rollout is None else rollout.metrics
         groups = () if rollout is None else rollout.groups
         # A pool's answers are ranked one by one.
         together = {} if options.quantile_tokens else {g.prompt_id: g.together for g in groups}
+        marks = _mark_rows(options, number, moving, past)
         for row in _learn_rollout(job, task, model, optimizer, number, together):
-            row |= {"rollout": number + 1, "beta": moving.beta, **figures}
-            row |= {"rollbacks": len(past)} if past else {}
-            rows.append(row)
-            checkpoint.write_row(work, row)
-            if job.progress is not None:
-                job.progress(progress_of(row, options.rollouts * per_rollout))
+            rows.append(row | marks | figures)
+            _report_row(job, rows[-1])
         answers = sum(len(group.answers) for group in groups)
         beta = options.next_beta(moving.beta, figures.get("kl_reference"), answers)
         moving = replace(after, beta=beta)
         if (number + 1) % every == 0 and number + 1 < options.rollouts:
-            save_checkpoint(number + 1)
+            save(moving, number + 1)
     return _make_outcome(model, options, rows, past)
+
+
+def _save_checkpoint(
+    job: TrainJob[RolloutTrain],
+    model: TrainModel,
+    optimizer: torch.optim.Optimizer,
+    moving: Coefficients,
+    done: int,
+) -> None:
+    """A checkpoint of the first `done` rollouts, with the coefficients after them. With a lag the
+    answers to the next are in the store."""
+    options = job.options
+    per_rollout = options.epochs * options.sync_every
+    kept = {"fingerprint": job.fingerprint, "rollout": done, **moving.to_json(options)}
+    if options.quantile_tokens:
+        kept["pool"] = checkpoint.describe_log(job.work / POOL)
+    good = last_good(done, options.checkpoint_every)
+    older = good * per_rollout if options.rollback_keys else None
+    step, masters = done * per_rollout, model.masters
+    checkpoint.save(job.work, step, masters, optimizer, kept, model.sharded, older)
+
+
+def _mark_rows(
+    options: RolloutTrain, number: int, moving: Coefficients, past: Sequence[Hit]
+) -> dict[str, float]:
+    """What the rows of a rollout say besides its figures: which it is, and after what."""
+    marks = {"rollout": number + 1, "beta": moving.beta}
+    if past:
+        marks["rollbacks"] = len(past)
+    if options.lag:
+        marks["lag"] = min(number, options.lag)
+    return marks
+
+
+def _report_row(job: TrainJob[RolloutTrain], row: dict[str, Any]) -> None:
+    """Log a step, and tell whoever watches."""
+    checkpoint.write_row(job.work, row)
+    if job.progress is not None:
+        options = job.options
+        steps = options.rollouts * options.epochs * options.sync_every
+        job.progress(progress_of(row, steps))
 
 
 def _apply_rollbacks(work: Path, per_rollout: int) -> list[Hit]:
@@ -305,6 +302,24 @@ def _fit_reference(
     return fit_reference(lambda draw: collect(draw, model), job.options.terms, job.work, begun)
 
 
+def _sample_ahead(
+    job: TrainJob[RolloutTrain], model: TrainModel, learned: int, follow: Compute[Any]
+) -> None:
+    """Store the answers of the rollouts that are for the weights after `learned` rollouts: these
+    will be gone when the answers are learned from. Those that are there are not sampled again."""
+    collect, due = job.collect, job.options.due_rollouts(learned)
+
+    def sample() -> None:
+        """Computed by the first rank."""
+        assert collect is not None
+        for number in due:
+            collect(number, model)
+
+    with memory_advice(job.options):
+        model.refresh_copy()
+        follow(sample)
+
+
 def _sample_rollout(
     job: TrainJob[RolloutTrain],
     model: TrainModel,
@@ -321,6 +336,8 @@ def _sample_rollout(
     options = job.options
     costs = options.constraints
     with memory_advice(options):
+        if not options.lag:
+            model.refresh_copy()
         drawn = follow(lambda: _draw_groups(job, model, number, rollbacks, moving.running, fitted))
         running = updated(moving.running, without_unknown_costs(drawn.every, costs), options.terms)
         multipliers = step_multipliers(moving.multipliers, costs, drawn.groups)
@@ -360,7 +377,7 @@ def _draw_groups(
     of prompts whose answers differ in reward."""
     collect, terms, most = job.collect, job.options.terms, job.options.redraws
     assert collect is not None
-    draw = partial(collect, number, model)
+    draw = partial(collect, number, None if job.options.lag else model)
     if rollbacks:
         draw = partial(draw, rollbacks=rollbacks)
     # The first answers are the start's, which knows no token.
@@ -373,59 +390,6 @@ def _draw_groups(
         lambda redraw: draw(redraw=redraw),
         lambda groups: summed(groups, terms, {**fitted, **updated(running, groups, terms)}),
         most,
-    )
-
-
-def _make_task(
-    rollout: Rollout,
-    options: RolloutTrain,
-    beta: float,
-    reference: TrainModel | None,
-    critic: Critic | None,
-    ptx: Sequence[Example],
-    number: int,
-) -> Task:
-    """What is learned from a sampled rollout."""
-    if options.pair_loss is not None:
-        pairs = OnlinePairs(rollout, options)
-        rollout.metrics["pairs"] = len(pairs.examples)
-        return pairs
-    if isinstance(options, OnPolicyDistillationTrain) and options.divergence == "jsd":
-        assert reference is not None
-        return DistillTask([group.example for group in rollout.groups], options, reference)
-    return PolicyTask(rollout, options, beta, critic, ptx, number)
-
-
-def _pool_task(
-    rollout: Rollout,
-    pool: list[Scored],
-    model: TrainModel,
-    options: RolloutTrain,
-    reference: TrainModel | None,
-    work: Path,
-) -> Task:
-    """What is learned from the pool once the rollout's answers have joined it."""
-    answers = scored_answers(rollout)
-    if parallel.rank() == 0:
-        add_to_pool(work, answers)
-    pool += answers
-    quantiles = rank_quantiles([answer.reward for answer in pool], options.quantile_tokens)
-    rollout.metrics |= pool_metrics(pool, quantiles)
-    return QuarkTask(pool, quantiles, model, options, reference)
-
-
-def _given_task(
-    options: RolloutTrain, examples: Sequence[Example], teacher: TrainModel, number: int
-) -> Task:
-    """What is learned in place of rollout `number` from given answers, in turn over all such
-    rollouts: as many as a sampled one has prompts."""
-    assert isinstance(options, OnPolicyDistillationTrain)
-    before = sum(options.is_given(n) for n in range(number))
-    count = options.batch_size * options.sync_every
-    places = (before * count + i for i in range(count))
-    chosen = [examples[place % len(examples)] for place in places]
-    return DistillTask(
-        [replace(e, completions=e.completions[:1]) for e in chosen], options, teacher
     )
 
 
@@ -509,32 +473,3 @@ def _learn_rollout(
         for batch in batches[: options.sync_every]:
             yield optimiser_step(task, model, optimizer, batch, options, step, total, job.work)
             step += 1
-
-
-def add_critic(model: TrainModel, own: TrainModel | None, costs: int = 0) -> Critic:
-    """A critic whose weights are trained, checkpointed and resumed with the policy's, of the reward
-    and of so many costs.
-
-    With `own`, a model of its own; else a zero-initialised head on the policy's hidden states.
-    """
-    body = model.module if own is None else own.module
-    width = body.config.get_text_config().hidden_size
-    head = torch.nn.Linear(width, 1 + costs, dtype=torch.float32, device=model.device)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    extra = {f"value_head.{name}": param for name, param in head.named_parameters()}
-    # In fp32 they are their own masters, with a gradient that is never None.
-    for name, param in extra.items():
-        param.grad = torch.zeros_like(param)
-        model.masters[name] = model.params[name] = param
-    if own is not None:
-        model.masters |= {f"critic.{name}": master for name, master in own.masters.items()}
-        model.params |= {f"critic.{name}": param for name, param in own.params.items()}
-    return Critic(head, own)
-
-
-def drop_critic(model: TrainModel) -> None:
-    """Leave the policy's own weights alone in `model`, before it is exported."""
-    for held in (model.masters, model.params):
-        for name in [n for n in held if n.startswith(("value_head.", "critic."))]:
-            del held[name]

@@ -53,10 +53,14 @@ def share(items: Sequence[T]) -> list[T]:
     return list(items[rank() :: world()])
 
 
-def deal(items: Sequence[S], compute: Callable[[S], T]) -> list[T]:
+def deal(items: Sequence[S], compute: Callable[[S], T], equally: bool = False) -> list[T]:
     """What `compute` makes of each item, in their order: each rank computes its share, and all have
-    all results."""
-    by_rank = gather([compute(item) for item in share(items)])
+    all results. `equally`: all ranks must compute equally often."""
+    own = [compute(item) for item in share(items)]
+    if equally:
+        for item in filler(items):
+            compute(item)
+    by_rank = gather(own)
     return [by_rank[place % world()][place // world()] for place in range(len(items))]
 
 
@@ -273,8 +277,9 @@ class Gathered(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` returns; its gradients reach the parts when it is differentiated."""
+    def forward(self, compute: Callable[[], T]) -> T:
+        """What `compute` returns, a tensor or several; its gradients reach the parts when it is
+        differentiated."""
         return compute()
 
 
@@ -309,9 +314,15 @@ def part(tensor: Any) -> Tensor:
     return local
 
 
-def whole(tensor: Any) -> Tensor:
-    """The whole of a split tensor. All ranks must ask for it."""
-    full: Tensor = tensor.detach().full_tensor()
+def is_split(tensor: Tensor) -> bool:
+    """Whether each rank has a part of it alone."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """The whole of a split tensor, in `dtype` where that is given. All ranks must ask for it."""
+    # Cast first: half as much is sent.
+    full: Tensor = tensor.detach().to(dtype or tensor.dtype).full_tensor()
     return full
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,13 +11,14 @@ from torch import Tensor
 from rlaif.config.on_policy import RolloutTrain
 from rlaif.core.resources import find_object
 from rlaif.kernels.batching import Layout, sequence_sums
+from rlaif.train.critic import Critic
 from rlaif.train.loop import Sums
 from rlaif.train.losses import policy as losses
 from rlaif.train.losses import preference
 from rlaif.train.methods.sppo import win_rates
 from rlaif.train.model import TrainModel
 from rlaif.train.preference import pair_logprobs
-from rlaif.train.rollout import Critic, Rollout, lay_out
+from rlaif.train.rollout import Rollout, lay_out
 from rlaif.train.tokenise import Example
 
 
@@ -63,11 +65,8 @@ class PolicyTask:
         """See `Task.loss`."""
         terms = self.options.policy_terms()
         layout = lay_out(model, [self.rollout.groups[i] for i in micro])
-        hidden = model.predicting(layout)  # [tokens, width]
-        # [tokens] each
-        logprobs, entropy = model.read_logprobs_and_entropy(
-            hidden, layout, self.options.temperature
-        )
+        # [tokens, width], [tokens], [tokens]
+        hidden, logprobs, entropy = model.compute(partial(self._read_tokens, model, layout))
         old = self._gather_tokens(self.rollout.old, micro, logprobs)
         # Without stored ones a rollout is learned from in one step: the policy is still the old
         # one.
@@ -87,6 +86,8 @@ class PolicyTask:
                 # Old answers: without the ratio the estimate would be of another policy
                 # (DeepSeek-V3.2).
                 kl = kl * (logprobs - old).exp()
+            if self.options.lag and weight is not None:
+                kl = kl * weight
             metrics["kl"] = kl.detach()[keep].mean() if bool(keep.any()) else kl.new_zeros(())
             values = values + self.beta * kl
         # Masked and not left out, since the reduction goes by the lengths of all answers.
@@ -108,6 +109,12 @@ class PolicyTask:
             nll = self._mixed_nll(model, micro, metrics)
             loss = loss + terms.ptx_weight * nll / self.ptx_tokens
         return loss, self._weigh_metrics(metrics, layout, micro, keep), layout.tokens
+
+    def _read_tokens(self, model: TrainModel, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """The hidden states before the target tokens, these tokens' log-probs, the entropies."""
+        hidden = model.predicting(layout)
+        read = model.read_logprobs_and_entropy(hidden, layout, self.options.temperature)
+        return hidden, *read
 
     def _policy_losses(
         self,

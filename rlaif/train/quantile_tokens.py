@@ -34,12 +34,13 @@ def add_quantile_tokens(model: TrainModel, count: int, seed: int) -> None:
     """Give the model's input `count` tokens more, trained, checkpointed and resumed with its
     weights. They are drawn as its embeddings are spread. Raises EngineError for a model whose
     embedding is more than a table."""
-    table = causal(model.module).get_input_embeddings()
+    plain = model if model.copy is None else model.copy
+    table = causal(plain.module).get_input_embeddings()
     weight = table.weight.detach()
     known = torch.arange(min(4, len(weight)), device=weight.device)
     if not isinstance(table, nn.Embedding) or not torch.equal(table(known), weight[known]):
         raise EngineError(
-            f"{type(causal(model.module)).__name__}: its input embedding is more than a table of "
+            f"{type(causal(plain.module)).__name__}: its input embedding is more than a table of "
             "vectors, so no token can be added to it here; quark needs another model"
         )
     key = int(content_hash(NAME, seed, length=15), 16)
@@ -49,7 +50,9 @@ def add_quantile_tokens(model: TrainModel, count: int, seed: int) -> None:
     # In fp32 it is its own master, with a gradient that is never None.
     rows.grad = torch.zeros_like(rows)
     model.masters[NAME] = model.params[NAME] = rows
-    _embed_beside(table, rows)
+    # The copy for sampling looks up the very rows that are trained.
+    for each in {id(one): one for one in (model, plain)}.values():
+        _embed_beside(causal(each.module).get_input_embeddings(), rows)
 
 
 def _embed_beside(table: Any, rows: nn.Parameter) -> None:

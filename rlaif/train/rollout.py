@@ -17,6 +17,7 @@ from rlaif.core.records import are_own, interleave
 from rlaif.core.resources import find_object
 from rlaif.kernels.batching import Layout, fill_batches, keep_targets
 from rlaif.train import parallel
+from rlaif.train.critic import Critic
 from rlaif.train.losses import policy as losses
 from rlaif.train.losses.distillation import teacher_advantages
 from rlaif.train.methods.on_policy import PpoTrain, RlooTrain
@@ -189,13 +190,16 @@ def _policy_entropy(
     def measure_part(part: Sequence[Group]) -> tuple[list[Tensor], float, int]:
         """Log-probs by group, the sum of the entropies, and of how many tokens."""
         layout = lay_out(model, part)
-        own, entropy = model.read_logprobs_and_entropy(
-            model.predicting(layout), layout, options.temperature
+        own, entropy = model.compute(
+            lambda: model.read_logprobs_and_entropy(
+                model.predicting(layout), layout, options.temperature
+            )
         )
         own_groups = torch.split(own, _answer_tokens(part))
         return list(own_groups), float(entropy.double().sum()), len(entropy)
 
-    found = parallel.deal(_split_groups(model, groups, options), measure_part)
+    parts = _split_groups(model, groups, options)
+    found = parallel.deal(parts, measure_part, model.sharded)
     logprobs = [own.to(model.device) for part, _, _ in found for own in part]
     return logprobs, sum(amount for _, amount, _ in found) / sum(count for _, _, count in found)
 
@@ -221,13 +225,19 @@ def token_values(
     def measure_part(part: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
         """Log-probs and values by group."""
         layout, sizes = lay_out(model, part), _answer_tokens(part)
-        hidden = model.predicting(layout)
-        own = model.read_logprobs(hidden, layout, options.temperature)
+
+        def read() -> tuple[Tensor, Tensor]:
+            """The hidden states and the log-probs read from them."""
+            hidden = model.predicting(layout)
+            return hidden, model.read_logprobs(hidden, layout, options.temperature)
+
+        hidden, own = model.compute(read)
         values = [] if critic is None else torch.split(critic.values(layout, hidden), sizes)
         return list(torch.split(own, sizes)), list(values)
 
     # Each part is computed by one rank, as one process would.
-    found = parallel.deal(_split_groups(model, groups, options), measure_part)
+    parts = _split_groups(model, groups, options)
+    found = parallel.deal(parts, measure_part, model.sharded)
     logprobs, values = (
         [own.to(model.device) for part in found for own in part[kind]] for kind in (0, 1)
     )
@@ -245,23 +255,6 @@ def _split_groups(
     sizes = [model.size(group.example.branches) for group in groups]
     parts = fill_batches(range(len(groups)), sizes, model.token_budget(options))
     return [[groups[i] for i in part] for part in parts]
-
-
-@dataclass(slots=True)
-class Critic:
-    """A value of the reward and of each cost for each token: a linear head on the policy's hidden
-    states, or on those of a model of its own."""
-
-    head: torch.nn.Linear
-    model: TrainModel | None = None
-
-    def values(self, layout: Layout, hidden: Tensor) -> Tensor:
-        """(N, 1 + costs) fp32 values of the states before each target token; `hidden` (N, H) are
-        the policy's, which a critic with a model of its own does not look at."""
-        if self.model is not None:
-            hidden = self.model.predicting(layout)
-        values: Tensor = self.head(hidden.float())
-        return values
 
 
 def _penalised_rewards(

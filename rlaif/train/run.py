@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.training import TextStep, TrainStep
 from rlaif.core.chat import KEEP, ChatSettings
 from rlaif.core.errors import ConfigError, RlaifError
@@ -216,6 +217,22 @@ def load_frozen(job: TrainJob[Any], folder: Path) -> TrainModel:
     """The model in a folder as one that only computes log-probs."""
     module, sharded = load_module(folder, _loading_device(job)), job.options.sharding == "full"
     return prepare(module, job.device, job.dtype, trainable=False, sharded=sharded)
+
+
+def load_copy(job: TrainJob[RolloutTrain]) -> TrainModel | None:
+    """The job's start once more, whole on this rank, which samples with the weights that a split
+    policy gives it. An engine that samples elsewhere gets them from the first rank's main memory;
+    the others then need none."""
+    assert job.spec is not None, "a rank that samples knows the model's settings"
+    here = job.spec.engine == "hf"
+    if not here and parallel.rank() > 0:
+        return None
+    device, lora = job.device if here else torch.device("cpu"), job.options.lora
+    # In fp32 it need not fit the device.
+    module = load_module(job.start, torch.device("cpu"), masters=from_masters(job.start, lora))
+    copy = prepare(module, device, job.dtype, lora, trainable=False)
+    copy.module.to(device)
+    return copy
 
 
 def _loading_device(job: TrainJob[TrainStep]) -> torch.device:

@@ -99,21 +99,23 @@ def test_a_killed_build_ends_in_the_same_dataset(
 
 
 @pytest.mark.slow
-def test_a_killed_training_with_redraws_ends_in_the_same_bytes(
-    tiny_model: Path, tmp_path: Path, write_experiment: Callable[..., Path]
+@pytest.mark.parametrize("keys", [{"resample": 3}, {"rollouts": 4, "lag": 1}], ids=str)
+def test_a_killed_on_policy_training_ends_in_the_same_bytes(
+    tiny_model: Path, tmp_path: Path, write_experiment: Callable[..., Path], keys: dict[str, int]
 ) -> None:
-    """A check of one value or the other leaves many prompts without a difference."""
+    """A check of one value or the other leaves many prompts without a difference. With a lag, what
+    is learned from next has been sampled by weights that are gone."""
     train = {
         "method": "grpo",
         "rewards": {"checks": 1.0},
         "rollouts": 2,
         "batch_size": 2,
         "n": 2,
-        "resample": 3,
         "max_new_tokens": 8,
         "learning_rate": 1e-2,
         "precision": "fp32",
         "checkpoint_every": 1,
+        **keys,
     }
     path = write_experiment(
         tmp_path,
@@ -127,7 +129,10 @@ def test_a_killed_training_with_redraws_ends_in_the_same_bytes(
     assert weights(again) == weights(whole) != {}
     steps = rows(whole)
     (metrics,) = (found for name, found in steps.items() if name.endswith("metrics.jsonl"))
-    assert any(row["prompts_drawn"] > 2 for row in metrics)
+    if "lag" in keys:
+        assert [row["lag"] for row in metrics] == [0, 1, 1, 1]
+    else:
+        assert any(row["prompts_drawn"] > 2 for row in metrics)
     for name, found in rows(again).items():
         ours, theirs = ([{**row, "timing": None} for row in part] for part in (found, steps[name]))
         assert ours == theirs

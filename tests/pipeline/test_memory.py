@@ -234,9 +234,27 @@ def test_settings_that_would_do_are_named(small: ModelSpec) -> None:
         training(small, micro_batch_tokens=10**6, max_length=10), Device("cuda", True, 10**6)
     )
     assert "`micro_batch_tokens: 1024`" in tokens
-    # On-policy every process has the whole model.
+    # On-policy every device also has the whole policy in bf16, 14.9 GiB, beside an eighth of 18
+    # bytes a parameter with the reference.
     fresh = training(spec, "grpo", rewards={"j": 1})
-    assert all("sharding" not in way for way in advise(fresh, Device("cuda", True, 40 * 2**30)))
+    found = advise(fresh, Device("cuda", True, 40 * 2**30))
+    assert found == ["`lora: {}`", "`sharding: full` with `processes: 8`"]
+    assert all("sharding" not in way for way in advise(fresh, Device("cuda", True, 14 * 2**30)))
+
+
+def test_a_divided_policy_is_whole_where_it_samples(small: ModelSpec) -> None:
+    keys = {"rewards": {"j": 1}, "sharding": "full", "processes": 4, "beta": 0.1}
+    divided = 16 * 1872 // 4 + 2 * (1608 + 320) + 6 * 1608
+    spec = small.model_copy(update={"batch_tokens": 100})
+    (one,) = held(training(spec, "grpo", **keys))
+    # Neither is loaded on the device in fp32.
+    assert states(one) == [("start", divided), ("reference", 468 * 2), ("sampler", 2 * 1872)]
+    assert one.parts[2].work == 100 * 16 * 2
+    (one,) = held(training(spec, "grpo", lora={"r": 3}, **keys))
+    assert states(one)[-1] == ("sampler", 2 * (1872 + 168))
+    other = spec.model_copy(update={"engine": "vllm", "gpus": "1"})
+    (one,) = held(training(other, "grpo", **keys))
+    assert "sampler" not in dict(states(one))
 
 
 def test_what_a_sampling_that_is_too_large_could_set() -> None:
@@ -329,7 +347,12 @@ def test_the_memory_is_in_the_table_and_in_json(file: Path) -> None:
     row = next(line for line in text.splitlines() if line.startswith("  train"))
     assert row.split()[1:7] == ["16.76", "M0", "(org/absent)", "1B", "16.76", "-"]
     assert "18 bytes a parameter" in row
-    assert "takes about" not in dry_run(file, "--device-memory", "17")
+    assert "takes about" not in dry_run(file, "--device-memory", "17", "--strict")
+    words = ["run", str(file), "--dry-run", "--strict", "--device-memory", "10"]
+    refused = CliRunner().invoke(cli, words)
+    assert "--strict: step train takes about 16.8 GiB of a device that has" in str(
+        refused.exception
+    )
 
 
 def test_a_run_takes_neither_option(file: Path) -> None:

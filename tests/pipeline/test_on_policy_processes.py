@@ -17,6 +17,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from rlaif.cli import cli
+from rlaif.engines.model_size import measure_folder
+from rlaif.train import checkpoint, on_policy, parallel
 from tests.support.processes import children
 
 TRAIN: dict[str, Any] = {
@@ -60,8 +62,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "gates": {"entropy": {"warn": -1.0}},
     },
     "redraws": {"method": "grpo", "batch_size": 2, "resample": 3},
+    "lag": {"method": "grpo", "beta": 0.1, "rollouts": 3, "lag": 1},
 }
-QUICK = ("grpo",)
+QUICK = [("none", "grpo"), ("full", "ppo-critic")]
+SETUPS = [(sharding, name) for sharding in ("none", "full") for name in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +117,17 @@ def masters(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+    ("sharding", "name"),
+    [s if s in QUICK else pytest.param(*s, marks=pytest.mark.slow) for s in SETUPS],
 )
-def test_two_processes_equal_one(tmp_path, make_model, write_experiment, one_thread, name):
+def test_two_processes_equal_one(
+    tmp_path, make_model, write_experiment, one_thread, sharding, name
+):
     model = make_model(0)
     for processes in (1, 2):
         train = TRAIN | METHODS[name] | {"processes": processes}
+        if processes == 2:
+            train["sharding"] = sharding
         if "teacher" in train:
             train["teacher"] = str(make_model(1))
         folder = tmp_path / str(processes)
@@ -140,11 +148,54 @@ def test_two_processes_equal_one(tmp_path, make_model, write_experiment, one_thr
         torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, make_model, write_experiment) -> tuple[list[str], Path]:
+@pytest.mark.slow
+def test_the_estimated_memory_is_what_a_process_holds(
+    tmp_path, make_model, write_experiment, monkeypatch
+):
+    """Of the first of two: between steps, so without the layers that are gathered for one."""
+    model = make_model(0)
+    train = TRAIN | {"method": "grpo", "beta": 0.1, "processes": 2, "sharding": "full"}
+    path = write(write_experiment, tmp_path, model, train)
+    dry = CliRunner().invoke(cli, ["run", str(path), "--dry-run", "--json"])
+    (row,) = (row for row in json.loads(dry.output)["memory"] if row["step"] == "train")
+    estimated = {part["role"]: part["state"] for part in row["models"]}
+    size = measure_folder(model)
+    gathered = 4 * (size.outside + 2 * size.largest_layer)
+    estimated["start"] -= gathered + 8 * max(size.outside, size.largest_layer)
+    held = {}
+    save, load_copy, load_frozen = checkpoint.save, on_policy.load_copy, on_policy.load_frozen
+
+    def measure_training(work, step, masters, optimizer, *rest):
+        moments = [v for own in optimizer.state.values() for v in own.values() if v.numel() > 1]
+        tensors = [*masters.values(), *(m.grad for m in masters.values()), *moments]
+        held["start"] = sum(tensor.nbytes for tensor in tensors)
+        save(work, step, masters, optimizer, *rest)
+
+    def measure(role, load):
+        def measured(*given):
+            found = load(*given)
+            weights = found.module.parameters()
+            own = [parallel.part(w) if parallel.is_split(w) else w for w in weights]
+            held[role] = sum(weight.nbytes for weight in own)
+            return found
+
+        return measured
+
+    monkeypatch.setattr(checkpoint, "save", measure_training)
+    monkeypatch.setattr(on_policy, "load_copy", measure("sampler", load_copy))
+    monkeypatch.setattr(on_policy, "load_frozen", measure("reference", load_frozen))
+    run(path, tmp_path / "run")
+    assert held.keys() == estimated.keys()
+    for role, bytes_of in held.items():
+        assert estimated[role] == pytest.approx(bytes_of, rel=0.15), role
+
+
+@pytest.fixture(scope="module", params=["none", pytest.param("full", marks=pytest.mark.slow)])
+def whole(request, tmp_path_factory, make_model, write_experiment) -> tuple[list[str], Path]:
     """A command without the folder of its run, and such a run."""
     folder = tmp_path_factory.mktemp("whole")
     train = TRAIN | {"method": "grpo", "rollouts": 4, "processes": 2, "beta": 0.1}
+    train["sharding"] = request.param
     path = write(write_experiment, folder, make_model(0), train)
     command = [sys.executable, "-m", "rlaif", "run", str(path), "-q", "--no-report", "--out"]
     subprocess.run([*command, str(folder / "run")], check=True)

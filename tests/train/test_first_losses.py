@@ -487,6 +487,7 @@ SAMPLED = TRAINED | {
     "rollouts": 50,
     "n": 8,
     "sync_every": 1,
+    "lag": 0,
     "batch_size": 4,
     "temperature": 1.0,
     "max_new_tokens": 64,

@@ -546,7 +546,7 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
         ("grpo", {"temperature": 0.7}, "importance"),
         ("grpo", {"two_sided": 1.1}, "two_sided"),
         ("grpo", {"lora": {"dropout": 0.1}}, "dropout"),
-        ("grpo", {"sharding": "full"}, "leave `sharding` out"),
+        ("grpo", {"sharding": "full", "processes": 1}, "set `processes` above 1"),
         ("grpo", {"n": 1}, "n"),
         ("ppo", {"kl_target": 6.0, "beta": 0.0}, "kl_target"),
         ("grpo", {"importance_floor": 3.0}, "below importance_cap"),

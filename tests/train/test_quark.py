@@ -501,7 +501,6 @@ def test_a_model_without_a_tokenizer_is_refused(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"processes": 2, "sharding": "full"}, "leave `sharding` out"),
         ({"quantiles": 1}, "quantiles"),
         ({"importance": "mask_token"}, "importance"),
         ({"costs": [{"judge": "c", "limit": 0}]}, "costs"),

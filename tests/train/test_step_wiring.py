@@ -53,6 +53,9 @@ class Trained:
     def sum_gradients(self) -> None:
         self.said.append("sum")
 
+    def gather(self) -> None:
+        self.said.append("gather")
+
     def clip_gradients(self, norm: float) -> float:
         gradient = self.masters["w"].grad
         assert gradient is not None
@@ -196,12 +199,13 @@ def test_on_policy_training_gets_its_critic_reference_and_chosen_answers(
             compared,
             (model, loaded[1], 0),
             (asked, model, ("reference", model), head, mixed),
-            ended[0],
             ("drop", model),
-            ended[1],
+            *ended,
         ]
     else:
         assert said == [compared, (asked, model, ("reference", model), None, []), *ended]
+    assert model.said == ["gather"]
+    if method == "rloo":
         assert len(loaded) == 1
 
 

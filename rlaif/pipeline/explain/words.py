@@ -193,6 +193,8 @@ def _describe_train(planned: Planned) -> list[str]:
         words.append(f"{count_words(given, 'rollout')} of given answers")
     sampled, answers = count_words(step.sampled_rollouts, "rollout"), count_words(step.n, "answer")
     words.append(f"{sampled} of {prompts}, {answers} to each")
+    if step.lag:
+        words.append(f"sampled {count_words(step.lag, 'rollout')} before they are learned from")
     if step.redraws:
         times = count_words(step.redraws, "time")
         words.append(

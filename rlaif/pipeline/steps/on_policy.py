@@ -18,7 +18,7 @@ from rlaif.config.models import REMOTE
 from rlaif.config.on_policy import RolloutTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS
 from rlaif.core.chat import CUT, TemplateRefusal, is_unicode
-from rlaif.core.errors import RlaifError
+from rlaif.core.errors import RlaifError, StoreError
 from rlaif.core.records import (
     Completion,
     Judgement,
@@ -99,7 +99,7 @@ class Rollouts:
     def collect(
         self,
         number: int,
-        model: TrainModel,
+        model: TrainModel | None,
         /,
         *,
         redraw: Redraw | None = None,
@@ -109,7 +109,8 @@ class Rollouts:
         """Rollout `number` (from 0) with the values of the reward's terms, or a redraw of it. Below
         0: answers that `normalise: reference` is fitted on, with the values of such terms alone.
         After so many rollbacks the same prompts are answered with other seeds. `lead` is a token
-        that the policy sees before every prompt."""
+        that the policy sees before every prompt. Without a `model` all answers must be stored:
+        raises StoreError where some are not."""
         draw = (number, rollbacks) if rollbacks else (number,)
         places = range(len(self.terms)) if number >= 0 else self.fitted
         if redraw is None:
@@ -237,7 +238,7 @@ class Rollouts:
         self,
         draw: Draw,
         prompts: Sequence[Prompt],
-        model: TrainModel,
+        model: TrainModel | None,
         wanted: Mapping[str, Sequence[Prompt]],
         lead: int | None,
     ) -> dict[str, list[Completion]]:
@@ -270,7 +271,7 @@ class Rollouts:
         return bool(models) and all(model.spec.engine in REMOTE for model in models)
 
     def _sample_answers(
-        self, draw: Draw, prompts: Sequence[Prompt], model: TrainModel, lead: int | None
+        self, draw: Draw, prompts: Sequence[Prompt], model: TrainModel | None, lead: int | None
     ) -> Iterator[dict[str, list[Completion]]]:
         """The answers by prompt, as soon as a prompt has all of its own."""
         requests: list[GenerateRequest] = []
@@ -291,7 +292,14 @@ class Rollouts:
                     turns = turn_sampling(sampling)
                     starts.append(Start(name, prompt, index, prompt.messages, turns))
         # Where all answers are stored no policy is opened.
-        if not asked.keys() <= self.completions.keys():
+        missing = asked.keys() - self.completions.keys()
+        if missing and model is None:
+            raise StoreError(
+                f"{_name_rollout(draw)}: {len(missing)} of {len(asked)} answers are not in "
+                f"{self.context.folder.path}, and the weights that sampled them are gone. Delete "
+                "this folder to train again from the start."
+            )
+        if missing and model is not None:
             with self._open_policy(draw, model, lead) as engine:
                 for batch in engine.generate(requests, self.completions.keys()):
                     self._store(
@@ -347,7 +355,7 @@ class Rollouts:
             prompt_id=prompt.prompt_id,
             sample_index=index,
             messages=[] if failed else [{"role": "assistant", "content": result.text}],
-            model=f"{self.context.planned.models['made'].label}, {_name_rollout(draw)}",
+            model=f"{self.context.planned.models['made'].label}, {self._name_origin(draw)}",
             weights_hash=engine.weights_hash,
             sampling=asdict(self._make_sampling(draw, prompt, index)),
             finish_reason="failed" if failed else result.finish_reason,
@@ -359,6 +367,12 @@ class Rollouts:
             error=CUT if result.cut else result.error,
             reasoning=result.reasoning or None,
         )
+
+    def _name_origin(self, draw: Draw) -> str:
+        """The rollout and, where older weights sample it, how many they have learned from."""
+        name, lag = _name_rollout(draw), self.step.lag
+        learned = max(0, draw[0] - lag)
+        return f"{name}, sampled after {learned}" if lag and draw[0] >= 0 else name
 
     def _judge_answers(
         self, judge: Judge, prompts: Sequence[Prompt], made: dict[str, list[Completion]]

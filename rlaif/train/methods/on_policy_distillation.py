@@ -52,6 +52,11 @@ class OnPolicyDistillationTrain(RolloutTrain):
             raise ValueError(
                 f"`{without[0]}` has no effect with `divergence: {self.divergence}`; leave it out"
             )
+        if self.divergence == "jsd" and self.lag:
+            raise ValueError(
+                "lag: `divergence: jsd` looks at whole distributions, which no weight of an answer "
+                "corrects; leave it out, or set `divergence: reverse_kl`"
+            )
         if self.divergence == "jsd" and self.importance not in ("none", "mask_sequence"):
             raise ValueError(
                 "`importance` has no effect with `divergence: jsd`, which looks at whole "

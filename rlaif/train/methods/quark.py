@@ -48,6 +48,15 @@ class QuarkTrain(OnPolicyTrain):
     )
 
     @model_validator(mode="after")
+    def _learns_from_all_answers(self) -> QuarkTrain:
+        if self.lag:
+            raise ValueError(
+                "lag: quark learns from all answers so far, whatever weights have sampled them; "
+                "leave it out, or raise `sync_every`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tokens_are_merged(self) -> QuarkTrain:
         if self.keep_tokens and self.lora is not None and self.lora.export != "merged":
             raise ValueError(

@@ -454,6 +454,7 @@ VALUES |= {
         "rollouts": 3,
         "n": 3,
         "sync_every": 2,
+        "lag": Case(1, {"rollouts": 3}),
         "batch_size": 1,
         "temperature": Case(0.7, {"importance": "none"}),
         "max_new_tokens": 5,
@@ -471,7 +472,6 @@ VALUES |= {
         "reasoning": Refused("strip"),
         "uses": Refused(["pairs"]),
         "processes": 2,
-        "sharding": Refused("full"),
     },
     "OnPolicyTrain": {"rewards": [{"judge": "rival"}], "missing_eos_penalty": 3.0},
     "OnPolicyDistillationTrain": {
@@ -547,6 +547,7 @@ VALUES |= {
         "entropy_weight": 0.5,
         "schedule": Case("cosine", {"rollouts": 4}),
         "keep_tokens": True,
+        "lag": Refused(1),
         "importance": Refused("mask_token"),
         "importance_cap": Refused(0.5),
         "importance_floor": Refused(2.0),
