@@ -138,14 +138,8 @@ def _open_executor(
             option = next(iter(given)).replace("_", "-")
             raise click.UsageError(f"--{option} is for --executor ray.")
         return nullcontext()
-    from rlaif.core.errors import ConfigError
-
-    if find_spec("ray") is None:
-        raise ConfigError(
-            "--executor ray needs Ray on this machine and on the nodes: pip install 'rlaif[ray]'"
-        )
-    from rlaif.cluster.executor import open_cluster
     from rlaif.cluster.settings import ClusterSettings
+    from rlaif.core.errors import ConfigError
 
     names = {
         "ray_address": "address",
@@ -155,6 +149,12 @@ def _open_executor(
         "in_flight": "in_flight",
     }
     settings = ClusterSettings(**{names[key]: value for key, value in given.items()})
+    if find_spec("ray") is None:
+        raise ConfigError(
+            "--executor ray needs Ray, here and on every node: pip install 'rlaif[ray]'"
+        )
+    from rlaif.cluster.executor import open_cluster
+
     return open_cluster(settings)
 
 
