@@ -32,6 +32,11 @@ RESTARTS = 10
 @contextmanager
 def open_cluster(settings: ClusterSettings) -> Iterator[RayExecutor]:
     """Connect to a cluster, and leave it in the end: its actors end too."""
+    if (settings.address or "").startswith("ray://"):
+        raise EngineError(
+            f"{settings.address}: a run starts on a node of the cluster: give HOST:PORT, such as "
+            "that of `ray start --head`"
+        )
     # Otherwise Ray reports to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,13 @@ def test_only_so_many_batches_are_in_flight(cluster: Any, tmp_path: Path) -> Non
         hold = tmp_path / "script.yaml.hold"
         hold.write_text("r0032")
         assert next(stream)[0].request_id == "r0000"
-        # The second batch is held, so beside it only those of a window of four may begin.
-        wait_for(spec, "r0128")
-        hold.unlink()
-        assert next(stream)[0].request_id == "r0032"
-        assert {row["batch"] for row in read_log(spec)} <= {f"r{32 * i:04}" for i in range(6)}
+        with ThreadPoolExecutor(1) as waiting:
+            second = waiting.submit(next, stream)
+            # It is held, so that only what lies in a window of four may begin.
+            wait_for(spec, "r0128")
+            hold.unlink()
+            assert second.result()[0].request_id == "r0032"
+        assert {row["batch"] for row in read_log(spec)} <= {f"r{32 * i:04}" for i in range(5)}
         stream.close()  # type: ignore[attr-defined]
         assert [len(b) for b in engine.generate(asked[:40])] == [32, 8]
 
