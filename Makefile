@@ -59,7 +59,7 @@ $(RAY_VENV)/.installed: $(VENV)/.installed-test
 	touch $@
 
 test-ray: $(RAY_VENV)/.installed
-	$(ENV) OMP_NUM_THREADS=1 RLAIF_CONTRACT=ray-fake,ray-hf PYTHONPATH=. \
+	$(ENV) OMP_NUM_THREADS=1 RLAIF_CONTRACT=ray-fake,ray-hf PYTHONPATH=$(CURDIR) \
 	  $(RAY_VENV)/bin/python -m pytest tests/cluster tests/engines/test_contract.py
 
 # What reads and trains on what we write, in versions of its own choice.

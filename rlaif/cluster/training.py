@@ -61,20 +61,19 @@ def train_by_ray(job: TrainJob[Any], nodes: Sequence[Node]) -> TrainOutcome:
     shown = _Shown(progress, job.progress)
     why = ""
     for _ in range(TRIES):
-        shown.begin()
-        (work / parallel.ANSWER).unlink(missing_ok=True)
-        why = _run_workers(asked, count, on_gpus, shown)
-        found = parallel.read_answer(work)
-        # One that was lost after the export has nothing left to do.
-        outcome = TrainOutcome(**found["outcome"]) if "outcome" in found else None
-        outcome = outcome or read_outcome(work, job.out)
+        # One that was lost after the export has left nothing to do.
+        if read_outcome(work, own.out) is None:
+            shown.begin()
+            (work / parallel.ANSWER).unlink(missing_ok=True)
+            why = _run_workers(asked, count, on_gpus, shown)
+            failure = parallel.read_failure(work)
+            if failure is not None:
+                raise failure
+        outcome = read_outcome(work, own.out)
         if outcome is not None:
             for file in (asked, progress):
                 file.unlink(missing_ok=True)
             return outcome
-        failure = parallel.read_failure(work)
-        if failure is not None:
-            raise failure
         log.warning("the training's workers have ended and are started again: %s", why)
     raise EngineError(f"training in {count} workers failed {TRIES} times, the last time by: {why}")
 

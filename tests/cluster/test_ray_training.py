@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.chat import ChatSettings
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Preference
-from rlaif.train.loop import TrainJob, TrainProgress
+from rlaif.train.loop import TrainJob, TrainOutcome, TrainProgress
 from rlaif.train.methods.pairs import DpoTrain
 from rlaif.train.run import train_on_preferences
 from tests.support.clusters import started_cluster
@@ -62,46 +63,60 @@ def make_job(
     )
 
 
-def run(job: TrainJob[Any], launch: Any = None, progress: Any = None) -> Any:
-    from dataclasses import replace
-
+def run(job: TrainJob[Any], launch: Any = None, progress: Any = None) -> TrainOutcome:
     return train_on_preferences(replace(job, launch=launch, progress=progress))
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"processes": 2}, {"processes": 2, "sharding": "full"}], ids=["1", "2", "full"]
-)
-def test_workers_on_two_nodes_equal_processes_here(
+def assert_equal_models(one: Path, two: Path) -> None:
+    for name in ("masters/model.safetensors", "model.safetensors"):
+        assert (one / "out" / name).read_bytes() == (two / "out" / name).read_bytes()
+
+
+def test_one_worker_equals_this_process(
     executor: RayExecutor,
     tmp_path: Path,
     make_model: Callable[[int], Path],
     make_preferences: Callable[[int], list[Preference]],
-    changes: dict[str, Any],
 ) -> None:
     start, preferences = make_model(0), make_preferences(10)
-    here = run(make_job(tmp_path / "here", start, preferences, **changes))
+    here = run(make_job(tmp_path / "here", start, preferences))
     seen: list[TrainProgress] = []
+    there = run(make_job(tmp_path / "there", start, preferences), executor.train, seen.append)
+    assert here.steps == there.steps == 6
+    assert [progress.step for progress in seen] == [1, 2, 3, 4, 5, 6]
+    assert_equal_models(tmp_path / "here", tmp_path / "there")
+    # What is done is not done again.
+    again = run(make_job(tmp_path / "there", start, preferences), executor.train)
+    assert again == there
+    assert not (tmp_path / "there/work/ray").exists()
+
+
+def test_workers_on_two_nodes_of_which_one_is_killed_equal_processes_here(
+    executor: RayExecutor,
+    tmp_path: Path,
+    make_model: Callable[[int], Path],
+    make_preferences: Callable[[int], list[Preference]],
+) -> None:
+    start, preferences = make_model(0), make_preferences(10)
+    run(make_job(tmp_path / "here", start, preferences, processes=2, epochs=20))
+    seen: list[int] = []
     killed: list[int] = []
 
     def kill_once(progress: TrainProgress) -> None:
-        seen.append(progress)
+        seen.append(progress.step)
         if progress.step == 3 and not killed:
-            victim = children("RayTrainWorker")[-1].pid
-            os.kill(victim, signal.SIGKILL)
-            killed.append(victim)
+            workers = children("RayTrainWorker")
+            assert len(workers) == 2
+            killed.append(workers[-1].pid)
+            os.kill(killed[0], signal.SIGKILL)
 
-    there = run(make_job(tmp_path / "there", start, preferences, **changes), executor.train)
-    job = make_job(tmp_path / "killed", start, preferences, **changes)
-    again = run(job, executor.train, kill_once)
+    job = make_job(tmp_path / "there", start, preferences, processes=2, epochs=20)
+    made = run(job, executor.train, kill_once)
     assert killed
-    assert here.steps == there.steps == again.steps == 6
-    assert [progress.step for progress in seen] == [1, 2, 3, 4, 5, 6]
-    for name in ("masters/model.safetensors", "model.safetensors"):
-        expected = (tmp_path / "here/out" / name).read_bytes()
-        assert (tmp_path / "there/out" / name).read_bytes() == expected
-        assert (tmp_path / "killed/out" / name).read_bytes() == expected
-    assert not list((tmp_path / "killed/work").glob("checkpoint-*"))
-    assert not (tmp_path / "killed/work/ray").exists()
+    assert made.steps == 60
+    assert seen == list(range(1, 61))
+    assert_equal_models(tmp_path / "here", tmp_path / "there")
+    assert not list((tmp_path / "there/work").glob("checkpoint-*"))
 
 
 def test_what_a_worker_raises_is_raised_here(
