@@ -57,7 +57,11 @@ def train_by_ray(job: TrainJob[Any], nodes: Sequence[Node]) -> TrainOutcome:
     )
     work.mkdir(parents=True, exist_ok=True)
     asked, progress = work / parallel.REQUEST, work / PROGRESS
-    asked.write_text(json.dumps(request_of(own)))
+    request = request_of(own)
+    if count == 1:
+        # As many as this process would train with: sums of other parts differ in their last bits.
+        request["threads"] = torch.get_num_threads()
+    asked.write_text(json.dumps(request))
     shown = _Shown(progress, job.progress)
     why = ""
     for _ in range(TRIES):

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from rlaif.config.methods import DISTILLATIONS, METHODS
@@ -37,6 +38,8 @@ def main(path: Path, write_progress: Callable[[str], None] = print_row) -> int:
     meeting = Path(request["meeting"]) if "meeting" in request else None
     rank, processes, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = parallel.meet(rank, processes, local, request["device"], meeting)
+    if "threads" in request:
+        torch.set_num_threads(request["threads"])
     answer = path.with_name(parallel.ANSWER)
     kind = request["kind"]
     method: Any = METHODS[kind] if kind in METHODS.rows else DISTILLATIONS[kind]
