@@ -90,14 +90,14 @@ def read_log(spec: ModelSpec) -> list[dict[str, Any]]:
     return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_for(spec: ModelSpec, batch: str) -> dict[str, Any]:
-    """The row of a batch, once an actor has begun it."""
+def wait_for(spec: ModelSpec, count: int, batch: str = "") -> dict[str, Any]:
+    """The last row, once so many batches have been begun whose ids begin so."""
     for _ in range(1200):
-        for row in read_log(spec):
-            if row["batch"] == batch:
-                return row
+        found = [row for row in read_log(spec) if row["batch"].startswith(batch)]
+        if len(found) >= count:
+            return found[-1]
         time.sleep(0.05)
-    raise AssertionError(f"batch {batch} was not begun within a minute")
+    raise AssertionError(f"{count} batches {batch} were not begun within a minute")
 
 
 def main(path: Path, out: Path, address: str, batches: int) -> None:
