@@ -35,6 +35,7 @@ from tests.support.clusters import (
     started_cluster,
     wait_for,
 )
+from tests.support.processes import gone
 
 pytestmark = pytest.mark.ray
 
@@ -121,9 +122,12 @@ def test_a_lost_node_loses_nothing_and_repeats_what_it_held(tmp_path: Path) -> N
         hold.write_text("r0096")
         stream = engine.generate(asked)
         found = [next(stream) for _ in range(3)]
-        where = wait_for(spec, 1, "r0096")["node"]
+        held = wait_for(spec, 1, "r0096")
+        where = held["node"]
         [node] = [node for node in cluster.worker_nodes if node.node_id == where]
         cluster.remove_node(node, allow_graceful=False)
+        # Its processes learn of it by themselves; until then one could still answer.
+        assert gone([held["pid"]], 60)
         hold.unlink()
         found += stream
         assert found == list(load(spec, None, "m").generate(asked))
