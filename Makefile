@@ -4,13 +4,14 @@ VLLM_VENV ?= .venv-vllm
 PEERS_VENV ?= .venv-peers
 REWARDBENCH_VENV ?= .venv-rewardbench
 SKYPILOT_VENV ?= .venv-skypilot
+RAY_VENV ?= .venv-ray
 DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 WORKERS ?= 2
 ENV := TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart install test test-vllm test-peers lint types docs evidence gpu-wheels clean
+.PHONY: quickstart install test test-vllm test-ray test-peers lint types docs evidence gpu-wheels clean
 
 quickstart: $(VENV)/.installed
 	$(ENV) $(BIN)/rlaif run experiments/quickstart.yaml --out $(OUT)
@@ -47,6 +48,19 @@ $(VLLM_VENV)/.installed: pyproject.toml
 
 test-vllm: $(VLLM_VENV)/.installed
 	$(ENV) RLAIF_CONTRACT=vllm,vllm-server $(VLLM_VENV)/bin/python -m pytest tests/vllm tests/engines/test_contract.py
+
+# Ray takes the versions of the rest, so its environment lies over the other one. Its workers import
+# what the tests import, from this folder.
+$(RAY_VENV)/.installed: $(VENV)/.installed-test
+	test -x $(RAY_VENV)/bin/python || $(BIN)/python -m venv $(RAY_VENV)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > "$$($(RAY_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/rlaif_base.pth"
+	$(RAY_VENV)/bin/python -m pip install --quiet --constraint constraints.txt "ray[train]"
+	touch $@
+
+test-ray: $(RAY_VENV)/.installed
+	$(ENV) OMP_NUM_THREADS=1 RLAIF_CONTRACT=ray-fake,ray-hf PYTHONPATH=$(CURDIR) \
+	  $(RAY_VENV)/bin/python -m pytest tests/cluster tests/engines/test_contract.py
 
 # What reads and trains on what we write, in versions of its own choice.
 $(PEERS_VENV)/.installed: pyproject.toml constraints.txt
@@ -106,4 +120,4 @@ gpu-wheels: $(VENV)/.installed
 	tools/gpu_wheels.sh $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(PEERS_VENV) $(REWARDBENCH_VENV) $(SKYPILOT_VENV) $(DOCS_VENV) .whl .gpu build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(PEERS_VENV) $(REWARDBENCH_VENV) $(SKYPILOT_VENV) $(RAY_VENV) $(DOCS_VENV) .whl .gpu build dist .mypy_cache .ruff_cache .pytest_cache

@@ -31,6 +31,7 @@ ROOMS = (
     "report",
     "pipeline",
     "analysis",
+    "cluster",
     "web",
     "cli",
 )
@@ -39,7 +40,7 @@ TOP = {"", "__main__"}
 `rlaif/__main__.py`. They may import any room, and no room imports them."""
 LIGHT = ("core", "constitution", "config", "environments")
 """Rooms that load none of HEAVY."""
-HEAVY = {"torch", "transformers", "vllm", "openai", "pandas", "datasets"}
+HEAVY = {"torch", "transformers", "vllm", "openai", "pandas", "datasets", "ray"}
 EXPORTS = 10
 """The names that a room may export at most."""
 

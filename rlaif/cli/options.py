@@ -74,6 +74,52 @@ def _allow_code(context: click.Context, option: click.Parameter, value: bool) ->
         context.with_resource(code_allowed())
 
 
+def cluster_options(command: Command) -> Command:
+    """The command with `--executor` and what goes with `ray`."""
+    for option in reversed(_CLUSTER):
+        command = option(command)
+    return command
+
+
+_CLUSTER = (
+    click.option(
+        "--executor",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        help="Where models compute: in this process, or on the nodes of a Ray cluster.",
+    ),
+    click.option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="With --executor ray: the cluster [default: RAY_ADDRESS, the one that runs on this"
+        " machine, or one that is started here].",
+    ),
+    click.option(
+        "--actors",
+        type=COUNT,
+        help="With --executor ray: copies of a model [default: as many as the GPUs hold; without"
+        " GPUs, one on each node].",
+    ),
+    click.option(
+        "--actor-cpus",
+        type=click.FloatRange(min=0),
+        help="With --executor ray: CPUs of a copy [default: 1 with a GPU, else all of a node].",
+    ),
+    click.option(
+        "--actor-gpus",
+        type=click.FloatRange(min=0),
+        help="With --executor ray: GPUs of a copy, which may be a part of one [default: those that"
+        " the model computes with].",
+    ),
+    click.option(
+        "--in-flight",
+        type=COUNT,
+        help="With --executor ray: batches per copy that are dealt out and not stored yet"
+        " [default: 4].",
+    ),
+)
+
+
 ALLOW_CODE = click.option(
     "--allow-code",
     is_flag=True,

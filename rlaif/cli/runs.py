@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.options import FILE, JSON, PROFILE, QUIET, SET, progress_of, run_folder
+from rlaif.cli.options import (
+    FILE,
+    JSON,
+    PROFILE,
+    QUIET,
+    SET,
+    cluster_options,
+    progress_of,
+    run_folder,
+)
 
 if TYPE_CHECKING:
+    from rlaif.pipeline.experiment import Executor
     from rlaif.pipeline.runs import Run
 
 
@@ -43,6 +55,7 @@ if TYPE_CHECKING:
     help="With --dry-run: GiB of one device, such as 80; says which steps need more.",
 )
 @click.option("--no-report", is_flag=True, help="Do not write report.html at the end.")
+@cluster_options
 @QUIET
 @JSON
 def run(
@@ -57,6 +70,8 @@ def run(
     no_report: bool,
     quiet: bool,
     as_json: bool,
+    executor: str,
+    **cluster: Any,
 ) -> None:
     """Run or resume EXPERIMENT.
 
@@ -77,15 +92,17 @@ def run(
     from rlaif.pipeline.experiment import run_experiment
     from rlaif.pipeline.runs import load_run
 
-    result = run_experiment(
-        path,
-        out,
-        settings,
-        progress_of(quiet),
-        lambda text: click.echo(text, err=True),
-        profile,
-        strict,
-    )
+    with _open_executor(executor, cluster) as elsewhere:
+        result = run_experiment(
+            path,
+            out,
+            settings,
+            progress_of(quiet),
+            lambda text: click.echo(text, err=True),
+            profile,
+            strict,
+            elsewhere,
+        )
     if result.unsaid is not None:
         click.echo(f"No dataset was written (rlaif build {out}): {result.unsaid}", err=True)
     loaded = load_run(out)
@@ -112,6 +129,36 @@ def run(
         click.echo(f"Nothing to do: all {result.reused} steps were finished. Run folder: {out}")
     if not no_report:
         click.echo(f"Report: {page}")
+
+
+def _open_executor(
+    name: str, options: Mapping[str, Any]
+) -> AbstractContextManager[Executor | None]:
+    """The machines that --executor names; None is this process."""
+    given = {key: value for key, value in options.items() if value is not None}
+    if name == "local":
+        if given:
+            option = next(iter(given)).replace("_", "-")
+            raise click.UsageError(f"--{option} is for --executor ray.")
+        return nullcontext()
+    from rlaif.cluster.settings import ClusterSettings
+    from rlaif.core.errors import ConfigError
+
+    names = {
+        "ray_address": "address",
+        "actors": "actors",
+        "actor_cpus": "cpus",
+        "actor_gpus": "gpus",
+        "in_flight": "in_flight",
+    }
+    settings = ClusterSettings(**{names[key]: value for key, value in given.items()})
+    if find_spec("ray") is None:
+        raise ConfigError(
+            "--executor ray needs Ray, here and on every node: pip install 'rlaif[ray]'"
+        )
+    from rlaif.cluster.executor import open_cluster
+
+    return open_cluster(settings)
 
 
 def _print_rounds(run: Run) -> None:

@@ -282,6 +282,21 @@ class Sharing(Protocol):
 
 
 @runtime_checkable
+class Divisible(Protocol):
+    """An engine whose batches can be computed by several engines of the same model and settings:
+    `generate`, `score` and `reward` yield what `answer` makes of each batch of `lay_out`."""
+
+    def lay_out(self, requests: Sequence[Any], done: AbstractSet[str] = frozenset()) -> list[Any]:
+        """The batches of requests of one kind that are not wholly in `done`, which can be
+        pickled."""
+        ...
+
+    def answer(self, batch: Any) -> list[Any]:
+        """The results of one batch."""
+        ...
+
+
+@runtime_checkable
 class Reloadable(Protocol):
     """An engine that stays loaded while its weights change."""
 

@@ -7,7 +7,7 @@ import os
 import threading
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from rlaif.config.models import ENGINES, REMOTE, TRAINABLE, EngineKind, ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
@@ -109,13 +109,23 @@ def load_engine(
     return engine
 
 
+class Loader(Protocol):
+    """What loads an engine: `load_engine`, or what has another machine load it."""
+
+    def __call__(
+        self, spec: ModelSpec, folder: str | Path | None, name: str, account: Account | None = None
+    ) -> Engine:
+        """See `load_engine`."""
+        ...
+
+
 class EnginePool:
     """Loaded engines; the same weights load once.
 
     Of those in this process's memory the `keep` most recently used stay. One that takes weights in
     place stays for as long as its model's settings are wanted. Engines of servers hold no model:
     they all stay, and share an account, which counts against `budget` what the run folder ever
-    spent. May be asked from several threads.
+    spent. May be asked from several threads. `load` decides where a model is loaded.
     """
 
     def __init__(
@@ -124,7 +134,9 @@ class EnginePool:
         keep: int = 2,
         budget: float | None = None,
         account: Account | None = None,
+        load: Loader = load_engine,
     ):
+        self.load = load
         self.store = store
         self.keep = keep
         self.account = account or run_account(store.root, budget)
@@ -136,7 +148,7 @@ class EnginePool:
     def beside(self) -> EnginePool:
         """A pool for a step that asks servers while another step runs: it spends the same budget,
         and closing it ends that step's calls alone."""
-        return EnginePool(self.store, account=self.account.beside())
+        return EnginePool(self.store, account=self.account.beside(), load=self.load)
 
     def folder(self, model: Model) -> str:
         """The folder of the model's weights, merged from an adapter where that is all there is."""
@@ -153,7 +165,7 @@ class EnginePool:
                 # Two models on one server may differ in their keys and prices alone.
                 key = model.spec.model_dump_json()
                 if key not in self._remote:
-                    self._remote[key] = load_engine(model.spec, None, model.label, self.account)
+                    self._remote[key] = self.load(model.spec, None, model.label, self.account)
                 return self._remote[key]
             key = repr(model.identity())
             engine = (
@@ -163,9 +175,10 @@ class EnginePool:
             return engine
 
     def with_weights(self, model: Model, folder: Path, digest: str) -> Engine:
-        """An engine of `model`'s kind with the weights in `folder` in place of the model's own."""
+        """An engine of `model`'s kind with the weights in `folder` in place of the model's own; it
+        is loaded in this process."""
         with self._lock:
-            engine: Any = self._take_reloadable(model) or self._start_engine(model)
+            engine: Any = self._take_reloadable(model) or self._start_engine(model, load_engine)
             if not isinstance(engine, Reloadable):
                 engine.close()
                 raise EngineError(f"engine {model.spec.engine} cannot take other weights in place")
@@ -195,7 +208,7 @@ class EnginePool:
                 return self._local.pop(key)
         return None
 
-    def _start_engine(self, model: Model) -> Engine:
+    def _start_engine(self, model: Model, load: Loader | None = None) -> Engine:
         weightless = model.key.startswith(("fake:", "plugin:"))
         folder = None if weightless else Path(self.folder(model))
         shared = self._share_weights(model, folder)
@@ -204,7 +217,7 @@ class EnginePool:
         plain = [key for key, e in self._local.items() if not isinstance(e, Reloadable)]
         for key in plain[: max(0, len(plain) - self.keep + 1)]:
             self._local.pop(key).close()
-        return load_engine(model.spec, folder, model.label, self.account)
+        return (load or self.load)(model.spec, folder, model.label, self.account)
 
     def _share_weights(self, model: Model, folder: Path | None) -> Engine | None:
         """An engine over weights that are in memory with other settings, if there are any."""

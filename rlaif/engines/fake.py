@@ -111,9 +111,20 @@ class FakeEngine:
         self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`."""
-        for batch in _split_batches(requests):
-            if not all(r.request_id in done for r in batch):
-                yield [self._answer(r) for r in batch]
+        for batch in _split_batches(requests, done):
+            yield [self._answer(r) for r in batch]
+
+    def lay_out(
+        self, requests: Sequence[Any], done: AbstractSet[str] = frozenset()
+    ) -> list[list[Any]]:
+        """See `rlaif.engines.base.Divisible`."""
+        return list(_split_batches(requests, done))
+
+    def answer(self, batch: list[Any]) -> list[GenerateResult] | list[ScoreResult]:
+        """See `rlaif.engines.base.Divisible`."""
+        if isinstance(batch[0], ScoreRequest):
+            return [self._score(r) for r in batch]
+        return [self._answer(r) for r in batch]
 
     def _answer(self, request: GenerateRequest) -> GenerateResult:
         why = self._explain_refusal(request, request.sampling.max_new_tokens)
@@ -146,9 +157,8 @@ class FakeEngine:
         self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. Every continuation token has log-prob -1."""
-        for batch in _split_batches(requests):
-            if not all(r.request_id in done for r in batch):
-                yield [self._score(r) for r in batch]
+        for batch in _split_batches(requests, done):
+            yield [self._score(r) for r in batch]
 
     def _score(self, request: ScoreRequest) -> ScoreResult:
         why = self._explain_refusal(request, 0)
@@ -171,8 +181,10 @@ def _make_tokens(text: str) -> list[int]:
     return [int(content_hash(word, length=6), 16) for word in text.split()]
 
 
-def _split_batches(requests: Iterable[Any]) -> Iterator[list[Any]]:
-    """Batches of one `WINDOW` of the requests after the other, each in the order of ids."""
+def _split_batches(requests: Iterable[Any], done: AbstractSet[str]) -> Iterator[list[Any]]:
+    """The batches that are not wholly `done`, of one `WINDOW` of the requests after the other, each
+    in the order of ids."""
     left = iter(requests)
     while window := sorted(islice(left, WINDOW), key=lambda r: r.request_id):
-        yield from (window[i : i + BATCH] for i in range(0, len(window), BATCH))
+        batches = (window[i : i + BATCH] for i in range(0, len(window), BATCH))
+        yield from (batch for batch in batches if not all(r.request_id in done for r in batch))

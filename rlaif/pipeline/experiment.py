@@ -13,18 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rlaif.config.models import REMOTE
+from rlaif.config.models import REMOTE, ModelSpec
 from rlaif.constitution.code_rule import code_allowed
 from rlaif.core.errors import GateStopped, StoreError
 from rlaif.core.finished import find_stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
 from rlaif.core.store import Store, explain_os_errors, name_step
 from rlaif.data.prompt_table import PromptsById
-from rlaif.engines.build import EnginePool, whole
+from rlaif.engines.base import Engine
+from rlaif.engines.build import EnginePool, load_engine, whole
 from rlaif.engines.model_folders import COPIES, resolve
-from rlaif.engines.remote.meter import kept_meters
+from rlaif.engines.remote.meter import Account, kept_meters
 from rlaif.pipeline.choice import find_unsaid
 from rlaif.pipeline.dataset import Built, build_dataset
 from rlaif.pipeline.experiment_file import Experiment
@@ -41,6 +42,9 @@ from rlaif.pipeline.steps.context import CheckedProgress, LiveSamples, Progress,
 from rlaif.pipeline.steps.judge_judgements import has_judgements
 from rlaif.pipeline.steps.questions import read_questions
 
+if TYPE_CHECKING:
+    from rlaif.train.loop import TrainJob, TrainOutcome
+
 
 class StepProgress(Progress, Protocol):
     """Progress that also hears which step begins."""
@@ -51,6 +55,21 @@ class StepProgress(Progress, Protocol):
 
     def beside(self) -> StepProgress:
         """Progress of a step that runs at the same time."""
+        ...
+
+
+class Executor(Protocol):
+    """Other machines for a run's models and trainings. They compute what this process would: they
+    are in no plan, and a run may go on without them."""
+
+    def load(
+        self, spec: ModelSpec, folder: str | Path | None, name: str, account: Account | None = None
+    ) -> Engine:
+        """See `rlaif.engines.build.load_engine`."""
+        ...
+
+    def train(self, job: TrainJob[Any]) -> TrainOutcome:
+        """Train on the job's preferences and texts."""
         ...
 
 
@@ -76,9 +95,11 @@ def run_experiment(
     say: Callable[[str], None] = lambda text: None,
     profile: str | None = None,
     strict: bool = False,
+    executor: Executor | None = None,
 ) -> RunResult:
     """Run an experiment, by one of its profiles or as it stands, into the run folder `out`, or go
-    on with it. With `strict`, what it would make for nothing is refused.
+    on with it. With `strict`, what it would make for nothing is refused. Models compute in
+    this process, or where the `executor` has them.
 
     Finished steps are found by the hash of their inputs and not run again. Raises RlaifError.
     """
@@ -103,9 +124,10 @@ def run_experiment(
             say(note)
         arms = [inputs, *inputs.arms.values()]
         allowed = any(arm.experiment.allow_code for arm in arms)
-        pool = EnginePool(store, budget=inputs.experiment.budget)
+        load = load_engine if executor is None else executor.load
+        pool = EnginePool(store, budget=inputs.experiment.budget, load=load)
         try:
-            runner = _Runner(inputs, store, {})
+            runner = _Runner(inputs, store, {}, executor)
             for planned in plan:
                 if planned.kind == "questions":
                     runner.posed.update(read_questions(store, planned.hash))
@@ -203,6 +225,7 @@ class _Runner:
     inputs: PlanInputs
     store: Store
     posed: dict[str, Prompt]
+    executor: Executor | None
 
     @property
     def prompts(self) -> Mapping[str, Prompt]:
@@ -265,7 +288,15 @@ class _Runner:
             # What one arm has of its own is not shared with another.
             inputs = self.inputs.arms.get(planned.arms[0], self.inputs)
             context = StepContext(
-                planned, folder, self.store, inputs, self.prompts, pool, progress, live_samples
+                planned,
+                folder,
+                self.store,
+                inputs,
+                self.prompts,
+                pool,
+                progress,
+                live_samples,
+                None if self.executor is None else self.executor.train,
             )
             with pool.account.meters.kept_in(folder.path):
                 summary = step_module(planned.kind).run(context)

@@ -372,7 +372,7 @@ class TrainJob(Generic[S]):
     from `collect`, which samples with the settings `spec`, and `fingerprint` covers all that
     decides what it gives; of several processes the first alone has `collect`. `work` holds what a
     rerun continues from; `out` is complete or absent, and of a `member` of an ensemble the adapter
-    alone.
+    alone. `launch` does the job in processes elsewhere, where there is such a place.
     """
 
     options: S
@@ -393,6 +393,7 @@ class TrainJob(Generic[S]):
     fingerprint: str = ""
     member: bool = False
     progress: Callable[[TrainProgress], None] | None = None
+    launch: Callable[[TrainJob[Any]], TrainOutcome] | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -34,6 +34,8 @@ from rlaif.core.errors import EngineError, RlaifError
 
 S = TypeVar("S")
 T = TypeVar("T")
+REQUEST, ANSWER = "launch.json", "launched.json"
+"""What the ranks are asked and what they answer, in a training's work folder."""
 BUCKET = 64 * 1024 * 1024
 """Elements of gradients that are summed in one call."""
 
@@ -133,7 +135,7 @@ def launch(
     `progress` gets a dict after each optimiser step. Raises what the workers raised.
     """
     work.mkdir(parents=True, exist_ok=True)
-    asked, answer = work / "launch.json", work / "launched.json"
+    asked, answer = work / REQUEST, work / ANSWER
     asked.write_text(json.dumps(request))
     # The answer of an earlier launch must not be taken for this one's.
     answer.unlink(missing_ok=True)
@@ -154,7 +156,7 @@ def launch(
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    found: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
+    found = read_answer(work)
     if process.returncode != 0 or "outcome" not in found:
         raise _explain_failure(work, processes, process.returncode)
     # Kept where anything failed, as what the ranks were asked.
@@ -163,14 +165,26 @@ def launch(
     return outcome
 
 
+def read_answer(work: Path) -> dict[str, Any]:
+    """What the ranks have written in the end: the outcome, or what one raised; empty where they
+    have not."""
+    answer = work / ANSWER
+    found: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
+    return found
+
+
+def read_failure(work: Path) -> RlaifError | None:
+    """What a rank raised; None where none said that it did."""
+    found = read_answer(work)
+    if "error" not in found:
+        return None
+    kind = EngineError if found["error"] == "EngineError" else RlaifError
+    return kind(found["message"])
+
+
 def _explain_failure(work: Path, processes: int, code: int | None) -> RlaifError:
     """What a rank raised, or that one ended with this exit code."""
-    answer = work / "launched.json"
-    found: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
-    if "error" in found:
-        kind = EngineError if found["error"] == "EngineError" else RlaifError
-        return kind(found["message"])
-    return EngineError(
+    return read_failure(work) or EngineError(
         f"training in {processes} processes failed (exit code {code}); what they said is in "
         f"{work / 'workers.log'}"
     )
@@ -184,7 +198,7 @@ def joined(request: Mapping[str, Any], processes: int, work: Path) -> Iterator[N
     Raises what one of them raised, or EngineError where one ended otherwise.
     """
     work.mkdir(parents=True, exist_ok=True)
-    asked, answer, meeting = (work / n for n in ("launch.json", "launched.json", "meeting"))
+    asked, answer, meeting = (work / n for n in (REQUEST, ANSWER, "meeting"))
     for old in (answer, *work.glob("meeting*")):
         old.unlink(missing_ok=True)
     asked.write_text(json.dumps({**request, "meeting": str(meeting)}))
@@ -246,8 +260,8 @@ def _await_others(others: Sequence[subprocess.Popen[bytes]], meeting: Path) -> N
 
 
 def meet(rank: int, processes: int, local: int, device: str, meeting: Path | None) -> torch.device:
-    """Take this process's place among so many, and return its device: they meet by a file, or by
-    torchrun's environment."""
+    """Take this process's place among so many, and return its device: they meet by a file, by
+    torchrun's environment, or where Ray started them they have met already."""
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(local)
@@ -255,6 +269,9 @@ def meet(rank: int, processes: int, local: int, device: str, meeting: Path | Non
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     if meeting is not None and rank > 0:
         meeting.with_name(f"{meeting.name}-{rank}").touch()
+    found = torch.device(f"cuda:{local}" if cuda else "cpu")
+    if dist.is_initialized():
+        return found
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         init_method="env://" if meeting is None else meeting.resolve().as_uri(),
@@ -263,7 +280,7 @@ def meet(rank: int, processes: int, local: int, device: str, meeting: Path | Non
         # One rank writes checkpoints and exports, or asks the judges, while the others wait.
         timeout=timedelta(hours=2) if meeting is None else timedelta(days=30),
     )
-    return torch.device(f"cuda:{local}" if cuda else "cpu")
+    return found
 
 
 class Gathered(nn.Module):

@@ -97,6 +97,8 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
             "there are no preferences to train on. Every pair was dropped: lower `min_margin` in "
             "`pair`, sample more answers per prompt, or look at the judges' scores."
         )
+    if job.launch is not None:
+        return job.launch(job)
     processes = count_processes(job)
     # The ranks that are launched come here too, with a world above 1.
     if processes > 1 and parallel.world() == 1:

@@ -1,15 +1,18 @@
 """One rank of a training in several processes: `python -m rlaif.train.worker REQUEST`, with its
-number and their count in RANK, LOCAL_RANK and WORLD_SIZE."""
+number and their count in RANK, LOCAL_RANK and WORLD_SIZE. Ray calls `main` in processes of its
+own."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from rlaif.config.methods import DISTILLATIONS, METHODS
@@ -23,22 +26,30 @@ from rlaif.train.loop import TrainJob, TrainProgress
 from rlaif.train.run import train_on_preferences
 
 
-def main(path: Path) -> int:
-    """Train as `path` says; rank 0 writes the outcome, or why there is none, beside it."""
+def print_row(row: str) -> None:
+    """Print a line at once."""
+    print(row, flush=True)
+
+
+def main(path: Path, write_progress: Callable[[str], None] = print_row) -> int:
+    """Train as `path` says; rank 0 writes the outcome, or why there is none, beside it, and its
+    progress as lines of JSON."""
     request = json.loads(path.read_text())
     meeting = Path(request["meeting"]) if "meeting" in request else None
     rank, processes, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = parallel.meet(rank, processes, local, request["device"], meeting)
-    answer = path.with_name("launched.json")
+    if "threads" in request:
+        torch.set_num_threads(request["threads"])
+    answer = path.with_name(parallel.ANSWER)
     kind = request["kind"]
     method: Any = METHODS[kind] if kind in METHODS.rows else DISTILLATIONS[kind]
     options = method.model_validate(request["options"])
     trainer = train_on_preferences if request["member"] else find_object(options.trainer)
 
-    def print_progress(progress: TrainProgress) -> None:
+    def report_progress(progress: TrainProgress) -> None:
         """The first rank says how far all are."""
         if rank == 0:
-            print(json.dumps(asdict(progress)), flush=True)
+            write_progress(json.dumps(asdict(progress)))
 
     try:
         outcome = trainer(
@@ -58,7 +69,7 @@ def main(path: Path) -> int:
                 fingerprint=request["fingerprint"],
                 spec=ModelSpec.model_validate(request["spec"]) if request["spec"] else None,
                 member=request["member"],
-                progress=print_progress,
+                progress=report_progress,
             )
         )
         found: dict[str, Any] = {"outcome": asdict(outcome)}

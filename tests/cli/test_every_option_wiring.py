@@ -61,6 +61,18 @@ ROWS = [
     ),
     Row(
         "run",
+        "rlaif.cluster.settings.ClusterSettings",
+        "e.yaml --executor ray",
+        {
+            "--ray-address": ("10.0.0.1:6379", "'address': '10.0.0.1:6379'"),
+            "--actors": ("3", "'actors': 3"),
+            "--actor-cpus": ("2.5", "'cpus': 2.5"),
+            "--actor-gpus": ("0.5", "'gpus': 0.5"),
+            "--in-flight": ("7", "'in_flight': 7"),
+        },
+    ),
+    Row(
+        "run",
         "rlaif.pipeline.forecast.dry_run_report",
         "e.yaml --dry-run",
         {

@@ -1,23 +1,33 @@
 """What every engine promises. A new one is a row in ENGINES.
 
-RLAIF_CONTRACT names the engines to test, such as RLAIF_CONTRACT=vllm where that has an environment
-of its own; fake, hf and openai when it is not set.
+RLAIF_CONTRACT names the engines to test, such as RLAIF_CONTRACT=vllm or ray-hf where these have
+environments of their own; fake, hf and openai when it is not set.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+import yaml
 
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
-from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling, ScoreRequest
+from rlaif.engines.base import (
+    Divisible,
+    Engine,
+    GenerateRequest,
+    GenerateResult,
+    Sampling,
+    ScoreRequest,
+)
 from rlaif.engines.build import load_engine
 from rlaif.engines.fake import FakeEngine, FakeScript
 from tests.servers.scripted import CONTEXT, ScriptedServer
@@ -27,10 +37,11 @@ LABELS = {"yes": ("Yes", " Yes"), "no": ("No", " No")}
 QUESTION = "Name three colours and a fruit."
 
 
+SCRIPT = {"rules": [{"match": "", "replies": REPLIES, "labels": {"yes": 0.6, "no": 0.3}}]}
+
+
 def fake(folder: Path) -> AbstractContextManager[Engine]:
-    rule = {"match": "", "replies": REPLIES, "labels": {"yes": 0.6, "no": 0.3}}
-    script = FakeScript.model_validate({"rules": [rule]})
-    return nullcontext(FakeEngine(script, context=CONTEXT))
+    return nullcontext(FakeEngine(FakeScript.model_validate(SCRIPT), context=CONTEXT))
 
 
 def hf(folder: Path) -> AbstractContextManager[Engine]:
@@ -59,12 +70,42 @@ def vllm_server(folder: Path) -> AbstractContextManager[Engine]:
     return nullcontext(load_engine(spec, folder, "vllm-server"))
 
 
+@contextmanager
+def on_actors(spec: ModelSpec, folder: Path | None) -> Iterator[Engine]:
+    """The engine on two nodes of a Ray cluster."""
+    from rlaif.cluster.executor import open_cluster
+    from rlaif.cluster.settings import ClusterSettings
+    from tests.support.clusters import started_cluster
+
+    with started_cluster([1, 1]) as cluster:
+        settings = ClusterSettings(cluster.address)
+        with open_cluster(settings) as executor:
+            yield executor.load(spec, folder, "m")
+
+
+@contextmanager
+def ray_fake(folder: Path) -> Iterator[Engine]:
+    with TemporaryDirectory() as place:
+        script = Path(place) / "script.yaml"
+        script.write_text(yaml.safe_dump(SCRIPT))
+        spec = ModelSpec(path="none", engine="fake", script=str(script), max_context=CONTEXT)
+        with on_actors(spec, None) as engine:
+            yield engine
+
+
+def ray_hf(folder: Path) -> AbstractContextManager[Engine]:
+    spec = ModelSpec(path=str(folder), dtype="float32", device="cpu", max_context=CONTEXT)
+    return on_actors(spec, folder)
+
+
 ENGINES: dict[str, Callable[[Path], AbstractContextManager[Engine]]] = {
     "fake": fake,
     "hf": hf,
     "openai": openai,
     "vllm": vllm,
     "vllm-server": vllm_server,
+    "ray-fake": ray_fake,
+    "ray-hf": ray_hf,
 }
 
 
@@ -164,6 +205,21 @@ def test_what_is_done_is_not_asked_again(engine: Engine) -> None:
     assert list(engine.generate(requests, {"r0", "r1", "r2"})) == []
     left = {r.request_id for batch in engine.generate(requests, {"r0", "r1"}) for r in batch}
     assert "r2" in left
+
+
+def test_batches_that_are_laid_out_are_those_that_come(engine: Engine) -> None:
+    if not isinstance(engine, Divisible):
+        pytest.skip("this engine does not promise it")
+    requests = [ask(f"r{i}", f"{QUESTION} ({i})", new=2 + i % 2, seed=i) for i in range(6)]
+    requests.append(ask("empty", ""))
+    scores = [ScoreRequest(f"s{i}", requests[i].messages, labels=LABELS) for i in range(6)]
+    for asked, come in ((requests, engine.generate(requests)), (scores, engine.score(scores))):
+        expected = list(come)
+        # Apart, and as another process has them.
+        batches = pickle.loads(pickle.dumps(engine.lay_out(asked)))
+        assert [engine.answer(batch) for batch in batches] == expected
+        known = {result.request_id for result in expected[0]}
+        assert len(engine.lay_out(asked, known)) == len(expected) - 1
 
 
 def test_a_closed_stream_leaves_an_engine_that_works(engine: Engine) -> None:

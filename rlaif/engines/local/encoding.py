@@ -45,6 +45,15 @@ class Encoded:
     tails: dict[str, int] = field(default_factory=dict)
     failed: dict[str, tuple[str, int]] = field(default_factory=dict)
 
+    def part(self, rows: list[Row]) -> Encoded:
+        """What concerns some of the rows alone."""
+        names = [row.request_id for row in rows]
+        return Encoded(rows, {n: self.texts[n] for n in names}, {n: self.tails[n] for n in names})
+
+    def names(self) -> list[str]:
+        """The ids of the requests."""
+        return [*(row.request_id for row in self.rows), *self.failed]
+
 
 @dataclass(frozen=True)
 class Encoding:

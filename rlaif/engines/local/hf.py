@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,14 @@ from rlaif.engines.base import (
 )
 from rlaif.engines.local import encoding, forward
 from rlaif.engines.local.decoding import BranchRows, PaddedRows, Rows, sample_tokens
-from rlaif.engines.local.encoding import Encoding, batch_tokens, end_ids, load_encoding, pass_tokens
+from rlaif.engines.local.encoding import (
+    Encoded,
+    Encoding,
+    batch_tokens,
+    end_ids,
+    load_encoding,
+    pass_tokens,
+)
 from rlaif.engines.local.forward import plain_attention
 from rlaif.engines.local.weights import Weights
 from rlaif.engines.model_folders import adapter_folder, merge_adapter, model_hash
@@ -61,6 +68,14 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
         model = merge_adapter(model, adapter, name)
     weights = Weights(model.to(device).eval(), model_hash(folder, spec))
     return HfEngine(weights, _load_encoding(model, folder, spec, name), spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests of one kind by id that are computed together, and what they are as token ids."""
+
+    requests: dict[str, Any]
+    encoded: Encoded
 
 
 def _load_encoding(model: Any, folder: Path, spec: ModelSpec, name: str) -> Encoding:
@@ -125,29 +140,61 @@ class HfEngine:
         self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`. A prompt that does not fit the context fails alone."""
-        by_id = {r.request_id: r for r in requests}
-        encoded = self.encoding.encode(by_id.values())
-        refused = [
-            GenerateResult(i, "", [], "failed", n, why)
-            for i, (why, n) in encoded.failed.items()
-            if i not in done
-        ]
-        number, processes = self.share
-        if refused and number == 0:
-            yield refused
-        batches = encoding.batches(
-            encoded.rows, batch_tokens(self.spec, self.model), self.weights.branches
-        )
         with self.weights.computing():
-            # Dealt before any is left out, so that a batch is the same process's after a kill too.
-            for batch in _skip_done(islice(batches, number, None, processes), done):
-                tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
-                yield [
-                    self._make_generate_result(
-                        row, by_id[row.request_id], *sampled, encoded.texts[row.request_id]
-                    )
-                    for row, sampled in zip(batch, tokens, strict=True)
-                ]
+            for batch in self.lay_out(list(requests), done):
+                yield self._generate_batch(batch)
+
+    def lay_out(
+        self,
+        requests: Sequence[GenerateRequest] | Sequence[ScoreRequest],
+        done: AbstractSet[str] = frozenset(),
+    ) -> list[Batch]:
+        """See `rlaif.engines.base.Divisible`. What cannot run is a batch of its own, the first."""
+        by_id: dict[str, GenerateRequest | ScoreRequest] = {r.request_id: r for r in requests}
+        encoded = self.encoding.encode(by_id.values())
+        failed = {name: why for name, why in encoded.failed.items() if name not in done}
+        if any(isinstance(request, ScoreRequest) for request in requests):
+            number, processes = 0, 1
+            batches = self._lay_out_scores(encoded)
+        else:
+            number, processes = self.share
+            budget = batch_tokens(self.spec, self.model)
+            batches = encoding.batches(encoded.rows, budget, self.weights.branches)
+        # Dealt before any is left out, so that a batch is the same process's after a kill too.
+        parts = [encoded.part(b) for b in _skip_done(batches[number::processes], done)]
+        if failed and number == 0:
+            parts.insert(0, Encoded(failed=failed))
+        return [Batch({name: by_id[name] for name in part.names()}, part) for part in parts]
+
+    def _lay_out_scores(self, encoded: Encoded) -> list[list[encoding.Row]]:
+        budget = pass_tokens(self.spec, self.device)
+        if self.weights.branches:
+            return forward.batches(encoded.rows, encoded.tails, budget)
+        return encoding.batches(encoded.rows, budget)
+
+    @torch.inference_mode()
+    def answer(self, batch: Batch) -> list[GenerateResult] | list[ScoreResult]:
+        """See `rlaif.engines.base.Divisible`."""
+        with self.weights.computing():
+            if any(isinstance(request, ScoreRequest) for request in batch.requests.values()):
+                return self._score_batch(batch)
+            return self._generate_batch(batch)
+
+    def _generate_batch(self, batch: Batch) -> list[GenerateResult]:
+        encoded, requests = (
+            batch.encoded,
+            [batch.requests[r.request_id] for r in batch.encoded.rows],
+        )
+        if not encoded.rows:
+            return [
+                GenerateResult(name, "", [], "failed", count, why)
+                for name, (why, count) in encoded.failed.items()
+            ]
+        tokens = self._decode_batch(encoded.rows, requests)
+        return [
+            self._make_generate_result(row, request, *sampled, encoded.texts[row.request_id])
+            for row, request, sampled in zip(encoded.rows, requests, tokens, strict=True)
+        ]
 
     def _decode_batch(
         self, batch: list[encoding.Row], requests: list[GenerateRequest]
@@ -247,27 +294,20 @@ class HfEngine:
         self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. All numbers from an fp32 output head."""
-        by_id = {r.request_id: r for r in requests}
-        encoded = self.encoding.encode(by_id.values())
-        refused = [
-            ScoreResult(i, {}, None, [], n, why)
-            for i, (why, n) in encoded.failed.items()
-            if i not in done
-        ]
-        if refused:
-            yield refused
-        budget = pass_tokens(self.spec, self.device)
-        tails = encoded.tails
-        if self.weights.branches:
-            batches = forward.batches(encoded.rows, tails, budget)
-        else:
-            batches = encoding.batches(encoded.rows, budget)
         with self.weights.computing():
-            for batch in _skip_done(batches, done):
-                states = forward.states(self.model, batch, tails, self.weights.branches)
-                yield self._make_score_results(
-                    states, [by_id[row.request_id] for row in states.rows], tails
-                )
+            for batch in self.lay_out(list(requests), done):
+                yield self._score_batch(batch)
+
+    def _score_batch(self, batch: Batch) -> list[ScoreResult]:
+        rows, tails = batch.encoded.rows, batch.encoded.tails
+        if not rows:
+            return [
+                ScoreResult(name, {}, None, [], count, why)
+                for name, (why, count) in batch.encoded.failed.items()
+            ]
+        states = forward.states(self.model, rows, tails, self.weights.branches)
+        requests = [batch.requests[row.request_id] for row in states.rows]
+        return self._make_score_results(states, requests, tails)
 
     def _make_score_results(
         self, states: forward.States, requests: list[ScoreRequest], tails: dict[str, int]

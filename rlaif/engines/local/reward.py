@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -39,6 +40,16 @@ POSITION = "reward_position"
 """The key of a checkpoint's config that says where its reward is read."""
 OWN_FILES = (REGION, CONFIG, MEMBERS, "masters")
 """What only this package puts beside a reward model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows that are computed together, and how many of each one's ids are the prompt's; or results
+    that say why there is no reward."""
+
+    rows: list[encoding.Row]
+    prompts: list[int]
+    refused: list[RewardResult] = field(default_factory=list)
 
 
 def load(spec: ModelSpec, folder: Path, name: str) -> RewardEngine:
@@ -247,14 +258,27 @@ class RewardEngine:
         self, requests: Iterable[RewardRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[RewardResult]]:
         """See `Engine.reward`. What does not fit the context fails alone."""
-        rows = {r.request_id: self.rendered([*r.messages, r.answer])[1:] for r in requests}
-        return self.reward_ids(rows, done)
+        for batch in self.lay_out(list(requests), done):
+            yield self.answer(batch)
 
-    @torch.inference_mode()
     def reward_ids(
         self, rows: Mapping[str, tuple[list[int], int]], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[RewardResult]]:
         """As `reward`, of token ids by request id, each with how many of them are the prompt's."""
+        for batch in self._lay_out_ids(rows, done):
+            yield self.answer(batch)
+
+    def lay_out(
+        self, requests: Sequence[RewardRequest], done: AbstractSet[str] = frozenset()
+    ) -> list[Batch]:
+        """See `rlaif.engines.base.Divisible`. What does not fit is a batch of its own, the
+        first."""
+        rows = {r.request_id: self.rendered([*r.messages, r.answer])[1:] for r in requests}
+        return self._lay_out_ids(rows, done)
+
+    def _lay_out_ids(
+        self, rows: Mapping[str, tuple[list[int], int]], done: AbstractSet[str]
+    ) -> list[Batch]:
         self._refuse_unknown(ids for ids, _ in rows.values())
         refused = [
             RewardResult(
@@ -264,22 +288,30 @@ class RewardEngine:
                 f"{len(ids)} tokens do not fit the context of {self.context}",
             )
             for name, (ids, _) in rows.items()
-            if len(ids) > self.context
+            if len(ids) > self.context and name not in done
         ]
         fitting = [
             encoding.Row(n, ids, 0) for n, (ids, _) in rows.items() if len(ids) <= self.context
         ]
-        refused = [result for result in refused if result.request_id not in done]
-        if refused:
-            yield refused
         assert self.body is not None
-        for batch in encoding.batches(fitting, pass_tokens(self.spec, self.body.device)):
-            # A batch that is partly done is computed again as a whole, so that a rerun has the same
-            # batches.
-            if all(row.request_id in done for row in batch):
-                continue
-            prompts = [rows[row.request_id][1] for row in batch]
-            yield self._score_batch(self.body, batch, prompts)
+        return [
+            *([Batch([], [], refused)] if refused else []),
+            *(
+                Batch(batch, [rows[row.request_id][1] for row in batch])
+                for batch in encoding.batches(fitting, pass_tokens(self.spec, self.body.device))
+                # A batch that is partly done is computed again as a whole, so that a rerun has the
+                # same batches.
+                if not all(row.request_id in done for row in batch)
+            ),
+        ]
+
+    @torch.inference_mode()
+    def answer(self, batch: Batch) -> list[RewardResult]:
+        """See `rlaif.engines.base.Divisible`."""
+        assert self.body is not None
+        if not batch.rows:
+            return batch.refused
+        return self._score_batch(self.body, batch.rows, batch.prompts)
 
     def _refuse_unknown(self, rows: Iterable[list[int]]) -> None:
         token = self.limits.unknown(chain.from_iterable(rows))

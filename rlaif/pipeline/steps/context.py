@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Generic, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from rlaif.core.chat import has_more
 from rlaif.core.errors import ConfigError, EngineError
@@ -21,9 +21,13 @@ from rlaif.core.records import Completion, Judgement, Message, Preference, Promp
 from rlaif.core.rowindex import Part
 from rlaif.core.store import FILES, StepFolder, Store
 from rlaif.engines.base import Engine, Losing, Model
+from rlaif.engines.build import Loader
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.base import Judge
 from rlaif.pipeline.plan.base import SLOT, PlanInputs, Planned
+
+if TYPE_CHECKING:
+    from rlaif.train.run import Trainer
 
 LOOK_SECONDS = 0.05
 """How often a step looks for samples that another one is writing."""
@@ -31,9 +35,10 @@ LOOK_SECONDS = 0.05
 
 class Engines(Protocol):
     """Loads models when they are asked for and frees them on demand. `account` has what remote
-    ones were asked."""
+    ones were asked, and `load` loads one that the caller closes."""
 
     account: Account
+    load: Loader
 
     def get(self, model: Model) -> Engine:
         """The loaded engine of `model`; the same weights are never loaded twice."""
@@ -117,7 +122,8 @@ class LiveSamples:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Everything one step run needs. `live_samples` is of those inputs that may not be done yet."""
+    """Everything one step run needs. `live_samples` is of those inputs that may not be done yet.
+    `launch` does trainings in other processes, where it is given."""
 
     planned: Planned
     folder: StepFolder
@@ -127,6 +133,7 @@ class StepContext:
     engines: Engines
     progress: Progress
     live_samples: LiveSamples | None = None
+    launch: Trainer | None = None
 
     def judge(self) -> Judge:
         """The judge of a judge step."""

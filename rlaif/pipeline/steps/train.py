@@ -19,7 +19,7 @@ from rlaif.core.integrity import add_file
 from rlaif.core.records import Judgement, Preference, Prompt
 from rlaif.core.store import write_atomic
 from rlaif.engines.base import Model
-from rlaif.engines.build import load_engine, whole
+from rlaif.engines.build import whole
 from rlaif.engines.model_folders import COPIES, DORA, weights_hash
 from rlaif.judges.base import Judge, roles_of
 from rlaif.pipeline.plan.base import (
@@ -417,8 +417,10 @@ def _make_job(
         token_ids=token_ids,
         judgements=judgements,
         chat=start.spec.chat,
+        spec=start.spec,
         fingerprint=planned.hash,
         progress=report,
+        launch=context.launch,
     )
 
 
@@ -473,7 +475,8 @@ def _with_accuracy(
     planned = context.planned
     out = context.store.model_path(planned.hash)
     folder = whole(out, context.store.root / COPIES)
-    engine = load_engine(planned.models["start"].spec, folder, planned.models["made"].label)
+    label = planned.models["made"].label
+    engine = context.engines.load(planned.models["start"].spec, folder, label)
     try:
         found = accuracy(engine, measured, planned.step)
     finally:
