@@ -10,7 +10,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
-from rlaif.core.errors import ConfigError, StoreError, explain_library
+from rlaif.core.errors import ConfigError, StoreError, explain_library, without_passwords
 
 EXTRAS = {
     "s3": "s3",
@@ -115,4 +115,5 @@ def open_remote(url: str) -> Remote:
         ) from None
     with explain_library(f"--mirror {url}", StoreError):
         fs, root = url_to_fs(url)
-    return Remote(url, fs, str(root).rstrip("/"))
+    # Shown in messages.
+    return Remote(without_passwords(url), fs, str(root).rstrip("/"))
