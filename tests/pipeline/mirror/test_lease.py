@@ -218,5 +218,5 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match=r"gs://.*pip install 'rlaif\[gcs\]'"):
         open_remote("gs://bucket/run")
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="nosuch://.*expected a URL of fsspec"):
+    with pytest.raises(ConfigError, match=r"nosuch://.*expected a URL of fsspec"):
         open_remote("nosuch://bucket/run")

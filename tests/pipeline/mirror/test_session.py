@@ -16,6 +16,7 @@ from rlaif.cli import cli
 from rlaif.core.errors import MirrorError, StoreError
 from rlaif.core.progress import QuietProgress
 from rlaif.core.store import Store
+from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.mirror import session
 from rlaif.pipeline.mirror.lease import Taken, Timing
 from rlaif.pipeline.mirror.remote import Remote, open_remote
@@ -101,11 +102,11 @@ def test_nothing_is_uploaded_twice(server: Server, tmp_path: Path) -> None:
     assert set(objects.values()) == {1}
     remote = open_remote(url)
     # Of the trees and small files that were replaced nothing is left.
-    tree = session.read_tree(remote, session.read_heads(remote)[1].tree)  # type: ignore[union-attr, arg-type]
+    _, head = session.read_heads(remote)
+    assert head is not None and head.tree is not None
+    tree = session.read_tree(remote, head.tree)
     held = set(remote.list_sizes("objects"))
-    assert held == {part.digest for part in tree.parts()} | {
-        session.digest(session.encode_tree(tree))
-    }
+    assert held == {part.digest for part in tree.parts()} | {head.tree}
     rows = tree.files["steps/ab/rows ü.jsonl"].parts
     assert len(rows) > 1
 
@@ -146,11 +147,15 @@ def test_a_mirror_that_stays_out_of_reach_is_an_error_at_the_end(
     server: Server, tmp_path: Path
 ) -> None:
     url, root = f"s3://runs/{uuid4().hex}", tmp_path / "run"
+
+    def run() -> None:
+        with mirrored(url, root, timing=QUICK):
+            write_run(root, 1)
+            server.down = True
+
     try:
-        with pytest.raises(MirrorError, match="not complete.*run the same command again") as caught:
-            with mirrored(url, root, timing=QUICK):
-                write_run(root, 1)
-                server.down = True
+        with pytest.raises(MirrorError, match=r"not complete.*run the same command") as caught:
+            run()
     finally:
         server.down = False
     assert caught.value.exit_code == 4
@@ -163,51 +168,65 @@ def test_a_mirror_that_stays_out_of_reach_is_an_error_at_the_end(
 
 
 def test_the_error_of_a_run_stays_and_others_may_go_on_at_once(url: str, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), mirrored(url, tmp_path / "one", timing=QUICK):
-        write_run(tmp_path / "one", 1)
-        raise KeyboardInterrupt
+    def run() -> None:
+        with mirrored(url, tmp_path / "one", timing=QUICK):
+            write_run(tmp_path / "one", 1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
     with mirrored(url, tmp_path / "two", timing=QUICK):
         assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+def enter(url: str, root: Path, timing: Timing = QUICK) -> None:
+    """Go on with a mirror, which is expected to fail."""
+    with mirrored(url, root, timing=timing):
+        pytest.fail("it runs")
+
+
 def test_a_second_machine_is_refused(url: str, tmp_path: Path) -> None:
     timing = replace(QUICK, beat=0.05)
-    with mirrored(url, tmp_path / "one", timing=timing):
-        with pytest.raises(StoreError, match=r"one\); its lease is valid until .* UTC"):
-            with mirrored(url, tmp_path / "two", timing=timing):
-                pytest.fail("both run")
+    with (
+        mirrored(url, tmp_path / "one", timing=timing),
+        pytest.raises(StoreError, match=r"one\); its lease is valid until .* UTC"),
+    ):
+        enter(url, tmp_path / "two", timing)
     assert contents(tmp_path / "two") == {}
 
 
+def lose(url: str, folder: Path, timing: Timing, work: Callable[[StepProgress], None]) -> None:
+    """Work in `folder / "one"`, whose lease is too short, after `folder / "two"` took it over."""
+    with mirrored(url, folder / "one", timing=timing) as guard:
+        time.sleep(2 * timing.lease)
+        with mirrored(url, folder / "two", timing=QUICK):
+            write_run(folder / "two", 2)
+            work(guard(QuietProgress()))
+
+
 def test_a_run_ends_when_its_mirror_was_taken_over(memory: str, tmp_path: Path) -> None:
-    slow = replace(QUICK, lease=0.2, interval=100, beat=100)
+    """It wakes up at its end only; what it made is not uploaded."""
+    slow = replace(QUICK, lease=0.1, interval=100, beat=100)
     with pytest.raises(Taken, match=r"two\).*This run stops"):
-        with mirrored(memory, tmp_path / "one", timing=slow) as guard:
-            write_run(tmp_path / "one", 1)
-            time.sleep(0.3)
-            with mirrored(memory, tmp_path / "two", timing=QUICK):
-                write_run(tmp_path / "two", 2)
-            # It wakes up only now.
-            progress = guard(QuietProgress())
-            progress.begin_step("a step")
+        lose(memory, tmp_path, slow, lambda progress: write_run(tmp_path / "one", 1))
     pull(memory, tmp_path / "three")
     assert contents(tmp_path / "three") == contents(tmp_path / "two")
 
 
 def test_progress_stops_the_run(memory: str, tmp_path: Path) -> None:
-    slow = replace(QUICK, lease=0.1, beat=100, interval=0.4)
     steps = 0
+
+    def work(progress: StepProgress) -> None:
+        nonlocal steps
+        write_run(tmp_path / "one", 1)
+        while steps < 1000:
+            progress.advance(1)
+            progress.beside().begin_step("a step")
+            steps += 1
+            time.sleep(0.01)
+
     with pytest.raises(Taken):
-        with mirrored(memory, tmp_path / "one", timing=slow) as guard:
-            time.sleep(0.2)
-            with mirrored(memory, tmp_path / "two", timing=QUICK):
-                write_run(tmp_path / "one", 1)
-                progress = guard(QuietProgress())
-                while steps < 1000:
-                    progress.advance(1)
-                    progress.beside().begin_step("a step")
-                    steps += 1
-                    time.sleep(0.01)
+        lose(memory, tmp_path, replace(QUICK, lease=0.1, beat=100, interval=0.4), work)
     assert 0 < steps < 1000
 
 
@@ -268,8 +287,8 @@ def test_a_killed_pull_is_not_taken_for_the_run(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session, "pull_tree", killed)
-    with pytest.raises(KeyboardInterrupt), mirrored(memory, tmp_path / "two", timing=QUICK):
-        pytest.fail("it runs")
+    with pytest.raises(KeyboardInterrupt):
+        enter(memory, tmp_path / "two")
     monkeypatch.undo()
     with mirrored(memory, tmp_path / "two", timing=QUICK):
         assert contents(tmp_path / "two") == contents(tmp_path / "one")
@@ -281,8 +300,7 @@ def test_a_mirror_of_nothing_or_that_cannot_be_read_is_said(
     with pytest.raises(StoreError, match=f"{memory}: there is no run"):
         pull(memory, tmp_path / "run")
     with pytest.raises(StoreError, match="s3://nobucket/run: The specified bucket does not exist"):
-        with mirrored("s3://nobucket/run", tmp_path / "run", timing=QUICK):
-            pytest.fail("it runs")
+        enter("s3://nobucket/run", tmp_path / "run")
 
 
 def test_pull_goes_on_where_the_run_has_removed_what_it_fetches(
