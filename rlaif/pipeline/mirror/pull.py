@@ -20,6 +20,7 @@ from rlaif.core.records import content_hash
 from rlaif.core.store import explain_os_errors
 from rlaif.pipeline.mirror.remote import Remote
 from rlaif.pipeline.mirror.snapshot import (
+    MARKER,
     OWN,
     Entry,
     Part,
@@ -32,7 +33,6 @@ from rlaif.pipeline.mirror.snapshot import (
 
 OBJECTS = "objects"
 FETCHED, ASIDE = "fetched", "aside"
-MARKER = "done.json"
 Transfer = Callable[[Iterable[Callable[[], None]]], None]
 """Does some jobs at the same time, each of which moves one part."""
 

@@ -180,7 +180,8 @@ class Mirror:
         deadline = time.monotonic() + self._patience
         while not (self._try_upload(last=True) or self.lost is not None):
             if time.monotonic() >= deadline or self._hurry.wait(self.timing.retry):
-                return
+                break
+        drop_pins(self.root)
 
     def _try_upload(self, last: bool = False) -> bool:
         """Whether the mirror was brought up to date; what went wrong is said."""
@@ -221,10 +222,10 @@ class Mirror:
         drop_pins(self.root)
         data = encode_tree(snapshot.tree)
         key = digest(data)
+        if self._objects.get(key) != len(data):
+            self.remote.write(name_object(key), data)
+            self._objects[key] = len(data)
         if self.lease.head is None or self.lease.head.tree != key:
-            if self._objects.get(key) != len(data):
-                self.remote.write(name_object(key), data)
-                self._objects[key] = len(data)
             before = self.state.trees[-1:]
             self._remember((*before, key))
             self.lease.renew(key)
@@ -271,7 +272,9 @@ class Mirror:
             files = self.tree.files.items()
             self.tree = Tree({n: e for n, e in files if not gone & set(e.parts)})
             self._seen = {}
-        return not missing
+        # The tree itself is an object too, which is written where it is missing.
+        head = self.lease.head
+        return not missing and head is not None and head.tree in self._objects
 
     def _transfer(self, jobs: Iterable[Callable[[], None]]) -> None:
         move_parts(jobs, self.lease.renew_if_due, self.timing.beat / 4)

@@ -1,9 +1,9 @@
 """The files of a run folder at one moment, and the parts that they are cut into.
 
-A run goes on writing while it is mirrored. Its folder is therefore listed twice: where both lists
-agree, all that they name was there at the moment between them. Of record files only whole batches
-count, and these may grow. What has changed is held by hard links, so that a checkpoint that the run
-replaces meanwhile is still uploaded.
+A run goes on writing while it is mirrored. Its folder is therefore listed twice, and in between the
+files that grow are looked at twice: where both listings agree, and both looks, all that they say
+held at the moment between the looks. Of record files only whole batches count. What has changed is
+held by hard links, so that a checkpoint that the run replaces meanwhile is still uploaded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,22 @@ import msgspec
 
 from rlaif.core.integrity import COMMITS_SUFFIX, digest, find_last_commit
 from rlaif.engines.model_folders import COPIES
+from rlaif.engines.remote.meter import FILE
 
 PART = 32 << 20
 """Bytes of a part at most."""
 OWN = ".mirror"
 """The folder in a run folder that is about the mirror, and is not mirrored."""
 PINS = "pins"
+MARKER = "done.json"
+LOOKS = 20
 LEFT_OUT = (".*", "*.tmp", "*.partial", "partial-*")
 """Names of what is being written."""
+LOCAL_FOLDERS = (COPIES, "servers")
+"""Folders of a run folder that are made again where they are needed: merged adapters, and the logs
+of servers."""
+METERS = FILE
+"""What a step's servers were asked so far: replaced so often that any version of it counts."""
 OF_PROCESSES = ("launch.json", "launched.json", "workers.log", "meeting*", "rollout")
 """Names in a `work` folder that only the processes of one machine share."""
 
@@ -58,13 +66,14 @@ class Tree(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a listing says of a file. `grows`: its first `size` bytes never change, and others may
-    follow."""
+    """What a listing says of a file. `grows`: rows are appended to it; it is replaced where rows
+    are dropped. `logged`: it has a log of its batches, and `size` is what the log vouches for."""
 
     size: int
     mtime_ns: int
     inode: int
     grows: bool = False
+    logged: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ def list_files(root: Path) -> dict[str, Seen]:
 
 
 def _is_left_out(folder: Path, name: str) -> bool:
-    if folder == Path() and name == COPIES:
+    if folder == Path() and name in LOCAL_FOLDERS:
         return True
     patterns = LEFT_OUT + (OF_PROCESSES if "work" in folder.parts else ())
     return any(fnmatch(name, pattern) for pattern in patterns)
@@ -114,7 +123,7 @@ def _list_file(root: Path, name: str, found: dict[str, Seen]) -> None:
         committed = find_last_commit(path.with_suffix(".jsonl")) if records else None
         stat = path.stat()
         if committed is None:
-            found[name] = Seen(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            found[name] = Seen(stat.st_size, stat.st_mtime_ns, stat.st_ino, path.suffix == ".jsonl")
             return
         # Both by the same row, since the run may append a batch between the two names.
         log_name = log.relative_to(root).as_posix()
@@ -122,22 +131,43 @@ def _list_file(root: Path, name: str, found: dict[str, Seen]) -> None:
         for each, size in sizes.items():
             if each not in found:
                 stat = (root / each).stat()
-                found[each] = Seen(size, stat.st_mtime_ns, stat.st_ino, grows=True)
+                found[each] = Seen(size, stat.st_mtime_ns, stat.st_ino, grows=True, logged=True)
     except FileNotFoundError:
         # Removed meanwhile; the second listing tells.
         return
 
 
+def settle_growing(root: Path, listed: Mapping[str, Seen]) -> dict[str, Seen] | None:
+    """What held of all files that may grow at one moment, or None where they never stood still.
+    Those of finished steps do not grow any more."""
+    growing = [
+        name
+        for name, seen in listed.items()
+        if seen.grows and f"{name.rpartition('/')[0]}/{MARKER}" not in listed
+    ]
+
+    def look() -> dict[str, Seen]:
+        found: dict[str, Seen] = {}
+        for name in growing:
+            _list_file(root, name, found)
+        return found
+
+    before = look()
+    for _ in range(LOOKS):
+        now = look()
+        if now == before:
+            return now
+        before = now
+    return None
+
+
 def agree(first: Mapping[str, Seen], second: Mapping[str, Seen]) -> bool:
-    """Whether what the first listing says of every file held until the second one."""
+    """Whether what the first listing says of every file held until the second one, but for rows
+    that were appended."""
     return first.keys() == second.keys() and all(
         seen == second[name]
-        or (
-            seen.grows
-            and second[name].grows
-            and seen.inode == second[name].inode
-            and seen.size <= second[name].size
-        )
+        or name.endswith(f"/{METERS}")
+        or (seen.grows and seen.inode == second[name].inode and seen.size <= second[name].size)
         for name, seen in first.items()
     )
 
@@ -153,33 +183,41 @@ def take_snapshot(
     """
     drop_pins(root)
     first = list_files(root)
-    pins = root / OWN / PINS
-    kept = {
-        name: entry
-        for name, entry in known.files.items()
-        if name in first and _is_same(first[name], entry, seen_before.get(name))
+    settled = settle_growing(root, first)
+    if settled is None:
+        return None
+    listed = first | settled
+    changed = {
+        name
+        for name, seen in listed.items()
+        if name not in known.files or not _is_same(seen, known.files[name], seen_before.get(name))
     }
-    changed = {name: seen for name, seen in first.items() if name not in kept}
+    pins = root / OWN / PINS
+    files = {name: entry for name, entry in known.files.items() if name in listed}
+    new: dict[Part, Piece] = {}
     try:
         held = {name: _pin(root / name, pins / str(n)) for n, name in enumerate(sorted(changed))}
-        if not agree(first, list_files(root)):
+        for name in changed:
+            if name.endswith(f"/{METERS}"):
+                stat = held[name].stat()
+                listed[name] = Seen(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if not agree(listed, list_files(root)):
             return None
-        files, new = dict(kept), dict[Part, Piece]()
-        for name, seen in changed.items():
-            before = known.files.get(name)
-            earlier = seen_before.get(name)
-            grown = seen.grows and earlier is not None and earlier.inode == seen.inode
-            parts = []
-            for piece in cut_file(held[name], seen.size, before.parts if before else (), grown):
-                parts.append(piece)
+        for name in sorted(changed):
+            seen, before = listed[name], seen_before.get(name)
+            grown = seen.logged and before is not None and before.inode == seen.inode
+            parts = known.files[name].parts if name in known.files else ()
+            pieces = []
+            for piece in cut_file(held[name], seen.size, parts, grown):
+                pieces.append(piece)
                 tick()
             if not _is_unchanged(held[name], seen):
                 return None
-            new |= {piece.part: piece for piece in parts}
-            files[name] = Entry(seen.size, seen.mtime_ns, tuple(piece.part for piece in parts))
+            new |= {piece.part: piece for piece in pieces}
+            files[name] = Entry(seen.size, seen.mtime_ns, tuple(piece.part for piece in pieces))
     except FileNotFoundError:
         return None
-    return Snapshot(Tree(files), first, tuple(new.values()))
+    return Snapshot(Tree(files), listed, tuple(new.values()))
 
 
 def drop_pins(root: Path) -> None:
@@ -188,9 +226,9 @@ def drop_pins(root: Path) -> None:
 
 
 def _is_same(seen: Seen, entry: Entry, before: Seen | None) -> bool:
-    """Whether a file is what the tree has. What grows is told by its size alone, if this process
-    has watched it; anything else as the markers of finished steps do, by size and time."""
-    if seen.grows and before is not None and before.inode == seen.inode:
+    """Whether a file is what the tree has. What has a log is told by its size alone, if this
+    process has watched it; anything else as the markers of finished steps do, by size and time."""
+    if seen.logged and before is not None and before.inode == seen.inode:
         return seen.size == entry.size
     unmoved = before is None or before.inode == seen.inode
     return unmoved and (seen.size, seen.mtime_ns) == (entry.size, entry.mtime_ns)

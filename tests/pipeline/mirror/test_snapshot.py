@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from rlaif.core.store import Store
 from rlaif.pipeline.mirror import snapshot as module
 from rlaif.pipeline.mirror.snapshot import (
+    Seen,
     Snapshot,
     Tree,
     agree,
@@ -159,29 +161,90 @@ def test_what_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert set(list_files(tmp_path)) == wanted
 
 
+def after_listings(monkeypatch: pytest.MonkeyPatch, *changes: Callable[[], object]) -> None:
+    """Have each change made after one listing of the folder."""
+    listed, left = list_files, iter(changes)
+
+    def listing(root: Path) -> dict[str, Seen]:
+        found = listed(root)
+        next(left, lambda: None)()
+        return found
+
+    monkeypatch.setattr(module, "list_files", listing)
+
+
 def test_a_marker_that_appears_meanwhile_makes_another_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append(tmp_path, 1)
-    listings = iter(
-        [lambda: append(tmp_path, 2), lambda: write(tmp_path / "steps/ab/done.json", "")]
-    )
-    listed = list_files
+    after_listings(monkeypatch, lambda: write(tmp_path / "steps/ab/done.json", ""))
+    assert take_snapshot(tmp_path, EMPTY, {}, lambda: None) is None
+    assert "steps/ab/done.json" in snap(tmp_path).tree.files
 
-    def listing(root: Path) -> object:
-        found = listed(root)
-        next(listings, lambda: None)()
+
+def test_rows_that_are_appended_meanwhile_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is the moment between the listings, for all files alike: a batch of judgements is
+    never there without the batch of answers that it rests on."""
+    metrics = "steps/ab/work/metrics.jsonl"
+    write(tmp_path / metrics, "{}\n")
+    append(tmp_path, 1)
+    after_listings(monkeypatch, lambda: append(tmp_path, 2))
+    find, late = module.find_last_commit, False
+
+    def find_last_commit(path: Path) -> tuple[int, int] | None:
+        nonlocal late
+        found = find(path)
+        if path.name == "rows.jsonl" and not late and found is not None and found[1] > 12:
+            # Between two looks, before the file that is looked at next.
+            late = True
+            append(tmp_path, 3)
+            write(tmp_path / metrics, "{}\n{}\n")
         return found
 
-    monkeypatch.setattr(module, "list_files", listing)
-    size = (tmp_path / ROWS).stat().st_size
-    first = take_snapshot(tmp_path, EMPTY, {}, lambda: None)
-    # A batch more is no change of what was there.
-    assert first is not None and first.tree.files[ROWS].size == size
-    monkeypatch.setattr(module, "list_files", listed)
-    listings = iter([lambda: write(tmp_path / "manifest.json", "")])
-    monkeypatch.setattr(module, "list_files", listing)
+    monkeypatch.setattr(module, "find_last_commit", find_last_commit)
+    found = snap(tmp_path)
+    assert late
+    stored: dict[str, bytes] = {}
+    assert content(found, ROWS, stored).count(b"\n") == 3
+    assert content(found, metrics, stored) == b"{}\n{}\n"
+
+
+def test_files_that_never_stand_still_make_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(tmp_path, 1)
+    find = module.find_last_commit
+
+    def find_last_commit(path: Path) -> tuple[int, int] | None:
+        append(tmp_path, 2)
+        return find(path)
+
+    monkeypatch.setattr(module, "find_last_commit", find_last_commit)
     assert take_snapshot(tmp_path, EMPTY, {}, lambda: None) is None
+
+
+def test_rows_that_were_dropped_are_read_again(tmp_path: Path) -> None:
+    """As after a rollback: the file is replaced by its first rows, and others follow."""
+    path = write(tmp_path / "steps/ab/work/metrics.jsonl", "a\nb\n")
+    first = snap(tmp_path)
+    write(tmp_path / "steps/ab/work/new.tmp", "a\nc\nd\n").replace(path)
+    second = snap(tmp_path, first)
+    assert content(second, "steps/ab/work/metrics.jsonl", {}) == b"a\nc\nd\n"
+
+
+def test_meters_count_in_any_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "steps/ab/remote.json"
+    write(tmp_path / name, "old")
+
+    def replace_meters() -> None:
+        write(tmp_path / "steps/ab/.new", "newer").replace(tmp_path / name)
+
+    after_listings(monkeypatch, replace_meters)
+    found = snap(tmp_path)
+    assert content(found, name, {}) == b"newer"
+    assert found.tree.files[name].size == 5
 
 
 def test_lists_agree_on_what_held_between_them(tmp_path: Path) -> None:
