@@ -10,7 +10,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -54,12 +55,18 @@ def read_tree(remote: Remote, key: str) -> Tree:
     """A tree by its digest. Raises StoreError where it is damaged, FileNotFoundError where it is
     not there (any more)."""
     data = remote.read(name_object(key))
+    if digest(data) != key:
+        raise StoreError(_explain_damage(remote, key))
     try:
-        if digest(data) == key:
-            return decode_tree(data)
-    except msgspec.MsgspecError:
-        pass
-    raise StoreError(_explain_damage(remote, key))
+        tree = decode_tree(data)
+    except msgspec.MsgspecError as error:
+        raise StoreError(f"{remote.url}: of another version of rlaif ({error})") from None
+    for name in tree.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or {"..", OWN} & set(path.parts):
+            # Whoever can write to the store must not write elsewhere on this machine.
+            raise StoreError(f"{remote.url}: names a file outside the run folder: {name}")
+    return tree
 
 
 def pull_tree(
@@ -163,7 +170,7 @@ def _fetch_files(remote: Remote, wanted: dict[str, Entry], root: Path, transfer:
             with target.open("ab"):
                 os.truncate(target, entry.size)
             for part in entry.parts:
-                yield lambda args=(target, root / name, offset, part): fetch(*args)
+                yield partial(fetch, target, root / name, offset, part)
                 offset += part.size
 
     transfer(list_jobs())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -218,7 +219,7 @@ class Mirror:
             self.lease.renew_if_due()
             return False
         wanted = [piece for piece in snapshot.new if not self._has(piece)]
-        self._transfer([lambda piece=piece: self._put(piece) for piece in wanted])
+        self._transfer(partial(self._put, piece) for piece in wanted)
         drop_pins(self.root)
         data = encode_tree(snapshot.tree)
         key = digest(data)

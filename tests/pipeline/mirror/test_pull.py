@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import uuid4
@@ -9,10 +10,18 @@ from uuid import uuid4
 import pytest
 
 from rlaif.core.errors import StoreError
+from rlaif.core.integrity import digest
 from rlaif.core.store import Store
-from rlaif.pipeline.mirror.pull import Pulled, name_object, pull_tree
+from rlaif.pipeline.mirror.pull import Pulled, name_object, pull_tree, read_tree
 from rlaif.pipeline.mirror.remote import Remote, open_remote
-from rlaif.pipeline.mirror.snapshot import Tree, list_files, read_piece, take_snapshot
+from rlaif.pipeline.mirror.snapshot import (
+    Entry,
+    Tree,
+    encode_tree,
+    list_files,
+    read_piece,
+    take_snapshot,
+)
 
 EMPTY = Tree({})
 MARKER = "steps/ab/done.json"
@@ -181,3 +190,18 @@ def test_a_damaged_object_is_named(remote: Remote, theirs: Path, tmp_path: Path)
     with pytest.raises(StoreError, match=f"{remote.url}/objects/{part.digest}: damaged.*Delete"):
         pull(remote, tree, ours)
     assert contents(ours) == {}
+
+
+@pytest.mark.parametrize("name", ["../up", "steps/../../up", "/etc/up", ".mirror/state.json"])
+def test_a_tree_stays_within_the_run_folder(remote: Remote, name: str) -> None:
+    data = encode_tree(Tree({name: Entry(0, 0, ())}))
+    remote.write(name_object(digest(data)), data)
+    with pytest.raises(StoreError, match=re.escape(f"outside the run folder: {name}")):
+        read_tree(remote, digest(data))
+
+
+def test_a_tree_of_another_version_is_said(remote: Remote) -> None:
+    data = b'{"folders": []}'
+    remote.write(name_object(digest(data)), data)
+    with pytest.raises(StoreError, match="another version of rlaif"):
+        read_tree(remote, digest(data))
