@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from rlaif.core.errors import StoreError
-from rlaif.core.integrity import digest
+from rlaif.core.integrity import CHUNK, digest
 from rlaif.core.records import content_hash
 from rlaif.core.store import explain_os_errors
 from rlaif.pipeline.mirror.remote import Remote
@@ -95,7 +95,7 @@ def pull_tree(
         gone = [name for name in here if name not in tree.files]
         # What was never mirrored, and is not the beginning of what is.
         own = [n for n in [*gone, *wanted] if n in here and n not in known]
-        aside = [n for n in own if n in gone or not _begins(root / n, wanted[n])]
+        aside = [n for n in own if n in gone or not _begins(_locate_fetched(root, n), root / n)]
         _clear_place(root, [*gone, *(name for name in wanted if name in here)], set(aside))
         for name in sorted(wanted, key=_rank):
             path = root / name
@@ -125,9 +125,13 @@ def _has_content(path: Path, entry: Entry) -> bool:
     return size == entry.size and _count_begun(path, entry) == size
 
 
-def _begins(path: Path, entry: Entry) -> bool:
-    """Whether the file is the beginning of another one, as a record file of an older run is."""
-    return _count_begun(path, entry) == path.stat().st_size
+def _begins(longer: Path, path: Path) -> bool:
+    """Whether a file begins with what another one has, as with the record file of an older run."""
+    with longer.open("rb") as whole, path.open("rb") as file:
+        while data := file.read(CHUNK):
+            if whole.read(len(data)) != data:
+                return False
+    return True
 
 
 def _count_begun(path: Path, entry: Entry) -> int:
