@@ -1,7 +1,8 @@
 """The command line. Nothing heavy is imported before a command that needs it runs.
 
 Results go to stdout, progress to stderr. Exit codes: 0 success, 2 user error, 3 stopped by a gate,
-the budget or a server's rate limit, 130 interrupted (run the same command again to resume).
+the budget or a server's rate limit, 4 the run is complete and its mirror is not, 130 interrupted
+(run the same command again to resume).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from rlaif.cli import (
 from rlaif.core.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
-    *(runs.run, launch.launch, explain.explain, runs.status, ui.ui, runs.report, runs.export),
+    *(runs.run, runs.pull, launch.launch, explain.explain, runs.status, ui.ui, runs.report),
+    runs.export,
     *(texts.init, new.new, texts.schema, texts.prompt, doctor.doctor, constitution.constitution),
     *(dataset.build, dataset.prompts, dataset.data, data.convert),
     *(bench.judge_bench, bench.reward_bench, winrate.winrate),
@@ -114,7 +116,8 @@ class _InOrder(click.Group):
 @click.group(
     cls=_InOrder,
     epilog="Results go to stdout, progress to stderr. Exit codes: 0 success, 2 user error, 3 "
-    "stopped by an alarm, a gate, the budget or a server's rate limit, 130 interrupted.",
+    "stopped by an alarm, a gate, the budget or a server's rate limit, 4 the run is complete and "
+    "its mirror is not, 130 interrupted.",
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": 100,

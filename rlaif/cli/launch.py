@@ -77,6 +77,12 @@ LIMIT = Finite(min=0.2, max=8760)
     help="slurm: option of sbatch; kuberay: label of the node; skypilot: key of `resources`; "
     "repeatable.",
 )
+@click.option(
+    "--mirror",
+    metavar="URL",
+    help="Where the job mirrors its run folder, such as s3://BUCKET/NAME; with skypilot instead "
+    "of --storage.",
+)
 def launch(
     experiment: Path,
     target: str,
@@ -96,6 +102,7 @@ def launch(
     secrets: tuple[str, ...],
     storage: str | None,
     resources: tuple[str, ...],
+    mirror: str | None,
 ) -> None:
     """Run EXPERIMENT as a job on a cluster, on one node.
 
@@ -107,9 +114,8 @@ def launch(
     from rlaif.pipeline.launch.targets import TARGETS
 
     stated = (image, gpus, gpu, device_memory, flops, hours, cpus, memory)
-    job = make_job(
-        Request(target, experiment, run_, profile, settings, *stated, secrets, storage, resources)
-    )
+    places = (secrets, storage, resources, mirror)
+    job = make_job(Request(target, experiment, run_, profile, settings, *stated, *places))
     text = TARGETS[target].write(job)
     for note in job.notes:
         click.echo(f"note: {note}", err=True)

@@ -1,11 +1,11 @@
-"""Commands on a run folder: run, status, report, export."""
+"""Commands on a run folder: run, pull, status, report, export."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain
@@ -26,7 +26,7 @@ from rlaif.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rlaif.pipeline.experiment import Executor
+    from rlaif.pipeline.experiment import Executor, RunResult, StepProgress
     from rlaif.pipeline.runs import Run
 
 
@@ -55,6 +55,11 @@ if TYPE_CHECKING:
     help="With --dry-run: GiB of one device, such as 80; says which steps need more.",
 )
 @click.option("--no-report", is_flag=True, help="Do not write report.html at the end.")
+@click.option(
+    "--mirror",
+    metavar="URL",
+    help="Keep a copy of the run folder there, such as s3://BUCKET/NAME, and go on from it.",
+)
 @cluster_options
 @QUIET
 @JSON
@@ -68,6 +73,7 @@ def run(
     flops: float | None,
     device_memory: float | None,
     no_report: bool,
+    mirror: str | None,
     quiet: bool,
     as_json: bool,
     executor: str,
@@ -84,25 +90,43 @@ def run(
     if dry_run:
         from rlaif.pipeline.forecast import dry_run_report
 
+        if mirror is not None:
+            raise click.UsageError("--mirror is not for --dry-run.")
         options = (as_json, profile, strict, flops, device_memory)
         click.echo(dry_run_report(path, out, settings, *options))
         return
     if flops is not None or device_memory is not None:
         raise click.UsageError("--flops and --device-memory are for --dry-run.")
     from rlaif.pipeline.experiment import run_experiment
+
+    with _mirrored(mirror, out) as guard:
+        progress = guard(progress_of(quiet))
+        with _open_executor(executor, cluster) as elsewhere:
+            result = run_experiment(path, out, settings, progress, _say, profile, strict, elsewhere)
+        _show_result(result, no_report, as_json)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@contextmanager
+def _mirrored(url: str | None, out: Path) -> Iterator[Callable[[StepProgress], StepProgress]]:
+    """`mirrored` where there is a URL."""
+    if url is None:
+        yield lambda progress: progress
+        return
+    from rlaif.pipeline.mirror.session import mirrored
+
+    with mirrored(url, out, _say) as guard:
+        yield guard
+
+
+def _show_result(result: RunResult, no_report: bool, as_json: bool) -> None:
+    """Write the report of a run and print what it did."""
     from rlaif.pipeline.runs import load_run
 
-    with _open_executor(executor, cluster) as elsewhere:
-        result = run_experiment(
-            path,
-            out,
-            settings,
-            progress_of(quiet),
-            lambda text: click.echo(text, err=True),
-            profile,
-            strict,
-            elsewhere,
-        )
+    out = result.out
     if result.unsaid is not None:
         click.echo(f"No dataset was written (rlaif build {out}): {result.unsaid}", err=True)
     loaded = load_run(out)
@@ -159,6 +183,21 @@ def _open_executor(
     from rlaif.cluster.executor import open_cluster
 
     return open_cluster(settings)
+
+
+@click.command()
+@click.argument("url")
+@click.argument("directory", metavar="DIR", type=FILE)
+def pull(url: str, directory: Path) -> None:
+    """Fetch the run at URL, the mirror of a run, into DIR.
+
+    Only what DIR lacks is fetched. A run that goes on with this mirror is not disturbed.
+    """
+    from rlaif.pipeline.mirror.session import describe_pulled
+    from rlaif.pipeline.mirror.session import pull as pull_run
+
+    for line in describe_pulled(pull_run(url, directory), directory):
+        click.echo(line)
 
 
 def _print_rounds(run: Run) -> None:

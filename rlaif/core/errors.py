@@ -9,6 +9,7 @@ from pathlib import Path
 
 EXIT_USER = 2
 EXIT_GATE = 3
+EXIT_MIRROR = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -73,6 +74,12 @@ class GateStopped(RlaifError):
     was computed is kept."""
 
     exit_code = EXIT_GATE
+
+
+class MirrorError(RlaifError):
+    """A run that is complete, and its mirror is not."""
+
+    exit_code = EXIT_MIRROR
 
 
 @contextmanager

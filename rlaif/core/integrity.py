@@ -267,6 +267,14 @@ def _parse_commit(line: bytes) -> Commit | None:
 def read_committed(path: Path) -> int | None:
     """The bytes of a record file that are whole batches, by the last whole row of its log; None if
     it has no log. Earlier rows are not checked."""
+    found = find_last_commit(path)
+    return None if found is None else found[1]
+
+
+def find_last_commit(path: Path) -> tuple[int, int] | None:
+    """How many bytes of a record file's log are rows up to the last whole one, and how many bytes
+    of the file are whole batches by it; None if the file has no log. Earlier rows are not
+    checked."""
     try:
         log = os.open(log_of(path), os.O_RDONLY)
     except FileNotFoundError:
@@ -279,8 +287,8 @@ def read_committed(path: Path) -> int | None:
             number -= 1
             found = _parse_commit(os.pread(log, COMMIT_SIZE, number * COMMIT_SIZE))
             if found is not None and found.end <= size:
-                return found.end
-        return 0
+                return (number + 1) * COMMIT_SIZE, found.end
+        return 0, 0
     finally:
         os.close(log)
 

@@ -130,8 +130,16 @@ ROWS = [
             "--secret": "HF_TOKEN",
             "--storage": "disk",
             "--resource": "qos=low",
+            "--mirror": "s3://bucket/run",
         },
     ),
+    Row(
+        "run",
+        "rlaif.pipeline.mirror.session.mirrored",
+        "e.yaml --mirror memory://first",
+        {"--mirror": "memory://other"},
+    ),
+    Row("pull", "rlaif.pipeline.mirror.session.pull", "memory://run run"),
     Row("explain", "rlaif.report.flow_svg.draw_flow", "e.yaml --format svg"),
     Row("explain", "rlaif.report.flow_text.render_mermaid", "e.yaml --out there.mmd"),
     Row(

@@ -32,7 +32,7 @@ BROUGHT = {
 SECTIONS = {
     "Experiments": ["experiments", "language", "explain", "new", "prompts", "data", "datasets"],
     "Judging": ["constitutions", "rules", "judges", "judge-bench", "arena", "judge-training"],
-    "Training": ["training", "environments", "engines", "cloud", "scale", "gpu"],
+    "Training": ["training", "environments", "engines", "cloud", "mirror", "scale", "gpu"],
     "Results": ["diagnostics", "compare", "ui", "human-feedback"],
 }
 """The pages of docs/ by section; a page that is in none comes last under "More"."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
+from fsspec.utils import get_protocol
+
 from rlaif.config.training import TextStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import expand_home, find
@@ -33,6 +35,8 @@ SPARE, LEAST, ROUND = 1.5, 1800, 600
 minutes: an estimate is none of a slow disk or a busy server."""
 CPUS = 8
 """CPUs for each GPU, and of a job without one."""
+ON_ONE_MACHINE = ("file", "local", "memory")
+"""Protocols of fsspec whose files are on the machine that names them."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -57,6 +61,7 @@ class Request:
     secrets: tuple[str, ...] = ()
     storage: str | None = None
     resources: tuple[str, ...] = ()
+    mirror: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,22 +187,38 @@ def _check_place(request: Request) -> None:
             else f"the volume, which is mounted at {SHARED}"
         )
         raise ConfigError(f"{request.experiment}: give the path from {where}")
+    if request.mirror is not None and get_protocol(request.mirror) in ON_ONE_MACHINE:
+        raise ConfigError(
+            f"--mirror {request.mirror}: give a store that outlives the job's machine, such as "
+            "s3://BUCKET/NAME"
+        )
+    if request.target == "skypilot" and request.mirror is not None and request.storage is None:
+        _check_own_disk(request)
+        return
     if request.storage is None:
         kind = "bucket" if request.target == "skypilot" else "PersistentVolumeClaim"
+        other = ". Or give --mirror" if request.target == "skypilot" else ""
         raise ConfigError(
             f"--storage is missing: the name of the {kind} that the run folder is on; without it "
-            "nothing of the run would outlive the job's machine"
+            f"nothing of the run would outlive the job's machine{other}"
         )
     if request.out is not None and not PurePosixPath(request.out).is_relative_to(SHARED):
         raise ConfigError(f"--run {request.out}: must lie in {SHARED}, where --storage is mounted")
+
+
+def _check_own_disk(request: Request) -> None:
+    """The run folder is on the disk of SkyPilot's machine, since its mirror outlives that."""
+    if request.out is not None and PurePosixPath(request.out).is_relative_to(SHARED):
+        raise ConfigError(f"--run {request.out}: there is no {SHARED} without --storage")
 
 
 def _run_folder(request: Request) -> str:
     if request.out is not None:
         return request.out
     name = "-".join(filter(None, (request.experiment.stem, request.profile)))
-    # A relative one of SkyPilot would be on the machine's own disk.
-    return f"runs/{name}" if request.target == "slurm" else f"{SHARED}/runs/{name}"
+    # A relative one of SkyPilot is on the machine's own disk.
+    own = request.target == "slurm" or (request.target == "skypilot" and request.storage is None)
+    return f"runs/{name}" if own else f"{SHARED}/runs/{name}"
 
 
 def _seen_from_here(request: Request, out: str) -> Path:
@@ -210,6 +231,7 @@ def _command(request: Request, out: str) -> tuple[str, ...]:
     if request.profile is not None:
         words += [f"--profile={request.profile}"]
     words += [f"--set={setting}" for setting in request.settings]
+    words += [] if request.mirror is None else [f"--mirror={request.mirror}"]
     # After `--` a name may begin with a dash.
     return (*words, f"--out={out}", "--", str(request.experiment))
 
@@ -261,6 +283,11 @@ def _software_notes(plan: Sequence[Planned], request: Request, secrets: Sequence
         )
     if any(spec.engine.startswith("vllm") for spec in specs):
         notes.append("a model uses vLLM, which the image of tools/docker/Dockerfile does not have")
+    if request.mirror is not None:
+        notes.append(
+            f"the job writes to {request.mirror}: by a role of its machine, or with keys that are "
+            "named by --secret, such as AWS_ACCESS_KEY_ID"
+        )
     hub = {spec.path for spec in specs if spec.path not in BUILTIN and locate(spec.path) is None}
     if hub and "HF_TOKEN" not in secrets:
         models = ", ".join(sorted(hub))

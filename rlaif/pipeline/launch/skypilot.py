@@ -44,11 +44,7 @@ def make_task(job: Job) -> dict[str, Any]:
         "name": job.name,
         "resources": resources,
         "workdir": ".",
-        "file_mounts": {SHARED: {"name": job.storage, "mode": "MOUNT_CACHED", "config": CACHED}},
-        "envs": {
-            "RLAIF_CACHE": f"{SHARED}/.cache/rlaif",
-            "HF_HOME": f"{SHARED}/.cache/huggingface",
-        },
+        **({} if job.storage is None else _mount_bucket(job.storage)),
         # SkyPilot sets the machine up from within the container, for which it must be root.
         "config": {"docker": {"run_options": ["--user=root"]}},
         "run": f"{shlex.join(_limited(job))}\n",
@@ -57,6 +53,17 @@ def make_task(job: Job) -> dict[str, Any]:
         # Without a value each must come from the environment of whoever launches.
         task["secrets"] = dict.fromkeys(job.secrets)
     return task
+
+
+def _mount_bucket(name: str) -> dict[str, Any]:
+    """The bucket at `SHARED`, with the caches on it."""
+    return {
+        "file_mounts": {SHARED: {"name": name, "mode": "MOUNT_CACHED", "config": CACHED}},
+        "envs": {
+            "RLAIF_CACHE": f"{SHARED}/.cache/rlaif",
+            "HF_HOME": f"{SHARED}/.cache/huggingface",
+        },
+    }
 
 
 def _limited(job: Job) -> list[str]:

@@ -47,6 +47,29 @@ def test_the_command_is_the_run_with_everything_that_changes_it(
     assert job.name == "rlaif-it-s-5"
 
 
+def test_a_mirror_is_passed_on_and_replaces_the_storage_of_skypilot(
+    experiment: Callable[..., Path],
+) -> None:
+    path, url = experiment(), "s3://bucket/a run"
+    for target, storage, out in (
+        ("slurm", None, "runs/experiment"),
+        ("kuberay", "disk", "/shared/runs/experiment"),
+        ("skypilot", "bucket", "/shared/runs/experiment"),
+        ("skypilot", None, "runs/experiment"),
+    ):
+        job = make_job(Request(target, path, flops=1e12, storage=storage, mirror=url))
+        assert job.command[2:] == (f"--mirror={url}", f"--out={out}", "--", "experiment.yaml")
+        assert any(url in note and "--secret" in note for note in job.notes)
+    with pytest.raises(ConfigError, match="--storage is missing"):
+        make_job(Request("kuberay", path, flops=1e12, mirror=url))
+    with pytest.raises(ConfigError, match="no /shared without --storage"):
+        make_job(Request("skypilot", path, flops=1e12, mirror=url, out="/shared/here"))
+    for near in ("file:///data/run", "/data/run", "memory://run"):
+        with pytest.raises(ConfigError, match="outlives the job's machine"):
+            make_job(Request("skypilot", path, flops=1e12, mirror=near))
+    assert make_job(slurm(path, mirror="/data/run"))
+
+
 def test_the_run_folder_of_other_targets_is_on_their_storage(
     experiment: Callable[..., Path],
 ) -> None:

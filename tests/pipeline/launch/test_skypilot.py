@@ -53,6 +53,12 @@ def test_a_job_without_gpus_or_keys_names_none() -> None:
     assert "accelerators" not in task["resources"] and "secrets" not in task
 
 
+def test_a_job_with_a_mirror_alone_has_no_bucket() -> None:
+    task = read(storage=None)
+    assert "file_mounts" not in task and "envs" not in task
+    assert read()["envs"]["RLAIF_CACHE"] == "/shared/.cache/rlaif"
+
+
 @pytest.mark.parametrize(
     ("resources", "said"),
     [({"cpus": "4"}, "the job sets it"), ({"labels": "{a"}, "no YAML")],
