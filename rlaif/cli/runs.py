@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--dry-run", is_flag=True, help="Print the plan and what would be reused; run nothing."
 )
 @click.option(
-    "--strict", is_flag=True, help="Refuse steps that nothing uses, and arms that come out alike."
+    "--strict", is_flag=True, help="Reject steps that nothing uses, and arms that are identical."
 )
 @click.option(
     "--flops",
