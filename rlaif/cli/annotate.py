@@ -23,7 +23,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 
 @click.command()
 @click.argument("source", metavar="[PAIRS|RUN]", required=False)
-@click.option("--db", type=FILE, required=True, help="The votes database to make or go on with.")
+@click.option("--db", type=FILE, required=True, help="The votes database to create or continue.")
 @click.option(
     "--people",
     default="annotator",
@@ -31,7 +31,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
     metavar="NAMES",
     help="Names (pseudonyms) such as ada,ben; each gets a link of their own.",
 )
-@click.option("--rate", is_flag=True, help="Ask for ratings of single answers, not for pairs.")
+@click.option("--rate", is_flag=True, help="Ask for ratings of single answers, not comparisons.")
 @click.option("--scale", type=FILE, help="A YAML file that says what each rating means.")
 @click.option(
     "--evaluation",
@@ -47,12 +47,12 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
     "constitution that have a text].",
 )
 @click.option("--overlap", type=COUNT, help="How many people vote on an item. [default: 1]")
-@click.option("--budget", type=COUNT, help="Draw about this many items, by how unsure judges are.")
-@click.option("--gold", type=FILE, help="Labelled pairs to mix in as questions of known answer.")
+@click.option("--budget", type=COUNT, help="Draw about this many items, by judges' uncertainty.")
+@click.option("--gold", type=FILE, help="Labelled pairs to mix in as gold questions.")
 @click.option(
     "--gold-share",
     type=Finite(0, 1),
-    help="Share of questions of known answer; without --gold, of pairs that people labelled. "
+    help="Share of gold questions; without --gold, they are pairs that people labelled. "
     "[default: 0.1 with --gold, else 0]",
 )
 @click.option(
@@ -64,14 +64,14 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
     "--lease",
     type=Finite(0.1, 1440),
     metavar="MINUTES",
-    help="How long an item waits for who it was handed to. [default: 15]",
+    help="How long an item is reserved for the person who was shown it. [default: 15]",
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the draw, slots and order."
 )
 @FROM
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, help="0 picks a free one."
+    "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, help="0 picks a free port."
 )
 @click.option(
     "--host",
@@ -81,7 +81,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option(
     "--address",
     metavar="URL",
-    help="The address that people open, where it is not the one listened on.",
+    help="The address in people's links, if it differs from --host and --port.",
 )
 def annotate(
     source: str | None,
@@ -106,18 +106,18 @@ def annotate(
 ) -> None:
     """Serve pages on which people vote, until Ctrl-C.
 
-    The items are the pairs of a file in any format that `rlaif data` knows, or of a run folder. A
-    database that exists goes on with its own items: `rlaif annotate --db FILE` is enough.
+    The items are the pairs of a file in any format that `rlaif data` reads, or of a run folder. An
+    existing database continues with its own items: `rlaif annotate --db FILE` is enough.
 
-    Everybody opens a link of their own. Answers stand in an order drawn by seed, person and item,
-    and nothing says who wrote them. A vote is on the disk before its page says so. The owner's link
-    shows how far the votes are.
+    Everybody opens a link of their own. The order of the answers is drawn by seed, person and item,
+    and nothing reveals who wrote them. A vote is on the disk before its page confirms it. The
+    owner's link shows the progress of the votes.
 
-    With --budget, an item is drawn with probability min(1, c(0.1 + u)), u being how uncertain or
-    how far apart the judges are (1 where none judged it), and the probability is kept with the
+    With --budget, an item is drawn with probability min(1, c(0.1 + u)), where u is the judges'
+    uncertainty or disagreement (1 if no judge judged it), and the probability is stored with the
     votes.
 
-    The database has the secret behind the links in it: publish what `rlaif votes` writes instead.
+    The database contains the secret behind the links: publish what `rlaif votes` writes instead.
     """
     from rlaif.web.annotate.server import AnnotationServer, Place
     from rlaif.web.annotate.study import Study, open_study

@@ -33,24 +33,26 @@ ANSWER_FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODELS...")
 @click.option("--judge", "kind", default="pairwise", help="The kind of judge.")
-@click.option("--by", help="The judge's model, named like those of MODELS.")
+@click.option("--by", help="The judge's model, given like one of MODELS.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of the judge.")
 @click.option(
-    "--prompts", type=FILE, help="What is asked [default: what the first file of answers answers]."
+    "--prompts", type=FILE, help="The prompts file [default: those of the first file of answers]."
 )
 @CONSTITUTION
 @ALLOW_CODE
-@click.option("--battles", type=COUNT, help="At most so many, drawn [default: all with all].")
+@click.option(
+    "--battles", type=COUNT, help="Draw at most this many [default: all pairs on all prompts]."
+)
 @click.option(
     "--pairing",
     type=click.Choice(["information", "variance", "uniform"]),
     default="information",
-    help="With --battles, who meets next: whose battle says most about the ratings, whose win rate "
-    "it narrows most, or anyone.",
+    help="With --battles, how pairs are drawn: by the information about the ratings, by the "
+    "reduction of the win rate's error, or uniformly.",
 )
 @click.option("--anchor", help="The model that is rated 1000 [default: the mean of all].")
-@click.option("--max-new-tokens", type=COUNT, default=256, help="Of each answer.")
-@click.option("--temperature", type=Finite(0, 100), default=0.7, help="Of each answer.")
+@click.option("--max-new-tokens", type=COUNT, default=256, help="Per answer.")
+@click.option("--temperature", type=Finite(0, 100), default=0.7, help="Of the answers.")
 @SEED
 @OUT
 @QUIET

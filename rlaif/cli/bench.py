@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     "attacks",
     multiple=True,
     metavar="NAME",
-    help="Plant this attack (or `all`) in the answer a judge found worse; repeatable.",
+    help="Insert this attack (or `all`) into the answer a judge found worse; repeatable.",
 )
 @click.option("--limit", type=COUNT, help="Use only this many pairs, selected by id.")
 @click.option(
@@ -135,7 +135,7 @@ def _echo_result(
     type=FILE,
     help="Output of `rlaif score` with several answers per prompt, for best-of-n; needs --gold.",
 )
-@click.option("--gold", type=FILE, help="A trusted judge's judgements of them.")
+@click.option("--gold", type=FILE, help="A trusted judge's judgements of the same answers.")
 @RESAMPLES
 @OUT
 @SEED

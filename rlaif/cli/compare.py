@@ -64,7 +64,7 @@ def compare(
 
     Reports how far any two sources agree on the same pairs, whether judges agree with people as
     people agree with one another, what their disagreement is associated with, how policies compare,
-    and what labels cost. Pairs are the same where the prompt and both answers are. Every figure has
+    and what labels cost. Pairs are equal if their prompt and both answers are. Every figure has
     a 95% interval over prompts.
     """
     from rlaif.analysis.comparison.compute import Choices, compare_inputs

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 @click.argument("config", metavar="CONFIG|RUN", type=FILE)
 @click.option("--out", type=FILE, help="Run folder [default: runs/NAME, or runs/NAME-PROFILE].")
 @click.option("--push", metavar="REPO", help="Upload the dataset to this hub repository.")
-@click.option("--arm", help="The arm whose preferences are written.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The seed whose preferences are.")
-@click.option("--step", help="The step whose preferences are, in place of `dataset.uses`.")
+@click.option("--arm", help="Write the preferences of this arm.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), help="Write the preferences of this seed."
+)
+@click.option("--step", help="Write the preferences of this step, not those of `dataset.uses`.")
 @PROFILE
 @SET
 @QUIET

@@ -15,7 +15,7 @@ FORMATS = {".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid"}
 @click.command()
 @click.argument("experiment", type=FILE)
 @PROFILE
-@click.option("--arm", metavar="NAME", help="Only what this arm does [default: all].")
+@click.option("--arm", metavar="NAME", help="Show only this arm [default: all].")
 @SET
 @click.option(
     "--format",
@@ -34,8 +34,8 @@ def explain(
 ) -> None:
     """Show what EXPERIMENT does, as text or as a picture.
 
-    Every step with its numbers: prompts, model calls, pairs, models with their starts, and what is
-    thrown away. It is made from the plan; nothing is run or fetched.
+    Shows every step with its numbers: prompts, model calls, pairs, models and what they start from,
+    and what is thrown away. It is derived from the plan; nothing is run or fetched.
     """
     from rlaif.core.resources import find
     from rlaif.core.store import write_atomic

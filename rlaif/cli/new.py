@@ -20,21 +20,21 @@ _METHODS = "\n".join(f"  {name:<16}{recipe.summary}" for name, recipe in RECIPES
 @click.option("--recipe", type=click.Choice([*RECIPES]), help="The method [default: dpo].")
 @click.option("--name", help="The name in reports [default: that of FILE].")
 @click.option("--model", help="The policy: builtin/NAME, a folder or a hub id.")
-@click.option("--constitution", help="A shipped one by name, or a file.")
-@click.option("--against", help="For constitutions: B, the other one.")
+@click.option("--constitution", help="A shipped constitution by name, or a file.")
+@click.option("--against", help="For the recipe constitutions: constitution B.")
 @click.option("--judge", help="rules, self (the policy), a model, or a server's address.")
 @click.option("--judge-model", help="For a server: its name for the model.")
 @click.option("--data", help="For human-vs-ai: a file of labelled pairs.")
 @click.option("--demonstrations", help="For self-rewarding: a file of prompts and completions.")
 @click.option("--prompts", help="A file, or a dataset on the hub [default: the shipped ones].")
-@click.option("--rounds", type=COUNT, help="How often the steps run [default: 2].")
-@click.option("--seeds", metavar="N,N,...", help="The experiment once for each [default: 1].")
+@click.option("--rounds", type=COUNT, help="The number of rounds [default: 2].")
+@click.option("--seeds", metavar="N,N,...", help="Repeat the experiment for each [default: 1].")
 @click.option("--yes", "-y", is_flag=True, help="Ask nothing; take the defaults.")
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 def new(file: Path, recipe: str | None, yes: bool, force: bool, **given: Any) -> None:
     """Write a commented experiment to FILE, to start from.
 
-    What no option says is asked in a terminal, and has a default elsewhere.
+    In a terminal, it asks for what no option sets; otherwise it takes the defaults.
     """
     from rlaif.cli.recipes.asking import Asking, find_values, read_recipe
     from rlaif.cli.recipes.render import render_recipe

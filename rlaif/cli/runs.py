@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--strict",
     is_flag=True,
-    help="Refuse steps that nothing uses, arms that come out alike and, with --device-memory, "
+    help="Reject steps that nothing uses, arms that are identical and, with --device-memory, "
     "steps that need more.",
 )
 @click.option(

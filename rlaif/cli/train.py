@@ -147,7 +147,7 @@ _ON_POLICY = [
 
 
 _TEACHER = click.option(
-    "--teacher", required=True, help="The model to become like: a folder or a hub id."
+    "--teacher", required=True, help="The teacher to learn from: a folder or a hub id."
 )
 
 

@@ -56,16 +56,18 @@ def sampled_by(sample: Mapping[str, Any]) -> list[str]:
         heat = member.get("temperature")
         told = member.get("system_prompt") or sample["system_prompt"]
         if isinstance(told, dict):
-            told = f"what {told['template']} says"
+            told = f"the template {told['template']}"
         lines.append(
             f"{name}: {member['by']}, temperature {sample['temperature'] if heat is None else heat}"
             f", at most {member.get('max_new_tokens') or sample['max_new_tokens']} tokens"
-            + (f", told: {told}" if told else "")
+            + (f", system prompt: {told}" if told else "")
         )
     if sample["principles"]:
         texts = sample["principles"]["texts"]
         drawn = "; ".join(f"{name}: {' / '.join(said)}" for name, said in texts.items())
-        lines.append(f"Each answer was also told one principle, drawn from: {drawn}")
+        lines.append(
+            f"The system prompt of each answer also has one principle, drawn from: {drawn}"
+        )
     return lines
 
 

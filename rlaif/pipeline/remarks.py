@@ -1,4 +1,4 @@
-"""What a plan makes for nothing: outputs that no step uses, and arms that come out alike.
+"""What a plan makes for nothing: outputs that no step uses, and arms that are identical.
 
 None of it is wrong in itself, so it is said; `--strict` refuses it.
 """
@@ -95,4 +95,4 @@ def _alike(plan: Sequence[Planned]) -> Iterator[str]:
         groups[frozenset(hashes)].append(arm)
     for arms in groups.values():
         if len(arms) > 1:
-            yield f"arms {', '.join(arms)} come out alike: nothing differs between them"
+            yield f"arms {', '.join(arms)} are identical: nothing differs between them"

@@ -150,7 +150,7 @@ def _agreement_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _contest_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = make_table(
-        "Second model less first; 95% intervals over prompts",
+        "Second model minus first; 95% intervals over prompts",
         *("models", "by", "against", "prompts", "win rate", "prompts won", "at equal length"),
         "lengths",
     )

@@ -503,16 +503,18 @@ def test_a_sample_step_is_told_by_each_member_of_its_pool() -> None:
         "pool": [],
         "principles": None,
     }
-    assert sampled_by(step) == ["draw: policy, temperature 0.7, at most 50 tokens, told: Be kind."]
+    assert sampled_by(step) == [
+        "draw: policy, temperature 0.7, at most 50 tokens, system prompt: Be kind."
+    ]
     members = [
         {"by": "one", "temperature": 0.0, "max_new_tokens": 9, "system_prompt": "Be cool."},
         {"by": "two", "temperature": None, "max_new_tokens": None, "system_prompt": None},
     ]
     drawing = {"texts": {"a": ["x", "y"], "b": ["z"]}}
     assert sampled_by(step | {"pool": members, "principles": drawing}) == [
-        "draw/0: one, temperature 0.0, at most 9 tokens, told: Be cool.",
-        "draw/1: two, temperature 0.7, at most 50 tokens, told: Be kind.",
-        "Each answer was also told one principle, drawn from: a: x / y; b: z",
+        "draw/0: one, temperature 0.0, at most 9 tokens, system prompt: Be cool.",
+        "draw/1: two, temperature 0.7, at most 50 tokens, system prompt: Be kind.",
+        "The system prompt of each answer also has one principle, drawn from: a: x / y; b: z",
     ]
 
 

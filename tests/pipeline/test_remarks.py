@@ -110,7 +110,7 @@ def remarks(path: Path) -> list[str]:
         (
             {"arms": {"a": {}, "b": {"set": {"steps.dpo.beta": 0.1}},
                       "c": {"set": {"steps.dpo.beta": 0.3}}}},
-            ["arms a, b come out alike: nothing differs between them"],
+            ["arms a, b are identical: nothing differs between them"],
         ),
     ],
 )  # fmt: skip

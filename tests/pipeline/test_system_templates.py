@@ -131,7 +131,7 @@ def test_the_model_is_told_and_the_run_says_so(write: Callable[..., Path]) -> No
     assert rows and {row["system_prompt"] for row in rows} == {TEXT}
     assert run_experiment(path, out).ran == 0
     assert sampled_by(run.experiment().entries[0].step.model_dump(mode="json")) == [
-        "sample: policy, temperature 0.8, at most 4 tokens, told: what told.j2 says"
+        "sample: policy, temperature 0.8, at most 4 tokens, system prompt: the template told.j2"
     ]
 
 

@@ -195,8 +195,8 @@ def test_a_step_shows_its_time_its_cost_and_its_records(page: Tables) -> None:
 def test_the_totals_are_of_all_steps(path: Path) -> None:
     text = " ".join(path.read_text(encoding="utf-8").split())
     assert (
-        "1 min 10 s of computing, cost 0.750 (of which 0.125 by estimate: nobody counted those "
-        "tokens) in 3 steps." in text
+        "1 min 10 s of computing, cost 0.750 (of which 0.125 estimated, because those tokens were "
+        "not counted) in 3 steps." in text
     )
     assert "Seed 3, round 1, draws: a planted note" in text
 

@@ -66,7 +66,7 @@ def _describe_source(source: AnySource) -> str:
 def _describe_model(name: str, spec: ModelSpec) -> str:
     about = [spec.path, *([spec.role] if spec.role else []), *(["M0"] if name == "policy" else [])]
     if spec.system_prompt and spec.system_prompt not in ("keep", "drop"):
-        about.append(f"told: {spec.system_prompt}")
+        about.append(f"system prompt: {spec.system_prompt}")
     return f"{name}: {', '.join(about)}"
 
 
