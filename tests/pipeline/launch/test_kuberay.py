@@ -1,4 +1,4 @@
-"""The RayJob: its form, and its script. tests/peers/test_kuberay.py has KubeRay's own schema."""
+"""The RayJob: its form, and its script. test_kuberay_schema.py has KubeRay's own schema."""
 
 from __future__ import annotations
 
