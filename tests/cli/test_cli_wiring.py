@@ -390,7 +390,9 @@ def test_a_run_hands_on_every_option(hand: Hand, tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text("{}", "utf-8")
     sets = ["--set", "a=1", "--set", "b=2", "--profile", "full"]
     given = hand("run_experiment", "run", "e.yaml", *sets)
-    path, out, settings, progress, _, profile, strict = given
+    path, out, settings, progress, _, profile, strict, executor = given
+    # What goes to a cluster: tests/cluster/test_ray.py.
+    assert executor is None
     assert strict is False and hand("run_experiment", "run", "e.yaml", "--strict")[6] is True
     assert (path, out) == (tmp_path / "e.yaml", Path("runs/e-full"))
     assert (settings, profile) == (("a=1", "b=2"), "full")
