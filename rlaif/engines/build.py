@@ -125,7 +125,8 @@ class EnginePool:
     Of those in this process's memory the `keep` most recently used stay. One that takes weights in
     place stays for as long as its model's settings are wanted. Engines of servers hold no model:
     they all stay, and share an account, which counts against `budget` what the run folder ever
-    spent. May be asked from several threads. `load` decides where a model is loaded.
+    spent. May be asked from several threads. `load` decides where a model is loaded; by default it
+    is this process.
     """
 
     def __init__(
@@ -134,9 +135,9 @@ class EnginePool:
         keep: int = 2,
         budget: float | None = None,
         account: Account | None = None,
-        load: Loader = load_engine,
+        load: Loader | None = None,
     ):
-        self.load = load
+        self.load = load or load_engine
         self.store = store
         self.keep = keep
         self.account = account or run_account(store.root, budget)

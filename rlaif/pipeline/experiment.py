@@ -23,7 +23,7 @@ from rlaif.core.records import Prompt, RoundRecord, content_hash
 from rlaif.core.store import Store, explain_os_errors, name_step
 from rlaif.data.prompt_table import PromptsById
 from rlaif.engines.base import Engine
-from rlaif.engines.build import EnginePool, load_engine, whole
+from rlaif.engines.build import EnginePool, whole
 from rlaif.engines.model_folders import COPIES, resolve
 from rlaif.engines.remote.meter import Account, kept_meters
 from rlaif.pipeline.choice import find_unsaid
@@ -110,8 +110,9 @@ def run_experiment(
     store = Store(out)
     # Before the lock, which is a file in this folder.
     store.prepare()
+    load = None if executor is None else executor.load
     with store.locked():
-        inputs = prepare(path, overrides, profile=profile, out=out, progress=progress)
+        inputs = prepare(path, overrides, True, profile, out, progress, load)
         plan = make_plan(inputs)
         if strict:
             refuse_remarks(inputs, plan)
@@ -124,7 +125,6 @@ def run_experiment(
             say(note)
         arms = [inputs, *inputs.arms.values()]
         allowed = any(arm.experiment.allow_code for arm in arms)
-        load = load_engine if executor is None else executor.load
         pool = EnginePool(store, budget=inputs.experiment.budget, load=load)
         try:
             runner = _Runner(inputs, store, {}, executor)

@@ -40,7 +40,7 @@ from rlaif.data.sources import (
 )
 from rlaif.data.vote_rows import is_votes, vote_rows
 from rlaif.engines.base import Model
-from rlaif.engines.build import known_capabilities, server_key, whole
+from rlaif.engines.build import Loader, known_capabilities, server_key, whole
 from rlaif.engines.model_folders import check_weights, locate, model_hash, resolve
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
@@ -72,15 +72,17 @@ def prepare(
     profile: str | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
+    load: Loader | None = None,
 ) -> PlanInputs:
-    """Everything a plan needs. Prompts that models write are generated into the run folder `out`.
+    """Everything a plan needs. Prompts that models write are generated into the run folder `out`,
+    by models in this process or where `load` has them.
 
     With `fetch` false nothing is downloaded, converted or asked of a model: a model that is not on
     disk yet gets a placeholder identity, and a dataset whose `count` is given made-up prompts, as
     have sets that are not generated yet; `provisional` names them. Raises ConfigError, EngineError.
     """
     own, arms = load_arms(path, overrides, profile)
-    preparing = _Preparing(path, fetch, out, progress or QuietProgress())
+    preparing = _Preparing(path, fetch, out, progress or QuietProgress(), load)
     experiment = preparing.with_scripts(own)
     posed = {entry.step.id for entry in experiment.entries if entry.kind == "questions"}
     names = [name for name in experiment.set_specs if name not in posed]
@@ -107,6 +109,7 @@ class _Preparing:
     fetch: bool
     out: Path | None
     progress: Progress
+    load: Loader | None
     keys: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     provisional: list[str] = field(default_factory=list)
@@ -215,7 +218,14 @@ class _Preparing:
         found: list[Prompt] | None = None
         if self.out is not None and self.fetch:
             found = generate_set(
-                name, mix, self.path, models, self.out, experiment.budget, self.progress
+                name,
+                mix,
+                self.path,
+                models,
+                self.out,
+                experiment.budget,
+                self.progress,
+                self.load,
             )
         elif self.out is not None:
             found = read_set(name, mix, self.path, models, self.out)

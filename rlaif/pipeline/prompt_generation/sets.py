@@ -11,7 +11,7 @@ from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Prompt
 from rlaif.core.store import Store, make_folder
 from rlaif.engines.base import Model
-from rlaif.engines.build import EnginePool
+from rlaif.engines.build import EnginePool, Loader
 from rlaif.engines.remote.meter import run_account
 from rlaif.pipeline.prompt_generation.run import Unwritten, mix_prompts, read_source, write_mix
 from rlaif.pipeline.steps.context import Progress
@@ -28,12 +28,14 @@ def generate_set(
     out: Path,
     budget: float | None,
     progress: Progress,
+    load: Loader | None = None,
 ) -> list[Prompt]:
     """The prompts of set `name` of a run in `out`. What models wrote in an earlier process is not
-    asked for again; what servers are asked counts against the run's budget. Raises RlaifError."""
+    asked for again; what servers are asked counts against the run's budget. `load` has another
+    machine load the models. Raises RlaifError."""
     store = Store(out / FOLDER / name)
     make_folder(store.root)
-    pool = EnginePool(store, account=run_account(out, budget))
+    pool = EnginePool(store, account=run_account(out, budget), load=load)
     try:
         with pool.account.meters.kept_in(store.root):
             chosen, report = mix_prompts(mix, path, models, pool, store, progress)
