@@ -48,13 +48,6 @@ from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.permission import refuse_code
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
-from rlaif.pipeline.prompt_generation.run import check_writers
-from rlaif.pipeline.prompt_generation.sets import (
-    count_calls,
-    count_prompts,
-    generate_set,
-    read_set,
-)
 from rlaif.pipeline.question_sets import make_question_set
 from rlaif.pipeline.reading import FileOfArm, load_arms
 from rlaif.pipeline.stages import StepEntry
@@ -209,6 +202,15 @@ class _Preparing:
         self, name: str, spec: PromptsSpec, mix: PromptMix, experiment: Experiment, file: FileOfArm
     ) -> PromptSet:
         """The prompts that models write, or made-up ones in a dry run before they are there."""
+        # What compares and rejects prompts loads libraries that nothing else here needs.
+        from rlaif.pipeline.prompt_generation.run import check_writers
+        from rlaif.pipeline.prompt_generation.sets import (
+            count_calls,
+            count_prompts,
+            generate_set,
+            read_set,
+        )
+
         check_writers(mix, experiment.models, self.path)
         models = {
             by: Model(self._model_key(model, file, ("models", by)), by, model)

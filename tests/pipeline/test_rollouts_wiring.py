@@ -36,6 +36,7 @@ def rollouts(**about: Any) -> Any:
         "rollouts": 3,
         "n": 2,
         "max_new_tokens": 5,
+        "lag": 0,
     }
     keys |= {"temperature": 0.7, "stop": ["!"], **about}
     step = SimpleNamespace(**keys)

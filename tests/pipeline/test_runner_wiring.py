@@ -77,7 +77,7 @@ def test_a_finished_step_says_whose_it_is_and_what_it_has_read(tmp_path: Path) -
     step = FilterStep.model_validate({"records": "completions", "filters": [rule]})
     sources = {"completions/0": "first", "completions/1": "second"}
     planned = Planned("made", "filter", "kept", 5, 2, step, sources, arms=("two",))
-    runner = _Runner(inputs_of(tmp_path), store, {p.prompt_id: p for p in ASKED})
+    runner = _Runner(inputs_of(tmp_path), store, {p.prompt_id: p for p in ASKED}, None)
     shown, pool = Watched(), EnginePool(store)
     runner.run([planned], pool, shown)
     pool.close()

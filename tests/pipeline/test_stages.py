@@ -178,7 +178,7 @@ def test_windows_go_on_where_the_widest_before_ended(write: Write) -> None:
             *second["steps"], {"pair": {}}, {"train": {"id": "t"}}, {"evaluate": {}}]}],
               arms={"a": {}, "b": {}})
     )  # fmt: skip
-    drawn = {p.prompts for p in arms if p.id == "sample-second"}
+    drawn = {tuple(p.prompts) for p in arms if p.id == "sample-second"}
     assert [set(prompts) for prompts in drawn] == [windows[2]]
 
 
@@ -502,7 +502,9 @@ def test_the_widest_window_of_a_round_counts_once(write: Write) -> None:
     windows = []
     for steps in (LOOP["steps"], [*LOOP["steps"], more]):
         plan = planned(write(stages=[SEED, changed(LOOP, id="first", steps=steps), second]))
-        windows.append({p.prompts for p in plan if p.stage == "second" and p.kind == "sample"})
+        windows.append(
+            {tuple(p.prompts) for p in plan if p.stage == "second" and p.kind == "sample"}
+        )
     assert windows[0] == windows[1] and len(windows[0]) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rlaif.config.models import ModelSpec
@@ -81,7 +82,8 @@ def context(
     for name, rows in inputs.items():
         store.step(planned.inputs[name]).append("completions", rows)
     prompts = {p.prompt_id: p for p in (FRUIT, BIRD)}
-    made: Any = (planned, store.step(planned.hash), store, None, prompts, Pool(engines), Watched())
+    given = SimpleNamespace(starts={})
+    made: Any = (planned, store.step(planned.hash), store, given, prompts, Pool(engines), Watched())
     return StepContext(*made)
 
 
