@@ -308,7 +308,7 @@ def test_a_reward_model_is_kept_by_its_own_accuracy_and_the_steps_drop(
     assert train._keep_fresh(context(tmp_path, step, engines), step.refresh, pairs) is None
     # What is trained anew is measured on the pairs that it has not seen, and kept with its round.
     loaded: list[Any] = []
-    monkeypatch.setattr(train, "load_engine", lambda *given: loaded.append(given) or engines)
+    engines.load = lambda *given: loaded.append(given) or engines
     monkeypatch.setattr(train, "whole", lambda folder, copies: folder)
     found = train._with_accuracy(run, {"summary": {"last_loss": 0.1}, "tokens": 3}, pairs)
     assert found == {"summary": {"last_loss": 0.1, "held_out_accuracy": 0.5}, "tokens": 3}
