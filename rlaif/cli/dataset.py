@@ -129,23 +129,25 @@ def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
     interruption.
     """
     from rlaif.config.prompts import PromptsFile
+    from rlaif.core.errors import placed
     from rlaif.core.resources import find
     from rlaif.core.yamlio import load_yaml, validate
     from rlaif.engines.base import Model
     from rlaif.pipeline.prepare import model_key
-    from rlaif.pipeline.prompt_generation.run import check_writers, make_prompts
+    from rlaif.pipeline.prompt_generation.run import check_mix, make_prompts
     from rlaif.pipeline.single_step import asking
 
     path = find(str(config))
     text, lines = load_yaml(path)
     spec = validate(PromptsFile, text, lines, path)
-    check_writers(spec, spec.models, path)
+    with placed(path, None):
+        check_mix(spec, spec.models)
     models = {}
     for name, given in spec.models.items():
         script = str(find(given.script, path)) if given.script else None
         model = given.model_copy(update={"script": script})
         models[name] = Model(model_key(model, True), name, model)
-    with asking(out) as (store, pool):
+    with asking(out) as (store, pool), placed(path, None):
         report = make_prompts(spec, path, models, pool, store, progress_of(quiet))
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
@@ -260,7 +262,7 @@ def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_js
     Reads PROMPTS, writes OUT and prints how many prompts each filter removed.
     """
     from rlaif.config.filters import FilterSet
-    from rlaif.core.errors import ConfigError
+    from rlaif.core.errors import ConfigError, placed
     from rlaif.core.records import to_json
     from rlaif.core.resources import find
     from rlaif.core.yamlio import load_yaml, validate
@@ -273,7 +275,8 @@ def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_js
     path = find(str(filters))
     text, lines = load_yaml(path)
     wanted = validate(FilterSet, text, lines, path)
-    check_for_prompts(wanted, path)
+    with placed(path, None):
+        check_for_prompts(wanted)
     records = every_prompt(find(str(prompts)))
     sifted = sift_items(
         [of_prompt(p) for p in records], wanted.filters, read_beside(wanted, path, [])

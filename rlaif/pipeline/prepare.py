@@ -203,7 +203,7 @@ class _Preparing:
     ) -> PromptSet:
         """The prompts that models write, or made-up ones in a dry run before they are there."""
         # What compares and rejects prompts loads libraries that nothing else here needs.
-        from rlaif.pipeline.prompt_generation.run import check_writers
+        from rlaif.pipeline.prompt_generation.run import check_mix
         from rlaif.pipeline.prompt_generation.sets import (
             count_calls,
             count_prompts,
@@ -211,7 +211,7 @@ class _Preparing:
             read_set,
         )
 
-        check_writers(mix, experiment.models, self.path)
+        check_mix(mix, experiment.models)
         models = {
             by: Model(self._model_key(model, file, ("models", by)), by, model)
             for by, model in experiment.models.items()

@@ -34,6 +34,7 @@ from rlaif.pipeline.mirror.snapshot import (
     read_piece,
     take_snapshot,
 )
+from rlaif.pipeline.steps.context import CheckedProgress
 
 STATE, LAST = "state.json", "tree.json"
 TRANSFERS = 4
@@ -293,11 +294,10 @@ def describe_pulled(pulled: Pulled, root: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class GuardedProgress:
+class GuardedProgress(CheckedProgress):
     """Progress that stops the run once another machine has taken the mirror over."""
 
     progress: StepProgress
-    check: Callable[[], None]
 
     def begin_step(self, title: str) -> None:
         """See `StepProgress`."""
@@ -307,23 +307,6 @@ class GuardedProgress:
     def beside(self) -> StepProgress:
         """See `StepProgress`."""
         return GuardedProgress(self.progress.beside(), self.check)
-
-    def start(self, name: str, total: int, already: int = 0, unit: str = "") -> None:
-        """See `Progress`."""
-        self.progress.start(name, total, already, unit)
-
-    def extend(self, count: int) -> None:
-        """See `Progress`."""
-        self.progress.extend(count)
-
-    def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
-        """See `Progress`."""
-        self.check()
-        self.progress.advance(count, tokens, note)
-
-    def finish(self) -> None:
-        """See `Progress`."""
-        self.progress.finish()
 
 
 @contextmanager

@@ -124,12 +124,15 @@ def read_source(source: FileSource, path: Path) -> list[Prompt]:
     return all_prompts(spec, path)
 
 
-def check_writers(spec: PromptMix, models: Collection[str], path: Path) -> None:
-    """Raises ConfigError for a source that a model writes which is not there."""
+def check_mix(spec: PromptMix, models: Collection[str]) -> None:
+    """Raises ConfigError for a source that a model writes which is not there, and for a filter that
+    needs more than prompts."""
     for source in spec.written:
         if source.by not in models:
             hint = suggest(source.by, sorted(models))
-            raise ConfigError(f"source {source.id}: {source.by!r} is no model{hint}", path)
+            raise ConfigError(f"source {source.id}: {source.by!r} is no model{hint}")
+    if spec.filters:
+        check_for_prompts(FilterSet(filters=spec.filters))
 
 
 def _filter_prompts(
@@ -138,25 +141,24 @@ def _filter_prompts(
     if not spec.filters:
         return given, []
     filters = FilterSet(filters=spec.filters)
-    check_for_prompts(filters, path)
     prompts = {p.prompt_id: p for rows in given.values() for p in rows}
     sifted = sift_items(
         [of_prompt(p) for p in prompts.values()], filters.filters, read_beside(filters, path, [])
     )
     if not sifted.kept:
-        raise ConfigError(nothing_left("prompts", sifted), path)
+        raise ConfigError(nothing_left("prompts", sifted))
     kept = set(sifted.kept)
     left = {name: [p for p in rows if p.prompt_id in kept] for name, rows in given.items()}
     return left, sifted.funnel()
 
 
-def check_for_prompts(filters: FilterSet, path: Path) -> None:
+def check_for_prompts(filters: FilterSet) -> None:
     """Raises ConfigError where a filter needs more than prompts."""
     for one in filters.filters:
         if one.of == "answers":
-            raise ConfigError(f"{one.kind}: prompts have no answers; say `of: prompt`", path)
+            raise ConfigError(f"{one.kind}: prompts have no answers; say `of: prompt`")
         if one.kind == "contamination" and HELDOUT in one.against:
-            raise ConfigError("contamination: name the files that `against` means", path)
+            raise ConfigError("contamination: name the files that `against` means")
 
 
 def _write_prompts(
