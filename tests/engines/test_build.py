@@ -14,6 +14,7 @@ from rlaif.core.store import Store
 from rlaif.engines import build
 from rlaif.engines.base import GenerateRequest, Model, ModelWeights, Sampling
 from rlaif.engines.build import EnginePool
+from rlaif.engines.checkpoints import FolderWeights
 
 URL = "http://127.0.0.1:9/v1"
 

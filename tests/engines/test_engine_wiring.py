@@ -15,6 +15,7 @@ from rlaif.core.store import Store
 from rlaif.engines import build
 from rlaif.engines.base import GenerateRequest, Model, ModelWeights, Sampling, ScoreRequest
 from rlaif.engines.build import EnginePool, known_capabilities, load_engine
+from rlaif.engines.checkpoints import FolderWeights
 from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.engines.fake import load as load_fake
 from rlaif.engines.remote.meter import Account

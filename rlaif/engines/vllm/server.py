@@ -149,6 +149,7 @@ class RequireKey:
         self.wanted = f"Bearer {os.environ['VLLM_API_KEY']}".encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer 401 without the key, and else what the server answers."""
         if scope["type"] in ("http", "websocket") and scope["path"] != "/health":
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not secrets.compare_digest(given, self.wanted):

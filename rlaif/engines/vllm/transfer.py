@@ -17,7 +17,6 @@ import base64
 import math
 import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,11 +46,11 @@ def register() -> None:
 def choose_transport(spec: ModelSpec, on_gpu: bool) -> str:
     """The transport of weights to an engine of ours in this process's charge: `nccl`, `ipc` or
     `FILE`."""
-    device = torch.device(pick_device(spec.device))
+    device = training_device(spec)
     if not on_gpu or device.type != "cuda":
         return FILE
     own = set(range(spec.processes) if spec.gpus is None else spec.gpus)
-    if (device.index or 0) not in own:
+    if device.index not in own:
         return "nccl"
     # Handles are exchanged among all training processes, of which only the first has the engine:
     # where there are more GPUs, there may be more processes.
@@ -204,20 +203,21 @@ class Transfer:
         self._trainer = None
 
     def _send_tensors(self, weights: ModelWeights) -> None:
-        device = torch.device("cuda", torch.device(pick_device(self.spec.device)).index or 0)
-        with current_device(device), torch.no_grad():
+        device = training_device(self.spec)
+        # vLLM's trainer opens its end on the current device.
+        with torch.cuda.device(device.index), torch.no_grad():
             if self._trainer is None or self._source is None:
                 self._source = DeviceSource(weights, device)
-                self._trainer = connect(
-                    self.transport, self.client, self._source, self.spec.processes
-                )
+                workers = self.spec.processes
+                self._trainer = connect(self.transport, self.client, self._source, workers)
             self._source.weights = weights
             self._trainer.send_weights()
 
 
-def current_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside this context `device` is where vLLM's trainer opens its end."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def training_device(spec: ModelSpec) -> torch.device:
+    """Where the first process trains the model."""
+    device = torch.device(pick_device(spec.device))
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def connect(transport: str, client: Client, source: DeviceSource, workers: int) -> Any:
