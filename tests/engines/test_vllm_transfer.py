@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,7 +83,7 @@ def test_a_folder_is_sent_in_the_order_of_the_protocol(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_arrive_are_an_error_and_are_not_finished(tmp_path: Path) -> None:
     llm = Calls("update_weights")
-    with pytest.raises(EngineError, match="'policy': vLLM has not taken.*out of memory"):
+    with pytest.raises(EngineError, match=r"'policy': vLLM has not taken.*out of memory"):
         Transfer(FILE, LocalClient(llm), spec(), "policy").send(FolderWeights(tmp_path))
     assert [name for name, *_ in llm.told] == ["start_weight_update", "update_weights"]
 
@@ -116,13 +117,15 @@ def test_tensors_are_sent_over_one_connection(kind: str, monkeypatch: pytest.Mon
         return SimpleNamespace(send_weights=send, shutdown=lambda: events.append("shutdown"))
 
     monkeypatch.setattr(transfer, "connect", connect)
-    monkeypatch.setattr(transfer, "training_device", lambda _: torch.device("cpu"))
+    here = torch.device("cpu")
+    monkeypatch.setattr(transfer, "training_device", lambda _: here)
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext(events.append(device)))
     way = Transfer(kind, LocalClient(Calls()), spec(1, 2), "policy")
     way.close()
     way.send(Sent(1.0))
     way.send(Sent(2.0))
     way.close()
-    assert events == [(kind, 2), {"w": 1.0}, {"w": 2.0}, "shutdown"]
+    assert events == [here, (kind, 2), {"w": 1.0}, here, {"w": 2.0}, "shutdown"]
 
 
 def test_every_path_of_the_server_but_its_health_needs_the_key(

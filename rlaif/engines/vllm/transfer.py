@@ -205,7 +205,7 @@ class Transfer:
     def _send_tensors(self, weights: ModelWeights) -> None:
         device = training_device(self.spec)
         # vLLM's trainer opens its end on the current device.
-        with torch.cuda.device(device.index), torch.no_grad():
+        with torch.cuda.device(device), torch.no_grad():
             if self._trainer is None or self._source is None:
                 self._source = DeviceSource(weights, device)
                 workers = self.spec.processes
