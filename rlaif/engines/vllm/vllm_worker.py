@@ -32,18 +32,18 @@ from rlaif.engines.checkpoints import list_weight_files
 
 
 @dataclass
-class FileInitInfo(WeightTransferInitInfo):
+class FileInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     """Nothing is connected."""
 
 
 @dataclass
-class FileUpdateInfo(WeightTransferUpdateInfo):
+class FileUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """`folder` has the weights, as the workers see it."""
 
     folder: str
 
 
-class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
+class FileWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
     """Each worker reads its part of a checkpoint.
 
     Nothing changes before the files are known to be whole. A failure after that leaves the model
@@ -83,9 +83,9 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         self.torn = True
         initialize_layerwise_reload(self.model)
         loaded = self.model.load_weights(self._read_tensors(loader, folder))
-        # Of quantised weights the model has others than the checkpoint.
-        lacking = set() if self.model_config.quantization else names - (loaded or names)
-        if lacking:
+        # A quantised model has other weights than the checkpoint.
+        known = loaded is not None and self.model_config.quantization is None
+        if known and (lacking := names - loaded):
             raise RuntimeError(f"{folder} has no weights for {', '.join(sorted(lacking))}")
 
     def finish_weight_update(self) -> None:

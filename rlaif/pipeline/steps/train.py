@@ -235,8 +235,8 @@ def _refuse_untrainable(
     if isinstance(step, RolloutTrain) and models["start"].spec.engine == "vllm-server":
         raise walk.inputs.fail(
             index,
-            f"{step.method} learns from the tokens that were sampled and their log-probs, and a "
-            "server gives the text alone: use engine vllm or hf for the policy",
+            f"{step.method} needs the token ids and log-probs of the answers, and engine "
+            "vllm-server gives their text alone: use engine vllm or hf for the policy",
         )
 
 
