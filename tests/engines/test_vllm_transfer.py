@@ -20,7 +20,7 @@ from rlaif.core.errors import EngineError
 from rlaif.engines.checkpoints import FolderWeights
 from rlaif.engines.vllm import transfer
 from rlaif.engines.vllm.server import RequireKey
-from rlaif.engines.vllm.transfer import FILE, LocalClient, Transfer, choose_transport
+from rlaif.engines.vllm.transfer import FILE, PLUGIN, LocalClient, Transfer, choose_transport
 
 
 def spec(*gpus: int, size: int = 1, **keys: Any) -> ModelSpec:
@@ -51,6 +51,28 @@ def test_the_transport_follows_from_where_training_and_engine_are(
     assert choose_transport(model, on_gpu=True) == transport
     # vLLM's build for a CPU, on whatever machine.
     assert choose_transport(model, on_gpu=False) == FILE
+
+
+@pytest.mark.parametrize(
+    ("names", "allowed", "message"),
+    [
+        (["rlaif"], None, "Install rlaif again"),
+        (["rlaif", PLUGIN], "rlaif,other", "Add rlaif_transfer"),
+        (["rlaif", PLUGIN], f"rlaif,{PLUGIN}", None),
+        (["rlaif", PLUGIN], None, None),
+    ],
+)
+def test_vllm_must_be_able_to_load_what_registers_the_file_backend(
+    names: list[str], allowed: str | None, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [SimpleNamespace(name=name) for name in names]
+    monkeypatch.setattr(transfer, "entry_points", lambda group: entries)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("VLLM_PLUGINS", allowed)
+    refused = nullcontext() if message is None else pytest.raises(EngineError, match=message)
+    with refused:
+        transfer.require_plugin("policy")
 
 
 class Calls:

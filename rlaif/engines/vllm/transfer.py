@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import pickle
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +32,8 @@ from rlaif.engines.vllm.server import Server, free_port
 from rlaif.kernels.device import pick_device
 
 FILE = "rlaif_file"
+PLUGINS = "vllm.general_plugins"
+PLUGIN = "rlaif_transfer"
 INSECURE = "VLLM_ALLOW_INSECURE_SERIALIZATION"
 
 
@@ -41,6 +45,21 @@ def register() -> None:
     WeightTransferEngineFactory.register_engine(
         FILE, "rlaif.engines.vllm.vllm_worker", "FileWeightTransferEngine"
     )
+
+
+def require_plugin(name: str) -> None:
+    """Raise EngineError where vLLM's processes will not call `register` for model `name`."""
+    if PLUGIN not in {entry.name for entry in entry_points(group=PLUGINS)}:
+        raise EngineError(
+            f"model {name!r}: this installation of rlaif does not name its plugin {PLUGIN} for "
+            "vLLM. Install rlaif again in this environment."
+        )
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and PLUGIN not in allowed.split(","):
+        raise EngineError(
+            f"model {name!r}: VLLM_PLUGINS allows {allowed!r} alone. Add {PLUGIN} and rlaif, or "
+            "unset it."
+        )
 
 
 def choose_transport(spec: ModelSpec, on_gpu: bool) -> str:

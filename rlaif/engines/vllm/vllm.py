@@ -39,6 +39,7 @@ from rlaif.engines.vllm.transfer import (
     Transfer,
     choose_transport,
     needed_environment,
+    require_plugin,
 )
 from rlaif.engines.vllm.vllm_options import environment, options, trains_beside, within
 
@@ -75,6 +76,7 @@ def _start_llm(name: str, folder: Path, values: dict[str, Any]) -> Any:
         raise EngineError(
             f"model {name!r}: engine vllm needs the package vllm ({error}). Run: pip install vllm"
         ) from None
+    require_plugin(name)
     try:
         return LLM(model=str(folder), **values)
     # Its classes of errors move from version to version.

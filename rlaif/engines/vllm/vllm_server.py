@@ -40,7 +40,7 @@ from rlaif.engines.remote.openai import OpenAIEngine, Own
 from rlaif.engines.remote.session import Learned
 from rlaif.engines.vllm.keeper import owner
 from rlaif.engines.vllm.server import RequireKey, Server
-from rlaif.engines.vllm.transfer import FILE, HttpClient, send_folder
+from rlaif.engines.vllm.transfer import FILE, HttpClient, require_plugin, send_folder
 from rlaif.engines.vllm.vllm import read_tokenizer
 from rlaif.engines.vllm.vllm_options import environment, options, trains_beside
 
@@ -67,6 +67,7 @@ def load(spec: ModelSpec, folder: Path, name: str, account: Account) -> VllmServ
         raise EngineError(
             f"model {name!r}: engine vllm-server needs the package vllm. Run: pip install vllm"
         )
+    require_plugin(name)
     return VllmServerEngine(spec, folder, name, account)
 
 
