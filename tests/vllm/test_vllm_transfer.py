@@ -61,11 +61,13 @@ def changed(model_folder, tmp_path_factory):
         shutil.rmtree(folder)
 
 
-def start(folder, engine="vllm", run=None):
-    spec = ModelSpec(
-        path=str(folder), engine=engine, dtype="float32", max_context=256, cache=run is None
-    )
-    return load_engine(spec, folder, "m", None if run is None else Account(run / "spend.jsonl"))
+def start(folder, engine="vllm", account=None, **keys):
+    spec = ModelSpec(path=str(folder), engine=engine, dtype="float32", max_context=256, **keys)
+    return load_engine(spec, folder, "m", account)
+
+
+def serve(folder, run):
+    return start(folder, "vllm-server", Account(run / "spend.jsonl"), cache=False)
 
 
 def answers(engine):
@@ -120,10 +122,10 @@ def test_weights_by_the_file_backend_are_those_of_an_engine_started_from_them(
 
 def test_a_server_takes_weights_in_place(model_folder, changed, tmp_path):
     first, second = changed
-    fresh = start(first, "vllm-server", tmp_path)
+    fresh = serve(first, tmp_path)
     expected = answers(fresh)
     fresh.close()
-    engine = start(model_folder, "vllm-server", tmp_path)
+    engine = serve(model_folder, tmp_path)
     before = answers(engine)
     server = engine.running()
     stranger = SimpleNamespace(root=server.root, key="no key")
