@@ -73,7 +73,8 @@ class FileWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Take the weights in the folder. Raises where it has not all that the model needs."""
+        """Take the weights in the folder. Raises where it has nothing for one of the model's
+        parameters; of one that vLLM joins from several tensors some may be absent unnoticed."""
         folder = Path(update_info.folder)
         _check_files(folder)
         loader = get_model_loader(self.vllm_config.load_config)
