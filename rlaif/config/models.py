@@ -92,7 +92,7 @@ TAKEN_ARGS = {
     "dtype": "`dtype`",
     "max_model_len": "`max_context`",
     "logprobs_mode": "what training compares with",
-    "worker_extension_cls": "what puts weights in place",
+    "weight_transfer_config": "where the model is trained and where it runs",
     "enable_lora": "`adapter`",
     "lora_modules": "`adapter`",
     "served_model_name": "`path`",
@@ -100,6 +100,7 @@ TAKEN_ARGS = {
     "host": "the start of the server",
     "port": "the start of the server",
     "api_key": "the start of the server",
+    "middleware": "the start of the server",
 }
 """Arguments of vLLM and of its server that are not the user's."""
 

@@ -296,6 +296,22 @@ class Divisible(Protocol):
         ...
 
 
+class ModelWeights(Protocol):
+    """The weights of a model, under the names of its checkpoint."""
+
+    def list_tensors(self) -> list[tuple[str, Any, tuple[int, ...]]]:
+        """Name, dtype and shape of each, in the order of `read_tensors`; none is computed."""
+        ...
+
+    def read_tensors(self) -> Iterator[tuple[str, Any]]:
+        """Names and tensors, on the device that they are on."""
+        ...
+
+    def write(self) -> Path:
+        """The folder that has them as safetensors, which are written where they are not yet."""
+        ...
+
+
 @runtime_checkable
 class Reloadable(Protocol):
     """An engine that stays loaded while its weights change."""
@@ -306,9 +322,8 @@ class Reloadable(Protocol):
         """Free the model."""
         ...
 
-    def load_weights(self, folder: Path, digest: str) -> None:
-        """Load the weights in `folder`, of the same architecture, in place; `digest` is their
-        hash."""
+    def load_weights(self, weights: ModelWeights, digest: str) -> None:
+        """Take weights of the same architecture in place; `digest` is their hash."""
         ...
 
     def rest(self) -> bool:

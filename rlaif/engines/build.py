@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 from rlaif.config.models import ENGINES, REMOTE, TRAINABLE, EngineKind, ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.core.store import Store, read_json
-from rlaif.engines.base import Engine, Model, Reloadable, Sharing
+from rlaif.engines.base import Engine, Model, ModelWeights, Reloadable, Sharing
 from rlaif.engines.model_folders import COPIES, is_adapter, locate, model_hash, resolve
 from rlaif.engines.remote import api
 from rlaif.engines.remote.meter import Account, run_account
@@ -175,15 +175,15 @@ class EnginePool:
             self._local[key] = engine
             return engine
 
-    def with_weights(self, model: Model, folder: Path, digest: str) -> Engine:
-        """An engine of `model`'s kind with the weights in `folder` in place of the model's own; it
-        is loaded in this process."""
+    def with_weights(self, model: Model, weights: ModelWeights, digest: str) -> Engine:
+        """An engine of `model`'s kind with `weights` in place of the model's own; it is loaded in
+        this process."""
         with self._lock:
             engine: Any = self._take_reloadable(model) or self._start_engine(model, load_engine)
             if not isinstance(engine, Reloadable):
                 engine.close()
                 raise EngineError(f"engine {model.spec.engine} cannot take other weights in place")
-            _load_weights(engine, folder, digest)
+            _load_weights(engine, weights, digest)
             # Its own weights have another key: nobody gets these by mistake.
             self._local |= {digest: cast(Engine, engine)}
             return self._local[digest]
@@ -192,6 +192,8 @@ class EnginePool:
         """An engine of the model's settings with its weights put in place, if there is one."""
         if not any(_can_serve(engine, model) for engine in self._local.values()):
             return None
+        from rlaif.engines.checkpoints import FolderWeights
+
         folder = Path(self.folder(model))
         if is_reward_model(folder):
             return None
@@ -199,7 +201,7 @@ class EnginePool:
         log.info(
             "model %s: the running engine %s takes its weights", model.label, model.spec.engine
         )
-        _load_weights(engine, folder, model_hash(folder, model.spec))
+        _load_weights(engine, FolderWeights(folder), model_hash(folder, model.spec))
         return engine
 
     def _take_reloadable(self, model: Model) -> Any:
@@ -250,10 +252,10 @@ def _can_serve(engine: Engine, model: Model) -> bool:
     return isinstance(engine, Reloadable) and engine.spec == model.spec
 
 
-def _load_weights(engine: Reloadable, folder: Path, digest: str) -> None:
+def _load_weights(engine: Reloadable, weights: ModelWeights, digest: str) -> None:
     """Load weights in place; an engine that fails at it is closed."""
     try:
-        engine.load_weights(folder, digest)
+        engine.load_weights(weights, digest)
     except BaseException:
         engine.close()
         raise

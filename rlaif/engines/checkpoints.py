@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,6 +18,38 @@ from rlaif.core.errors import EngineError
 from rlaif.engines.local.reward import POSITION
 
 MASTERS = "masters/model.safetensors"
+WEIGHTS = "model.safetensors"
+
+
+def list_weight_files(folder: Path) -> list[Path]:
+    """The safetensors of the model in `folder`, of which its index names several."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.exists():
+        return [folder / WEIGHTS]
+    return [folder / name for name in sorted(set(_read_row(index)["weight_map"].values()))]
+
+
+@dataclass(frozen=True)
+class FolderWeights:
+    """The weights in a model's folder. See `rlaif.engines.base.ModelWeights`."""
+
+    folder: Path
+
+    def list_tensors(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """See `ModelWeights.list_tensors`."""
+        # Reading maps the files into memory, and touches no page of them before it is used.
+        return [(name, t.dtype, tuple(t.shape)) for name, t in self.read_tensors()]
+
+    def read_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See `ModelWeights.read_tensors`; they are in main memory."""
+        for path in list_weight_files(self.folder):
+            with safe_open(path, framework="pt") as file:
+                for name in sorted(file.keys()):
+                    yield name, file.get_tensor(name)
+
+    def write(self) -> Path:
+        """The folder itself."""
+        return self.folder
 
 
 def is_reward(module: Any) -> bool:

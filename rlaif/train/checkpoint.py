@@ -2,14 +2,14 @@
 
 A checkpoint is safetensors and JSON, whole or absent, only the latest. Beside it lies
 metrics.jsonl, one row for every optimiser step; a checkpoint relies on the rows before it. `export`
-publishes the finished model; `write_weights` hands the weights of the moment to a sampler.
+publishes the finished model.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -442,43 +442,3 @@ def export_head(
     if region is not None:
         save_region(region, temporary)
     publish_folder(temporary, out)
-
-
-@torch.no_grad()
-def write_weights(model: TrainModel, folder: Path) -> None:
-    """Write `model.safetensors` in `folder`: the policy of this moment as a plain checkpoint has
-    it, in the compute dtype, adapters merged; of a split model the copy for sampling. The model
-    stays as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "weights.partial"
-    whole = model if model.copy is None else model.copy
-    save_file(dict(_plain_weights(whole.module)), temporary, metadata={"format": "pt"})
-    temporary.replace(folder / "model.safetensors")
-
-
-def _plain_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights without adapters' names, each matrix with its adapter in it."""
-    base = causal(module)
-    merged = {}
-    for name, part in base.named_modules():
-        if hasattr(part, "base_layer") and hasattr(part, "merge"):
-            merged[f"{name}.weight"] = _merge_layer(part)
-    for name, param in base.named_parameters():
-        if "lora_" in name:
-            continue
-        plain = name.replace(".base_layer.", ".")
-        weight = merged[plain] if plain in merged else param.detach()
-        yield plain, weight.cpu().contiguous()
-
-
-def _merge_layer(layer: Any) -> Tensor:
-    """The layer's weight with its adapter. Taking the adapter off again by subtraction would leave
-    rounding errors, so the weight is put back."""
-    weight = layer.base_layer.weight
-    kept = weight.detach().clone()
-    layer.merge()
-    merged: Tensor = weight.detach().clone()
-    # For peft too it is not merged any more, since the weight is put back next.
-    layer.merged_adapters.clear()
-    weight.data.copy_(kept)
-    return merged

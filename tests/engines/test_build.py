@@ -12,8 +12,9 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.core.store import Store
 from rlaif.engines import build
-from rlaif.engines.base import GenerateRequest, Model, Sampling
+from rlaif.engines.base import GenerateRequest, Model, ModelWeights, Sampling
 from rlaif.engines.build import EnginePool
+from rlaif.engines.checkpoints import FolderWeights
 
 URL = "http://127.0.0.1:9/v1"
 
@@ -34,10 +35,10 @@ class Reloading(Plain):
     rests = True
     breaks = False
 
-    def load_weights(self, folder: Path, digest: str) -> None:
+    def load_weights(self, weights: ModelWeights, digest: str) -> None:
         if self.breaks:
             raise EngineError("torn file")
-        self.folder = folder
+        self.folder = weights.write()
 
     def rest(self) -> bool:
         return self.rests
@@ -102,7 +103,7 @@ def test_weights_in_place_are_never_taken_for_the_models_own(
 ) -> None:
     start = model(tmp_path, "policy", "vllm")
     engine = pool.get(start)
-    assert pool.with_weights(start, tmp_path / "now", "digest") is engine
+    assert pool.with_weights(start, FolderWeights(tmp_path / "now"), "digest") is engine
     assert engine.folder == tmp_path / "now"
     assert pool.get(start) is engine
     assert engine.folder == tmp_path / "policy"
@@ -128,14 +129,14 @@ def test_an_engine_whose_weights_failed_is_closed_and_forgotten(
     engine = pool.get(start)
     engine.breaks = True
     with pytest.raises(EngineError, match="torn file"):
-        pool.with_weights(start, tmp_path / "now", "digest")
+        pool.with_weights(start, FolderWeights(tmp_path / "now"), "digest")
     assert engine.closed
     assert pool.get(start) is not engine
 
 
 def test_an_engine_without_weights_in_place_says_so(pool: EnginePool, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cannot take other weights"):
-        pool.with_weights(model(tmp_path, "policy"), tmp_path / "now", "digest")
+        pool.with_weights(model(tmp_path, "policy"), FolderWeights(tmp_path / "now"), "digest")
 
 
 @pytest.mark.parametrize("rests", [True, False])

@@ -13,8 +13,9 @@ import pytest
 from rlaif.config.models import ModelSpec
 from rlaif.core.store import Store
 from rlaif.engines import build
-from rlaif.engines.base import GenerateRequest, Model, Sampling, ScoreRequest
+from rlaif.engines.base import GenerateRequest, Model, ModelWeights, Sampling, ScoreRequest
 from rlaif.engines.build import EnginePool, known_capabilities, load_engine
+from rlaif.engines.checkpoints import FolderWeights
 from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.engines.fake import load as load_fake
 from rlaif.engines.remote.meter import Account
@@ -30,8 +31,8 @@ class Reloading:
         self.spec, self.given, self.closed = spec, [(folder, name, account)], False
         self.loaded: list[Any] = []
 
-    def load_weights(self, folder: Path, digest: str) -> None:
-        self.loaded.append((folder, digest))
+    def load_weights(self, weights: ModelWeights, digest: str) -> None:
+        self.loaded.append((weights.write(), digest))
 
     def rest(self) -> bool:
         return True
@@ -66,7 +67,7 @@ def test_the_pool_starts_each_engine_with_its_own_folder_name_and_the_runs_accou
     out.mkdir(parents=True)
     assert pool.get(made) is engine
     assert engine.loaded == [(out, ("hash of", out, policy.spec))]
-    assert pool.with_weights(made, tmp_path / "now", "digest") is engine
+    assert pool.with_weights(made, FolderWeights(tmp_path / "now"), "digest") is engine
     assert engine.loaded[-1] == (tmp_path / "now", "digest")
     server = Model("s", "far", ModelSpec(path="m", engine="openai", base_url=URL))
     far: Any = pool.get(server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import GenerateRequest, Model, Reloadable, Sampling, ScoreRequest
 from rlaif.engines.build import known_capabilities
+from rlaif.engines.checkpoints import FolderWeights
 from rlaif.engines.remote.cache import RequestCache, cache_path
 from rlaif.engines.remote.meter import Account
 from rlaif.engines.vllm import vllm_options, vllm_server
@@ -86,22 +88,50 @@ def test_label_probabilities_ask_for_the_labels_own_tokens(engine: VllmServerEng
     assert result.label_probs["yes"] == pytest.approx(2.718281828 ** -len(tokens))
 
 
-def test_other_weights_are_another_start_under_another_key_of_the_cache(
+def test_other_weights_are_taken_in_place_under_another_key_of_the_cache(
     engine: VllmServerEngine, tiny_model: Path, tmp_path: Path
 ) -> None:
     assert isinstance(engine, Reloadable)
     first, digest = answer(engine), engine.weights_hash
+    started = [keeper.pid for keeper in children(KEEPER)]
     other = tmp_path / "other"
     other.symlink_to(tiny_model)
-    engine.load_weights(other, "others")
+    engine.load_weights(FolderWeights(other), "others")
     assert answer(engine) == "other Hello"
-    engine.load_weights(tiny_model, digest)
+    engine.load_weights(FolderWeights(tiny_model), digest)
     assert answer(engine) == first
-    # The last one came from the cache: the address has changed, and the weights have not.
+    # Not only from the cache.
+    assert answer(engine, "Again") == f"{tiny_model.name} Again"
+    assert [keeper.pid for keeper in children(KEEPER)] == started
+    # The second one of the first weights came from the cache.
     cache = RequestCache(cache_path(), 1 << 30)
     found = {row["base_url"]: row["answers"] for row in cache.stats()["models"]}
     cache.close()
-    assert found == {f"weights:{digest}": 1, "weights:others": 1}
+    assert found == {f"weights:{digest}": 2, "weights:others": 1}
+
+
+@pytest.mark.parametrize("why", ["not taken", "other tokens"])
+def test_a_server_that_cannot_take_weights_is_started_again_with_them(
+    engine: VllmServerEngine,
+    tiny_model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    why: str,
+) -> None:
+    answer(engine)
+    [keeper] = children(KEEPER)
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    if why == "not taken":
+        (other / "torn").touch()
+    else:
+        (other / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    caplog.set_level("INFO")
+    engine.load_weights(FolderWeights(other), "others")
+    refused = "has not taken the weights: /update_weights answers 500"
+    assert (refused in caplog.text) == (why == "not taken")
+    assert "started again with other weights" in caplog.text
+    assert answer(engine) == "other Hello"
+    assert [again.pid for again in children(KEEPER)] != [keeper.pid]
 
 
 def test_a_server_that_has_ended_is_started_again(

@@ -3,7 +3,7 @@ own, as vLLM has.
 
 It leaves a temporary file, and answers with the folder that it serves and the prompt. A file beside
 the folder's own says how it fails: `dies` (with its text), `hangs`, `stubborn` (SIGTERM is
-ignored).
+ignored); in a folder of other weights, `torn` (it does not take them).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 SLEEP = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
@@ -26,6 +26,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder = ""
     count = 0
+    updates: ClassVar[list[str]] = []
+    """The steps of the update in progress."""
 
     def do_GET(self) -> None:
         known = self.path == "/health" or self._key_is_right()
@@ -35,6 +37,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self._key_is_right():
             self._send(401, {"error": {"message": "wrong key"}})
+            return
+        if self.path.count("/") == 1:
+            self._update(self.path.strip("/"), body)
             return
         text = f"{self.folder} {body['messages'][-1]['content']}"
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
@@ -46,6 +51,20 @@ class Handler(BaseHTTPRequestHandler):
         Handler.count += 1
         usage = {"prompt_tokens": 3, "completion_tokens": 5}
         self._send(200, {"id": f"a{Handler.count}", "choices": [choice], "usage": usage})
+
+    def _update(self, step: str, body: dict[str, Any]) -> None:
+        """Weights in place, in the order that vLLM wants."""
+        order = ["start_weight_update", "update_weights", "finish_weight_update"]
+        order.append("reset_prefix_cache")
+        self.updates.append(step)
+        expected = order[: len(self.updates)] == self.updates
+        if step == "update_weights":
+            folder = Path(body["update_info"]["folder"])
+            expected = expected and not (folder / "torn").exists()
+            Handler.folder = folder.name if expected else self.folder
+        if self.updates == order:
+            self.updates.clear()
+        self._send(200 if expected else 500, {"success": True})
 
     def _key_is_right(self) -> bool:
         return self.headers["authorization"] == f"Bearer {os.environ['VLLM_API_KEY']}"

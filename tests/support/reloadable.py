@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from rlaif.config.models import ModelSpec
+from rlaif.engines.base import ModelWeights
 from rlaif.engines.local import hf
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
@@ -25,9 +26,9 @@ def load(spec: ModelSpec, folder: Path, name: str) -> Reloadable:
 class Reloadable(HfEngine):
     """The in-process engine, with weights from a file."""
 
-    def load_weights(self, folder: Path, digest: str) -> None:
+    def load_weights(self, weights: ModelWeights, digest: str) -> None:
         lacking, unknown = self.model.load_state_dict(
-            load_file(folder / "model.safetensors"), strict=False
+            load_file(weights.write() / "model.safetensors"), strict=False
         )
         assert not unknown and set(lacking) <= {"lm_head.weight"}
         self.weights = Weights(self.model, digest)

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from rlaif.config.training import LoraOptions
-from rlaif.engines.checkpoints import MASTERS
+from rlaif.engines.checkpoints import MASTERS, FolderWeights
 from rlaif.kernels.heads import GatedHead, HeadConfig
-from rlaif.train.checkpoint import export, export_head, write_weights
+from rlaif.train.checkpoint import export, export_head
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
+from rlaif.train.policy_weights import PolicyWeights
 
 CPU = torch.device("cpu")
 LORAS = [None, LoraOptions(r=4), LoraOptions(r=4, dora=True)]
@@ -30,7 +31,9 @@ def test_weights_of_the_moment_are_those_of_the_export(tmp_path, make_model, lor
         for master in model.masters.values():
             master.add_(0.1 * torch.randn(master.shape, generator=generator))
     before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
-    write_weights(model, tmp_path / "now")
+    weights = PolicyWeights(model, tmp_path / "now")
+    assert weights.write() == tmp_path / "now"
+    sent, described = dict(weights.read_tensors()), weights.list_tensors()
     for name, param in model.module.named_parameters():
         assert torch.equal(param, before[name]), name
     export(model, start, tmp_path / "out", lora)
@@ -39,6 +42,14 @@ def test_weights_of_the_moment_are_those_of_the_export(tmp_path, make_model, lor
         load_file(tmp_path / "out" / MASTERS),
     )
     assert now.keys() == masters.keys()
+    # What is sent without a file is the same, and is described as it is.
+    assert sent.keys() == now.keys()
+    assert all(torch.equal(sent[name], now[name]) for name in now)
+    listed = [(name, t.dtype, tuple(t.shape)) for name, t in sent.items()]
+    assert described == listed
+    on_disk = FolderWeights(tmp_path / "now")
+    assert sorted(on_disk.list_tensors()) == sorted(listed)
+    assert all(torch.equal(t, now[name]) for name, t in on_disk.read_tensors())
     untrained = dict(load_module(start, CPU).named_parameters())
     changed = [name for name in masters if not torch.equal(masters[name], untrained[name])]
     assert len(changed) >= 4
@@ -48,7 +59,7 @@ def test_weights_of_the_moment_are_those_of_the_export(tmp_path, make_model, lor
 
 def test_bf16_weights_of_the_moment_are_in_bf16(tmp_path, make_model):
     model = prepare(load_module(make_model(0), CPU), CPU, torch.bfloat16)
-    write_weights(model, tmp_path)
+    PolicyWeights(model, tmp_path).write()
     params = dict(model.module.named_parameters())
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         assert weight.dtype == torch.bfloat16

@@ -15,10 +15,11 @@ from rlaif.config.training import LoraOptions
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine
+from rlaif.engines.checkpoints import FolderWeights
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.train.checkpoint import write_weights
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
+from rlaif.train.policy_weights import PolicyWeights
 from tests.support.adapters import adapter
 
 CPU = torch.device("cpu")
@@ -94,7 +95,6 @@ def test_weights_in_place_are_those_that_answer(engines, model_folder, tmp_path,
     with torch.no_grad():
         for master in model.masters.values():
             master.add_(0.02 * torch.randn(master.shape, generator=generator))
-    write_weights(model, tmp_path)
     # What was asked for and not taken does not stand in the way.
     lengths = [
         replace(r, sampling=replace(r.sampling, max_new_tokens=8 + i))
@@ -103,7 +103,7 @@ def test_weights_in_place_are_those_that_answer(engines, model_folder, tmp_path,
     left = vllm.generate(lengths)
     next(iter(left))
     left.close()
-    vllm.load_weights(tmp_path, "other")
+    vllm.load_weights(PolicyWeights(model, tmp_path), "other")
     other = results(vllm.generate(asked))
     assert vllm.weights_hash == "other"
     assert {name: r.text for name, r in other.items()} != before
@@ -119,7 +119,7 @@ def test_weights_in_place_are_those_that_answer(engines, model_folder, tmp_path,
         expected = results(own.score(rows))
     for name, result in other.items():
         assert result.logprobs == pytest.approx(expected[name].token_logprobs, abs=5e-3)
-    vllm.load_weights(model_folder, "first")
+    vllm.load_weights(FolderWeights(model_folder), "first")
     assert {name: r.text for name, r in results(vllm.generate(asked)).items()} == before
 
 

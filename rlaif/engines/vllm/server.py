@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlaif.core.errors import EngineError
 from rlaif.engines.vllm.keeper import GRACE_SECONDS
@@ -38,7 +40,7 @@ class Server:
     ):
         """Start `command` of the port, with `environment` of the key beside this process's own.
         What it writes is appended to `log`."""
-        port = _free_port()
+        port = free_port()
         self.name = name
         self.key = secrets.token_urlsafe(32)
         self.root = f"http://127.0.0.1:{port}"
@@ -91,13 +93,26 @@ class Server:
 
     def _is_healthy(self, url: str, key: str) -> bool:
         asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
-        # A proxy of the environment is not for this machine's own addresses.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(asked, timeout=HEALTH_SECONDS) as answer:
+            with _open_direct(asked, HEALTH_SECONDS) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError, ValueError):
             return False
+
+    def post(self, path: str, body: Mapping[str, Any], seconds: float) -> Any:
+        """What the server answers to `body`, both JSON. Raises EngineError where that is an error,
+        or takes longer than `seconds`."""
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        data = json.dumps(body).encode()
+        asked = urllib.request.Request(self.root + path, data, headers, method="POST")
+        try:
+            with _open_direct(asked, seconds) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            text = error.read().decode("utf-8", "replace")
+            raise EngineError(f"{path} answers {error.code}: {text}") from None
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise EngineError(f"{path} does not answer: {error}") from None
 
     def last_words(self) -> str:
         """The last lines that the server wrote since this start, and where all of them are."""
@@ -119,7 +134,34 @@ class Server:
             self._keeper.wait()
 
 
-def _free_port() -> int:
+def _open_direct(request: urllib.request.Request, seconds: float) -> Any:
+    # A proxy of the environment is not for this machine's own addresses.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(request, timeout=seconds)
+
+
+class RequireKey:
+    """Middleware of the server: every path but /health needs the key of this start. vLLM itself
+    guards a few paths, and not those by which weights come."""
+
+    def __init__(self, app: Any):
+        self.app = app
+        self.wanted = f"Bearer {os.environ['VLLM_API_KEY']}".encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer 401 without the key, and else what the server answers."""
+        if scope["type"] in ("http", "websocket") and scope["path"] != "/health":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not secrets.compare_digest(given, self.wanted):
+                from starlette.responses import JSONResponse
+
+                await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

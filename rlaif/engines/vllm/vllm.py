@@ -26,6 +26,7 @@ from rlaif.engines.base import (
     Capability,
     GenerateRequest,
     GenerateResult,
+    ModelWeights,
     ScoreRequest,
     ScoreResult,
     thinks_first,
@@ -33,6 +34,13 @@ from rlaif.engines.base import (
 from rlaif.engines.local.encoding import Encoding, Row, end_ids, load_encoding
 from rlaif.engines.model_folders import adapter_folder, model_hash
 from rlaif.engines.vllm.keeper import owned
+from rlaif.engines.vllm.transfer import (
+    LocalClient,
+    Transfer,
+    choose_transport,
+    needed_environment,
+    require_plugin,
+)
 from rlaif.engines.vllm.vllm_options import environment, options, trains_beside, within
 
 log = logging.getLogger(__name__)
@@ -49,11 +57,13 @@ def load(spec: ModelSpec, folder: Path, name: str) -> VllmEngine:
     adapter = adapter_folder(spec)
     encoding, ends = read_tokenizer(spec, folder, name)
     values = options(spec, encoding.context, on_gpu, adapter)
-    values["worker_extension_cls"] = "rlaif.engines.vllm.vllm_worker.InPlace"
+    transport = choose_transport(spec, on_gpu)
+    values["weight_transfer_config"] = {"backend": transport}
     # Its processes inherit what is set while they start.
-    with within(environment(spec, on_gpu)), owned():
+    with within(environment(spec, on_gpu) | needed_environment(transport)), owned():
         llm = _start_llm(name, folder, values)
-    engine = VllmEngine(llm, encoding, spec, ends, model_hash(folder, spec), on_gpu)
+    transfer = Transfer(transport, LocalClient(llm), spec, name)
+    engine = VllmEngine(llm, encoding, spec, ends, model_hash(folder, spec), on_gpu, transfer)
     if adapter is not None:
         engine.add_adapter(adapter)
     return engine
@@ -66,6 +76,7 @@ def _start_llm(name: str, folder: Path, values: dict[str, Any]) -> Any:
         raise EngineError(
             f"model {name!r}: engine vllm needs the package vllm ({error}). Run: pip install vllm"
         ) from None
+    require_plugin(name)
     try:
         return LLM(model=str(folder), **values)
     # Its classes of errors move from version to version.
@@ -109,8 +120,10 @@ class VllmEngine:
         ends: frozenset[int],
         digest: str,
         on_gpu: bool,
+        transfer: Transfer,
     ):
         self.llm = llm
+        self.transfer = transfer
         self.encoding = encoding
         self.spec = spec
         self.ends = ends
@@ -338,10 +351,11 @@ class VllmEngine:
             ) from error
         return outputs
 
-    def load_weights(self, folder: Path, digest: str) -> None:
-        """Take the weights in `folder` (safetensors of the same architecture) in place."""
+    def load_weights(self, weights: ModelWeights, digest: str) -> None:
+        """Take weights of the same architecture in place, by the transport that the engine was
+        started for. Raises EngineError where they do not arrive."""
         self._wake_engine()
-        self.llm.collective_rpc("take_weights", args=(str(folder),))
+        self.transfer.send(weights)
         # What was computed with the old weights must not be continued.
         if not self.llm.reset_prefix_cache():
             raise EngineError(f"{self.name}: vLLM keeps prefixes that the old weights computed")
@@ -368,4 +382,5 @@ class VllmEngine:
         """End vLLM's process."""
         if self.llm is not None:
             self.llm.llm_engine.engine_core.shutdown()
+            self.transfer.close()
         self.llm = None

@@ -2,7 +2,8 @@
 with this process.
 
 The weights are known, so their hash stands in the request cache where another server has its
-address. Other weights are another start of the server.
+address. Other weights are taken in place where the server would render the same, and are another
+start of it elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ import torch
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Message
-from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.base import (
+    GenerateRequest,
+    GenerateResult,
+    ModelWeights,
+    ScoreRequest,
+    ScoreResult,
+)
 from rlaif.engines.local.encoding import Encoding
 from rlaif.engines.model_folders import adapter_folder, cache_folder, model_hash
 from rlaif.engines.remote import api
@@ -32,7 +39,8 @@ from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import OpenAIEngine, Own
 from rlaif.engines.remote.session import Learned
 from rlaif.engines.vllm.keeper import owner
-from rlaif.engines.vllm.server import Server
+from rlaif.engines.vllm.server import RequireKey, Server
+from rlaif.engines.vllm.transfer import FILE, HttpClient, require_plugin, send_folder
 from rlaif.engines.vllm.vllm import read_tokenizer
 from rlaif.engines.vllm.vllm_options import environment, options, trains_beside
 
@@ -59,6 +67,7 @@ def load(spec: ModelSpec, folder: Path, name: str, account: Account) -> VllmServ
         raise EngineError(
             f"model {name!r}: engine vllm-server needs the package vllm. Run: pip install vllm"
         )
+    require_plugin(name)
     return VllmServerEngine(spec, folder, name, account)
 
 
@@ -79,12 +88,15 @@ class VllmServerEngine:
         self._lock = threading.Lock()
         self._server: Server | None = None
         self._learned = Learned()
-        self._take_weights(folder, model_hash(folder, spec))
+        self._read_folder(folder, model_hash(folder, spec))
 
-    def _take_weights(self, folder: Path, digest: str) -> None:
+    def _read_folder(self, folder: Path, digest: str) -> None:
         self.folder = folder
         self.weights_hash = digest
-        self.encoding, _ = read_tokenizer(self.spec, folder, self.name)
+        self.encoding, ends = read_tokenizer(self.spec, folder, self.name)
+        tokenizer = self.encoding.tokenizer
+        # What a server renders and ends texts with.
+        self._tokens = (tokenizer.get_vocab(), tokenizer.chat_template, ends)
 
     def running(self) -> Server:
         """The running server, started where there is none."""
@@ -103,6 +115,7 @@ class VllmServerEngine:
     def _start_server(self) -> Server:
         adapter = adapter_folder(self.spec)
         values = options(self.spec, self.encoding.context, self.on_gpu, adapter)
+        values["weight_transfer_config"] = {"backend": FILE}
         log.info("model %s: a vLLM server is started; it writes to %s", self.name, self.log)
         server = Server(
             self.name,
@@ -119,6 +132,8 @@ class VllmServerEngine:
             **environment(self.spec, self.on_gpu, logged="INFO"),
             **owner(),
             "VLLM_API_KEY": key,
+            # It has the routes by which weights come, and others; `RequireKey` guards them all.
+            "VLLM_SERVER_DEV_MODE": "1",
         }
 
     def _make_client(self) -> OpenAIEngine:
@@ -178,11 +193,26 @@ class VllmServerEngine:
         """See `rlaif.engines.base.Losing`."""
         return self.encoding.lost(messages) | api.lost(messages)
 
-    def load_weights(self, folder: Path, digest: str) -> None:
-        """Serve the model in `folder` instead, by another start of the server."""
-        log.info("model %s: its server is started again with other weights", self.name)
-        self.close()
-        self._take_weights(folder, digest)
+    def load_weights(self, weights: ModelWeights, digest: str) -> None:
+        """Serve `weights` instead: the running server takes them in place, and is started again
+        with them where it cannot."""
+        tokens = self._tokens
+        self._read_folder(weights.write(), digest)
+        # It keeps the tokenizer that it was started with.
+        alike = self._tokens == tokens
+        if self._server is not None and not (alike and self._send_weights(self._server)):
+            log.info("model %s: its server is started again with other weights", self.name)
+            self.close()
+
+    def _send_weights(self, server: Server) -> bool:
+        """Whether the server has taken the weights in the folder."""
+        client = HttpClient(server, self.spec.start_seconds)
+        try:
+            send_folder(client, self.folder)
+            return client.reset_prefix_cache()
+        except EngineError as error:
+            log.warning("model %s: its server has not taken the weights: %s", self.name, error)
+            return False
 
     def rest(self) -> bool:
         """Give up the device's memory until the next call, which starts the server again."""
@@ -207,6 +237,7 @@ def command(
     own["override_generation_config"] = NEUTRAL
     # A line for each request would make the log of a large step large.
     own["disable_uvicorn_access_log"] = True
+    own["middleware"] = f"{RequireKey.__module__}.{RequireKey.__name__}"
     if adapter is not None:
         own["lora_modules"] = {"name": model, "path": str(adapter)}
     flags = [flag for key, value in {**values, **own}.items() for flag in _format_flag(key, value)]

@@ -20,7 +20,7 @@ from rlaif.core.errors import ConfigError, EngineError
 from rlaif.core.records import Completion, Judgement, Message, Preference, Prompt, R
 from rlaif.core.rowindex import Part
 from rlaif.core.store import FILES, StepFolder, Store
-from rlaif.engines.base import Engine, Losing, Model
+from rlaif.engines.base import Engine, Losing, Model, ModelWeights
 from rlaif.engines.build import Loader
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.base import Judge
@@ -48,8 +48,8 @@ class Engines(Protocol):
         """The folder of a model's weights."""
         ...
 
-    def with_weights(self, model: Model, folder: Path, digest: str) -> Engine:
-        """An engine of `model`'s kind with the weights in `folder` in place of the model's own."""
+    def with_weights(self, model: Model, weights: ModelWeights, digest: str) -> Engine:
+        """An engine of `model`'s kind with `weights` in place of the model's own."""
         ...
 
     def make_room(self) -> None:

@@ -42,10 +42,10 @@ from rlaif.pipeline.steps.episodes import (
     turn_sampling,
 )
 from rlaif.pipeline.steps.valued import Judged, Valuation, Valued
-from rlaif.train.checkpoint import write_weights
 from rlaif.train.dealing import open_policy
 from rlaif.train.loop import TrainJob, TrainOutcome
 from rlaif.train.model import TrainModel
+from rlaif.train.policy_weights import PolicyWeights
 from rlaif.train.redraws import Redraw
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.run import find_trainer
@@ -231,8 +231,8 @@ class Rollouts:
             with open_policy(model, encoding, start.spec, digest) as engine:
                 yield engine
             return
-        write_weights(model, self.weights)
-        yield self.context.engines.with_weights(start, self.weights, digest)
+        weights = PolicyWeights(model, self.weights)
+        yield self.context.engines.with_weights(start, weights, digest)
 
     def _sample_and_judge(
         self,

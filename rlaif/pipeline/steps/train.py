@@ -235,8 +235,8 @@ def _refuse_untrainable(
     if isinstance(step, RolloutTrain) and models["start"].spec.engine == "vllm-server":
         raise walk.inputs.fail(
             index,
-            f"{step.method} samples from the weights of the moment, and a server would have to be "
-            "started again for each of them: use engine vllm or hf for the policy",
+            f"{step.method} needs the token ids and log-probs of the answers, and engine "
+            "vllm-server gives their text alone: use engine vllm or hf for the policy",
         )
 
 
