@@ -6,7 +6,7 @@ is decoded when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import islice
 from typing import overload
 
@@ -83,6 +83,8 @@ class PromptTable(Sequence[Prompt]):
 
     def has(self, prompt_id: str) -> bool:
         """Whether there is a prompt with an id."""
+        if not self._count:
+            return False
         blob = (to_blob(prompt_id),)
         return self._db.execute("SELECT 1 FROM prompts WHERE id = ?", blob).fetchone() is not None
 
@@ -127,6 +129,17 @@ def sorted_ids(prompts: Sequence[Prompt]) -> Ids:
     return Ids(sorted(prompt.prompt_id for prompt in prompts))
 
 
+class _Prompts(ValuesView[Prompt]):
+    """The values of a mapping that reads them in one go, and not each by its id."""
+
+    def __init__(self, mapping: Mapping[str, Prompt], read: Callable[[], Iterator[Prompt]]):
+        super().__init__(mapping)
+        self._read = read
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return self._read()
+
+
 class _ById(Mapping[str, Prompt]):
     """The prompts of a table by id."""
 
@@ -147,6 +160,9 @@ class _ById(Mapping[str, Prompt]):
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def values(self) -> ValuesView[Prompt]:
+        return _Prompts(self, self._table.__iter__)
 
 
 class PromptsById(Mapping[str, Prompt]):
@@ -174,3 +190,15 @@ class PromptsById(Mapping[str, Prompt]):
     def __len__(self) -> int:
         filled = [source for source in self.sources if source]
         return len(filled[0]) if len(filled) == 1 else sum(1 for _ in self)
+
+    def values(self) -> ValuesView[Prompt]:
+        """The prompts, each source read in one go."""
+        return _Prompts(self, self._read_prompts)
+
+    def _read_prompts(self) -> Iterator[Prompt]:
+        for number, source in enumerate(self.sources):
+            before, after = self.sources[:number], self.sources[:number:-1]
+            for prompt in source.values():
+                name = prompt.prompt_id
+                if not any(name in other for other in before):
+                    yield next((other[name] for other in after if name in other), prompt)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,13 @@ class FakeEngine:
 
 
 def _make_tokens(text: str) -> list[int]:
-    return [int(content_hash(word, length=6), 16) for word in text.split()]
+    return [_make_token(word) for word in text.split()]
+
+
+# Scripts say the same words again and again.
+@lru_cache(maxsize=1024)
+def _make_token(word: str) -> int:
+    return int(content_hash(word, length=6), 16)
 
 
 def _split_batches(requests: Iterable[Any], done: AbstractSet[str]) -> Iterator[list[Any]]:

@@ -59,3 +59,13 @@ def test_of_several_sources_the_last_counts_in_the_order_of_the_first() -> None:
     assert found[PROMPTS[3].prompt_id] == PROMPTS[3] and len(found) == 4
     with pytest.raises(KeyError):
         found["p_none"]
+
+
+def test_values_are_those_that_each_id_gives() -> None:
+    others = [prompt(text, "another answer") for text in TEXTS[1:3]]
+    tables = [PromptTable(PROMPTS[:3]), PromptTable([*others, PROMPTS[3]]), PromptTable()]
+    found = PromptsById(table.by_id() for table in tables)
+    assert list(found.values()) == [found[name] for name in found]
+    assert list(found.values()) == [PROMPTS[0], *others, PROMPTS[3]]
+    assert PROMPTS[3] in found.values() and PROMPTS[1] not in found.values()
+    assert len(found.values()) == 4

@@ -40,8 +40,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "gspo": {"method": "gspo", "batch_size": 2, "sync_every": 2},
     "cispo": {"method": "cispo", "batch_size": 2, "sync_every": 2},
     "rloo": {"method": "rloo"},
-    "ppo": {"method": "ppo", "beta": 0.05, "lam": 0.95},
-    "ppo-critic": {"method": "ppo", "critic": "separate"},
+    "ppo": {"method": "ppo", "beta": 0.05, "lam": 0.95, "epochs": 2},
+    "ppo-critic": {"method": "ppo", "critic": "separate", "epochs": 2},
+    "costs": {
+        "method": "ppo",
+        "epochs": 2,
+        "rewards": [{"judge": "checks", "normalise": "running"}],
+        "costs": [{"judge": "long", "limit": 0.05, "higher": "worse", "rate": 3.0}],
+    },
+    "pretraining": {"method": "ppo", "epochs": 2, "ptx_weight": 2.0, "uses": ["web"]},
     "reinforce": {"method": "reinforce", "critic": "head"},
     "reinforce_pp": {"method": "reinforce_pp"},
     "online_dpo": {"method": "online_dpo"},
@@ -80,14 +87,19 @@ def one_thread():
 def write(write_experiment, folder: Path, model: Path, train: dict[str, Any]) -> Path:
     # A batch has one or two prompts.
     policy = {"path": str(model), "dtype": "float32", "system_prompt": "drop", "batch_tokens": 60}
-    return write_experiment(
+    steps = [{"train": {key: value for key, value in train.items() if value is not None}}]
+    if "uses" in train:
+        steps.insert(0, {"load": {"id": "web", "type": "text", "path": "web.txt"}})
+    path = write_experiment(
         folder,
         model,
         models={"policy": policy},
-        judges=[{"id": "checks", "kind": "rules"}],
-        steps=[{"train": {key: value for key, value in train.items() if value is not None}}],
+        judges=[{"id": "checks", "kind": "rules"}, {"id": "long", "kind": "longer"}],
+        steps=steps,
         rounds=1,
     )
+    (folder / "web.txt").write_text("A river is water.\n\nBees make honey.\nThey fly.\n")
+    return path
 
 
 def run(path: Path, out: Path) -> None:
@@ -106,6 +118,7 @@ def answers(out: Path) -> dict[tuple[str, str, int], tuple[Any, Any]]:
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
+    """A row for each optimiser step."""
     (path,) = out.glob("steps/*/work/metrics.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "timing"} for row in rows]
@@ -140,6 +153,7 @@ def test_two_processes_equal_one(
         # The first rollout is the start's; after that gradients are summed in another order.
         exact = "rollout 1" in key[0]
         assert logprobs == (sampled[key][1] if exact else pytest.approx(sampled[key][1], abs=1e-3))
+    assert 2 <= len(metrics(one)) <= 4
     for first, second in zip(metrics(one), metrics(two), strict=True):
         assert second == pytest.approx(first, rel=1e-3, abs=1e-5)
     weights = masters(one)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, islice
@@ -22,7 +23,7 @@ from rlaif.config.rounds import in_rounds
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
-from rlaif.core.ids import Ids, sort_ids
+from rlaif.core.ids import sort_ids
 from rlaif.core.records import Completion, Message, Prompt, content_hash
 from rlaif.core.yamlio import Lines, Loc, line_of, suggest
 from rlaif.data.prompt_table import PromptsById, sorted_ids
@@ -139,26 +140,40 @@ class PlanInputs:
         different = {id(one): one for one in every}.values()
         return PromptsById(part for one in different for part in one.by_id())
 
-    def some_prompts(self, ids: Collection[str] = ()) -> list[Prompt]:
-        """A few of the prompts with these ids, which stand for all of them; without ids, of all."""
-        wanted = ids if isinstance(ids, Ids) else set(ids)
-        every = self.prompts_by_id.values()
-        return list(islice((p for p in every if not wanted or p.prompt_id in wanted), SOME_PROMPTS))
+    def some_prompts(self, ids: Sequence[str] = ()) -> list[Prompt]:
+        """The first prompts with these ids, which stand for all of them; without ids, of all."""
+        every = self.prompts_by_id
+        known = map(every.get, ids) if ids else every.values()
+        return list(islice((p for p in known if p is not None), SOME_PROMPTS))
 
     @cached_property
+    def _starts_and_facts(self) -> tuple[dict[str, Prompt], dict[str, list[Any]]]:
+        # In one go: to read all prompts is most of what a plan takes.
+        starts: dict[str, Prompt] = {}
+        facts: dict[str, list[Any]] = {}
+        for p in self.prompts_by_id.values():
+            if p.environment is not None:
+                starts[p.prompt_id] = p
+            if p.tags or p.reference is not None or p.group is not None:
+                group = [] if p.group is None else [p.group]
+                facts[p.prompt_id] = [p.prompt_id, p.tags, p.reference, *group]
+        return starts, facts
+
+    @property
     def starts(self) -> dict[str, Prompt]:
         """The prompts that are starts of episodes, by id."""
-        return {p.prompt_id: p for p in self.prompts_by_id.values() if p.environment is not None}
+        return self._starts_and_facts[0]
 
-    @cached_property
+    @property
     def prompt_facts(self) -> dict[str, list[Any]]:
         """What of the prompts a judge or a check may read and their ids do not cover, by id, of
         those that have any."""
-        return {
-            p.prompt_id: [p.prompt_id, p.tags, p.reference, *([] if p.group is None else [p.group])]
-            for p in self.prompts_by_id.values()
-            if p.tags or p.reference is not None or p.group is not None
-        }
+        return self._starts_and_facts[1]
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """The groups of the prompts that have one, by id."""
+        return {name: facts[3] for name, facts in self.prompt_facts.items() if len(facts) > 3}
 
     def with_slots(self, plan: Iterable[Planned]) -> PlanInputs:
         """The inputs with the questions that a plan has slots for, as sets by the steps' hashes."""
@@ -235,10 +250,10 @@ def group_prompts(prompts: Iterable[Prompt]) -> list[list[str]]:
     return sorted([*found, *map(sorted, units.values())], key=itemgetter(0))
 
 
-def widen_to_groups(prompts: Iterable[Prompt], count: int) -> int:
-    """`count` prompts, or as many more as make whole groups, where all are as wide as the
-    widest."""
-    width = max(map(len, group_prompts(prompts)), default=1)
+def widen_to_groups(groups: Iterable[str | None], count: int) -> int:
+    """`count` prompts, or as many more as make whole groups, where all are as wide as the widest;
+    `groups` are those of the prompts to take from."""
+    width = max(Counter(group for group in groups if group).values(), default=1)
     return -(-count // width) * width
 
 

@@ -145,8 +145,8 @@ class Rollouts:
         every = self.prompts
         if number < 0:
             every = [p for p in every if any(self.terms[i].is_for(p) for i in places)]
-            fitted_on = widen_to_groups(every, -(-REFERENCE_ANSWERS // self.step.n))
-            count = min(len(every), fitted_on)
+            wanted = -(-REFERENCE_ANSWERS // self.step.n)
+            count = min(len(every), widen_to_groups((p.group for p in every), wanted))
             place = -number
         else:
             count = self.step.batch_size * self.step.sync_every

@@ -318,9 +318,9 @@ def _count_answered_prompts(inputs: PlanInputs, planned: Planned, judge: str | N
     if not any(t.fits_reference and judge in (None, *t.judges) for t in step.terms):
         return count
     answers: int = step.n
-    every = inputs.prompts_by_id
-    asked = [every[name] for name in planned.prompts if name in every]
-    at_once = min(len(asked), widen_to_groups(asked, -(-REFERENCE_ANSWERS // answers)))
+    groups = map(inputs.groups.get, planned.prompts)
+    widened = widen_to_groups(groups, -(-REFERENCE_ANSWERS // answers))
+    at_once = min(len(planned.prompts), widened)
     return count + -(-REFERENCE_ANSWERS // (at_once * answers)) * at_once
 
 
