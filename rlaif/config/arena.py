@@ -27,8 +27,8 @@ class ArenaStep(Strict):
     max_new_tokens: PositiveInt | None = None
     battles: PositiveInt | None = Field(
         None,
-        description="At most so many, which of them being drawn; default: every two on every "
-        "prompt.",
+        description="At most this many battles, which are drawn by seed; default: every two "
+        "models on every prompt.",
     )
     pairing: Literal["information", "variance", "uniform"] = Field(
         "information",
@@ -37,10 +37,12 @@ class ArenaStep(Strict):
         "anyone.",
     )
     explore: Fraction = Field(
-        0.1, description="With `battles`: the share of pairs that is drawn evenly."
+        0.1,
+        description="With `battles`: the share of them that is drawn evenly, whatever `pairing` "
+        "says.",
     )
     min_battles: NonNegativeInt = Field(
-        4, description="With `battles`: so many of each model come first."
+        4, description="With `battles`: each model first has this many."
     )
     batch: PositiveInt = Field(
         32, description="With `battles`: how many are judged before the next are drawn."

@@ -29,7 +29,7 @@ class AverageStep(Strict):
     weights: dict[str, PositiveFloat] | None = Field(
         None,
         description="Of `method: uniform`: how much each model counts, by the names in `models`; "
-        "default: alike.",
+        "default: equally.",
     )
     by: StepId | None = Field(
         None, description="Of greedy and best: the judge, by its id. It scores each answer."

@@ -44,7 +44,7 @@ class TruncatedFilter(Strict):
 
 
 class DuplicateFilter(Strict):
-    """Keep the first of texts that are the same but for case, blanks and Unicode forms."""
+    """Keep the first of texts that are the same apart from case, blanks and Unicode forms."""
 
     kind: Literal["duplicates"]
     of: Part = "prompt"
@@ -75,7 +75,8 @@ class SemanticFilter(Strict):
 
 
 class ContaminationFilter(Strict):
-    """Keep texts that do not hold an evaluation's item: `share` of its words in common n-grams."""
+    """Drop texts that contain an item of an evaluation: n-grams that both have cover at least
+    `share` of its words."""
 
     kind: Literal["contamination"]
     of: Part = "prompt"
@@ -104,7 +105,7 @@ class PrivateFilter(Strict):
 
 
 class LexiconFilter(Strict):
-    """Keep texts in which at most `most` of the words are of a list."""
+    """Keep texts in which at most the share `most` of the words is from a list."""
 
     kind: Literal["lexicon"]
     of: Part = "answers"
@@ -205,8 +206,7 @@ BALANCED: dict[str, tuple[str, ...]] = {
 
 
 class FilterStep(FilterSet):
-    """Leave out the latest records of a kind, or of those that `uses` names, that a filter
-    refuses."""
+    """Drop what a filter refuses of the latest records of a kind, or of those that `uses` names."""
 
     id: StepId = "filter"
     records: Literal["completions", "preferences", "judgements"] = "preferences"

@@ -42,8 +42,8 @@ class Gate(Strict):
 
 
 class Gates(Strict):
-    """A gate for each figure of a rollout. One number is the figure's highest value, and of
-    `entropy` and `reward_spread` its least; reaching it counts."""
+    """A gate for each figure of a rollout. A single number is the figure's upper limit, or for
+    `entropy` and `reward_spread` its lower limit; a value equal to the limit counts as reached."""
 
     flat_groups: Gate | None = Field(
         None, description="Fraction of prompts whose answers all have the same reward."

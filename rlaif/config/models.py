@@ -133,7 +133,7 @@ class Price(Strict):
 
 
 class ApiLimits(Strict):
-    """How hard a server is asked, and how long it is waited for."""
+    """Limits on the calls to a server, and how long to wait for it."""
 
     concurrency: Count = Field(
         32, description="Maximum concurrent calls; fewer while the server answers 429."
@@ -243,8 +243,9 @@ class ModelSpec(Strict):
     parameters: Quantity | None = Field(
         None,
         exclude_if=lambda value: value is None,
-        description="How many parameters a model has that is not on this machine, such as 8B, for "
-        "the memory and time of a dry run; those of a model in a folder are counted.",
+        description="The number of parameters, such as 8B, of a model that is not on this "
+        "machine, for a dry run's estimates of memory and time; those of a model in a folder are "
+        "counted.",
     )
     engine_args: dict[str, Any] = Field(
         {},
@@ -266,8 +267,8 @@ class ModelSpec(Strict):
     )
     weights: str | None = Field(
         None,
-        description="For engine openai: which weights the server has, in words or as a hash; with "
-        "another text nothing that is stored or cached counts.",
+        description="For engine openai: which weights the server has, in words or as a hash; "
+        "changing it invalidates everything that is stored or cached for this model.",
     )
     key_env: str | None = Field(
         None, description="The environment variable that holds the server's key; never the key."

@@ -79,8 +79,8 @@ class RolloutTrain(TrainStep):
         0,
         ge=0,
         exclude_if=lambda value: value == 0,
-        description="A rollout is sampled with the weights that were there so many rollouts before "
-        "it is learned from, as when sampling and training run side by side.",
+        description="Sample each rollout with the weights of this many rollouts earlier, as when "
+        "sampling and training run side by side.",
     )
     batch_size: PositiveInt = Field(4, description="Prompts per optimiser step.")
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0

@@ -96,7 +96,7 @@ class MagpieSource(WrittenSource):
     longest_answers: Annotated[float, Field(ge=1.0)] | None = Field(
         None,
         description="Write this many times `count`, answer each, and keep those with the longest "
-        "answers, as the released data did. It makes for long answers: the report says so.",
+        "answers, as the released data did. This favours long answers, and the report says so.",
     )
 
 

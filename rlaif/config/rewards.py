@@ -124,14 +124,14 @@ class RewardTerm(Strict):
 
 class CostTerm(Strict):
     """A constraint: the mean cost of the answers is to be at most `limit` (PPO-Lagrangian, arXiv
-    2310.12773). Defaults as in that paper's code, but for `max` (align-anything's)."""
+    2310.12773). Defaults as in that paper's code, except for `max` (align-anything's)."""
 
     judge: Annotated[str, Field(min_length=1)]
     limit: FiniteFloat = Field(description="The highest mean cost that is accepted.")
     higher: Literal["worse", "better"] | None = Field(
         None,
         description="worse: the judge's value is the cost; better: the cost is minus the raw "
-        "value, or 1 - score. Needed, but for a `reward_model` judge by a `distill: {method: "
+        "value, or 1 - score. Required, except for a `reward_model` judge by a `distill: {method: "
         "cost}`, whose reward is minus its cost.",
     )
     value: Literal["raw", "score"] | None = Field(
@@ -149,7 +149,7 @@ class CostTerm(Strict):
     )
     max: PositiveFloat = Field(20.0, description="The largest multiplier.")
     window: PositiveInt = Field(
-        128, description="The mean cost is over so many of the latest answers."
+        128, description="How many of the latest answers the mean cost is taken over."
     )
 
     @model_validator(mode="after")

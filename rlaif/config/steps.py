@@ -227,8 +227,8 @@ class LoadStep(Strict):
     )
     source: Annotated[Annotated[str, Field(min_length=1)] | None, LATE] = Field(
         None,
-        description="Of preferences and demonstrations: what `source_weights` and `conditions` of a"
-        " `distill` know them by; default: as the rows say.",
+        description="Of preferences and demonstrations: the name by which `source_weights` and "
+        "`conditions` of a `distill` refer to them; default: as the rows say.",
     )
     engagement: Annotated[EngagementSpec | None, LATE] = Field(
         None,
@@ -371,7 +371,8 @@ class PairStep(Strict):
     )
     source: Annotated[Annotated[str, Field(min_length=1)] | None, LATE] = Field(
         None,
-        description="What `source_weights` and `conditions` of a `distill` know these pairs by; "
+        description="The name by which `source_weights` and `conditions` of a `distill` refer to "
+        "these pairs; "
         "default: rlaif, or reference.",
     )
     uses: list[str] | None = None
@@ -393,7 +394,7 @@ class PairStep(Strict):
     match: Annotated[Literal["parent", "index", "all"] | None, LATE] = Field(
         None,
         description="By origin, which answers to a prompt make a pair. parent: one revises the "
-        "other; index: they are of the same number; all: every two. Default: parent where one side "
+        "other; index: they have the same number; all: every two. Default: parent where one side "
         "revises the other, else index.",
     )
     of: Annotated[str | None, LATE] = Field(

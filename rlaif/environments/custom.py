@@ -14,7 +14,7 @@ from rlaif.environments.base import Environment
 
 
 class CustomSpec(EnvironmentSpec):
-    """An environment class of one's own, `kind: package.module:Name`, called with `options`."""
+    """An environment class of your own, `kind: package.module:Name`, called with `options`."""
 
     kind: PluginName
     options: dict[str, Any] = Field({})

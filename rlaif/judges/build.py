@@ -53,7 +53,7 @@ BASELINES = tuple(kind for kind, spec in JUDGES.rows.items() if ".baselines:" in
 
 
 class CustomJudge(ModelJudge):
-    """A judge class of one's own, `kind: package.module:Name`, built with `options`."""
+    """A judge class of your own, `kind: package.module:Name`, built with `options`."""
 
     kind: PluginName
     id: StepId = "custom"

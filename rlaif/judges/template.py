@@ -55,7 +55,7 @@ class ParseSpec(Strict):
 
 
 class TemplateJudge(WritingJudge):
-    """A judge of one's own: a template file, a way to read the answer, and a scale."""
+    """A judge of your own: a template file, a way to read the answer, and a scale."""
 
     kind: Literal["template"]
     id: StepId = "template"

@@ -62,11 +62,13 @@ class StepEntry(create_model("StepEntry", __base__=Strict, **_KEYS)):  # type: i
 
 
 class Until(Strict):
-    """No further round of a stage once a judge's mean on the validation prompts has not risen for
-    some rounds; the stage's policy is then that of its best round."""
+    """End a stage once a judge's mean on the validation prompts has not risen for some rounds; the
+    stage's policy is then that of its best round."""
 
     by: StepId = Field(description="The judge, by its id in `judges`.")
-    stops_rising: PositiveInt = Field(1, description="After so many rounds without a new best.")
+    stops_rising: PositiveInt = Field(
+        1, description="Stop after this many rounds without a new best."
+    )
 
     @property
     def makes_masters(self) -> bool:

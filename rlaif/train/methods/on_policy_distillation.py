@@ -20,7 +20,7 @@ class OnPolicyDistillationTrain(RolloutTrain):
 
     method: Literal["on_policy_distillation"]
     teacher: Annotated[str, Field(min_length=1)] = Field(
-        description="The model to become like: a name in `models`, the id of a step that makes "
+        description="The model to imitate: a name in `models`, the id of a step that makes "
         "one, or a folder. It needs the student's vocabulary, and samples nothing."
     )
     divergence: Literal["reverse_kl", "jsd"] = Field(
