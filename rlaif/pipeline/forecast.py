@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 from rlaif.config.models import REMOTE
+from rlaif.config.on_policy import RolloutTrain
 from rlaif.core.errors import ConfigError
 from rlaif.core.store import StepFolder, Store
 from rlaif.engines.base import Model
@@ -35,13 +37,17 @@ from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.remarks import list_remarks, refuse_remarks
 from rlaif.pipeline.steps import step_module
 
+TRAINS = ("train", "distill")
+COUNTED = (*TRAINS, "filter", "judge", "logprobs", "pair", "revise")
+"""Kinds of steps whose size is that of what they read; on-policy training has its own prompts."""
 SMALL_BYTES = 600_000_000
 """Of a model's weights: about the 135M model in 32 bits, which the guessed rates are of."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """One planned step. `units` are completions, calls, pairs or optimiser examples, at most.
+    """One planned step. `units` are completions, calls, pairs or optimiser examples, at most; None
+    where they depend on a file that is read when a step runs, as `calls` and `tokens` may.
     `cost` is what the calls to a priced server come to when every answer is as long as it may be;
     None where no priced server is asked. `cost_known` is false where a judge asks several models,
     one of them priced: which is asked how much shows in the answers; `cost` is then the rest's.
@@ -58,9 +64,9 @@ class Forecast:
     records: str
     hash: str
     reused: bool
-    units: int
-    calls: int
-    tokens: int
+    units: int | None
+    calls: int | None
+    tokens: int | None
     seconds: float | None
     measured: bool
     cost: float | None
@@ -82,12 +88,17 @@ def forecast(
     rates = _measured_rates(store)
     rows = []
     steps: dict[str, Planned] = {}
+    unread: set[str] = set()
     sizes = Sizes()
     for planned in plan:
         module = step_module(planned.kind)
         size: Size = module.size(inputs, planned, known)
         known.prompts[planned.hash] = planned.prompts
         known.units[planned.hash] = size.units
+        is_known = not _reads_unread(planned, unread)
+        if not is_known:
+            unread.add(planned.hash)
+        asks = is_known or planned.kind in TRAINS or not planned.models
         to_do = planned.hash in missing
         steps[planned.hash] = planned
         cost, cost_known = (None, True)
@@ -99,6 +110,8 @@ def forecast(
             if speed is not None and stated:
                 flops = count_flops(inputs, planned, size, steps, sizes)
                 seconds = None if flops is None else device_seconds(planned, flops, speed)
+            if planned.models and not is_known:
+                seconds, cost_known = None, cost_known and cost is None
         rows.append(
             Forecast(
                 planned.seed,
@@ -111,9 +124,9 @@ def forecast(
                 module.MAKES,
                 planned.hash,
                 not to_do,
-                size.units,
-                size.calls,
-                size.tokens,
+                size.units if is_known else None,
+                size.calls if asks else None,
+                size.tokens if asks else None,
                 None if seconds is None else round(seconds, 1),
                 planned.kind in rates and not stated,
                 cost,
@@ -121,6 +134,15 @@ def forecast(
             )
         )
     return rows
+
+
+def _reads_unread(planned: Planned, unread: AbstractSet[str]) -> bool:
+    """Whether the size of a step depends on a file that is read when a step runs: of one that loads
+    it, or that reads what one of the steps `unread` makes."""
+    if planned.kind == "load":
+        return bool(planned.step.type != "pairs")
+    counts = planned.kind in COUNTED and not isinstance(planned.step, RolloutTrain)
+    return counts and not unread.isdisjoint(planned.inputs.values())
 
 
 def _estimate_rate(planned: Planned, size: Size, rates: Mapping[str, float]) -> float | None:
@@ -267,9 +289,12 @@ def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path, dev
         cost = cost if row.cost_known else "unknown"
         state = "reused" if row.reused else "to do"
         name = _step_name(experiment, row)
+        count, calls, tokens = (
+            "?" if number is None else number for number in (row.units, row.calls, row.tokens)
+        )
         lines.append(
             f"{row.seed:>6} {places[row.hash]:>{wide}}  {name:{width}} {row.records:12} "
-            f"{row.units:>6} {row.calls:>6} {row.tokens:>8} {time:>7} {cost:>9}  {state}"
+            f"{count:>6} {calls:>6} {tokens:>8} {time:>7} {cost:>9}  {state}"
         )
     todo = [row for row in rows if not row.reused]
     guess = (
@@ -279,10 +304,11 @@ def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path, dev
     )
     if device.flops is not None:
         guess = f"models on devices of ours at {device.flops:.4g} FLOP/s, as stated; else {guess}"
+    calls, tokens = (sum(getattr(r, key) or 0 for r in todo) for key in ("calls", "tokens"))
+    more = " and those about loaded records" if any(r.calls is None for r in todo) else ""
     lines.append(
-        f"{len(rows) - len(todo)} steps reused, {len(todo)} to do: at most "
-        f"{sum(r.calls for r in todo)} model calls, {sum(r.tokens for r in todo)} new tokens, "
-        + _describe_time(todo, guess)
+        f"{len(rows) - len(todo)} steps reused, {len(todo)} to do: at most {calls} model calls"
+        f"{more}, {tokens} new tokens, {_describe_time(todo, guess)}"
     )
     if any(row.cost is not None or not row.cost_known for row in todo):
         lines.append(_describe_cost(experiment, todo, out))
@@ -290,16 +316,20 @@ def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path, dev
 
 
 def _describe_time(todo: Sequence[Forecast], guess: str) -> str:
-    unknown = sum(row.seconds is None for row in todo)
+    unknown = [row for row in todo if row.seconds is None]
     known = f"about {sum(row.seconds or 0.0 for row in todo) / 60:.1f} min ({guess})"
     if not unknown:
         return known
-    why = (
-        "no rate is known for a model of its size until steps of its kind have run here, or "
-        "--flops and the model's `parameters` are given"
-    )
+    why = []
+    if any(row.units is None for row in unknown):
+        why.append("how many records a loaded file has is known when it is read")
+    if any(row.units is not None for row in unknown):
+        why.append(
+            "no rate is known for a model of its size until steps of its kind have run here, or "
+            "--flops and the model's `parameters` are given"
+        )
     some = f"{known} and " if any(row.seconds for row in todo) else ""
-    return f"{some}an unknown time in {unknown} steps: {why}"
+    return f"{some}an unknown time in {len(unknown)} steps: {'; '.join(why)}"
 
 
 def _describe_cost(experiment: Experiment, todo: Sequence[Forecast], out: Path) -> str:

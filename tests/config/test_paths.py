@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,15 @@ from pydantic import Field
 
 from rlaif.cli import cli
 from rlaif.config.base import LATE, Strict, hashed_keys
+from rlaif.config.models import REMOTE
 from rlaif.config.paths import Change, apply_changes, read_setting, step_places
 from rlaif.config.prompts import Columns, PromptsSpec
 from rlaif.core.errors import ConfigError
+from rlaif.core.store import Store
 from rlaif.core.yamlio import load_yaml
 from rlaif.data.sources import provisional_prompts
+from rlaif.pipeline.forecast import Forecast, forecast
+from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.reading import load_experiment
@@ -274,6 +279,23 @@ MORE_AT_FULL_SIZE = {"meta_rewarding": {"meta", "judging"}}
 """Steps that a small model cannot take, as the header of the experiment says."""
 
 
+LOADED_TRAININGS = {"sft", "train", "student"}
+
+
+def check_sizes(rows: Sequence[Forecast], plan: Sequence[Planned]) -> None:
+    """New tokens of every step that samples, and the time of every step whose models are on devices
+    of ours, by parameters and passes at a stated FLOP/s; of what is loaded, it is not known yet."""
+    known = [pair for pair in zip(rows, plan, strict=True) if pair[0].units is not None]
+    assert any(row.seconds for row, _ in known)
+    for row, planned in known:
+        assert row.tokens or row.kind not in ("sample", "revise"), row.id
+        remote = any(model.spec.engine in REMOTE for model in planned.models.values())
+        assert row.seconds is not None or remote, row.id
+        assert row.seconds != 0 or row.kind not in ("sample", "train", "distill"), row.id
+    trainings = {row.id for row in rows if row.kind in ("train", "distill") and row.units is None}
+    assert trainings <= LOADED_TRAININGS, "what else is trained on a file?"
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_profile_of_every_shipped_experiment_has_a_plan_without_network(
     path: Path, tmp_path: Path, monkeypatch: Any
@@ -297,6 +319,7 @@ def test_every_profile_of_every_shipped_experiment_has_a_plan_without_network(
             assert whole == names
         assert not {p.hash for p in full if p.models} & {p.hash for p in small if p.models}
         assert any("meta-llama" in text or "zephyr" in text for text in inputs.provisional)
+        check_sizes(forecast(inputs, Store(tmp_path / "none"), full, 4e14), full)
 
 
 def test_made_up_prompts_stand_for_a_dataset_that_is_not_here(tmp_path: Path) -> None:

@@ -57,3 +57,49 @@ def test_a_time_is_guessed_for_small_models_alone(
     last = dry_run(path)
     assert ("an unknown time in 2 steps" in last) == (not known)
     assert ("about 0.2 min (a rough guess" in last) == known
+
+
+LOADED = """\
+name: loaded
+models: {policy: {path: builtin/smollm2-135m-instruct}}
+constitution: constitutions/concise_helper.yaml
+prompts: {path: prompts.jsonl, holdout: 2}
+judges: [{id: opinion, kind: yes_no, by: initial}]
+steps:
+  - load: {id: shown, type: demonstrations, path: shown.jsonl}
+  - train: {id: sft, method: sft, uses: [shown]}
+  - load: {id: given, type: completions, path: given.jsonl}
+  - judge: opinion
+  - pair: {}
+  - train: {id: dpo}
+  - sample: {id: drawn, n: 2}
+"""
+
+
+def test_what_a_file_has_is_not_counted_as_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(f'{{"prompt": "Question {n}?"}}\n' for n in range(9))
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    for name in ("shown", "given"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Why?", "completion": "So."}\n')
+    path = tmp_path / "experiment.yaml"
+    path.write_text(LOADED)
+    rows = json.loads(dry_run(path, "--json"))["steps"]
+    sizes = {row["id"]: (row["units"], row["calls"], row["seconds"]) for row in rows}
+    assert sizes == {
+        "shown": (None, 0, 0.0),
+        "sft": (None, 0, None),
+        "given": (None, 0, 0.0),
+        "opinion": (None, None, None),
+        "pair": (None, 0, 0.0),
+        "dpo": (None, 0, None),
+        "drawn": (14, 14, 4.2),
+    }
+    text = dry_run(path)
+    assert "at most 14 model calls and those about loaded records" in text
+    assert "unknown time in 3 steps: how many records a loaded file has is known when" in text
+    assert "no rate is known" not in text
+    done = CliRunner().invoke(cli, ["launch", str(path), "--to", "slurm", "--dry-run"])
+    assert "the time of 3 steps is not known: give --hours, since" in str(done.exception)

@@ -66,18 +66,12 @@ def explain_plan(inputs: PlanInputs, arm: str | None = None) -> Flow:
 
 
 def _planned_counts(plan: Sequence[Planned], sizes: Sequence[Forecast]) -> Mapping[str, Counts]:
-    """How much every step makes and asks at most, by hash. How many records a file has is known
-    when it is read: what is loaded, and what is trained on it, has no count here."""
-    unknown: set[str] = set()
-    for planned in plan:
-        reads = planned.kind in ("filter", "train", "distill")
-        if planned.kind == "load" or (reads and unknown & set(planned.inputs.values())):
-            pairs = planned.kind == "load" and planned.step.type == "pairs"
-            unknown |= set() if pairs else {planned.hash}
+    """How much every step makes and asks at most, by hash. What is loaded has no count here, since
+    the file is read when the step runs."""
     loads = {planned.hash for planned in plan if planned.kind == "load"}
     return {
-        size.hash: {"calls": size.calls}
-        | ({} if size.hash in unknown | loads else {_name_units(size): size.units})
+        size.hash: ({} if size.calls is None else {"calls": size.calls})
+        | ({} if size.units is None or size.hash in loads else {_name_units(size): size.units})
         for size in sizes
     }
 

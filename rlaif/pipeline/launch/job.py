@@ -241,12 +241,12 @@ def _limit_time(rows: Sequence[Forecast], request: Request) -> tuple[int, str]:
     if request.hours is not None:
         return round(request.hours * 3600), f"{request.hours:g} h, as stated"
     todo = [row for row in rows if not row.reused]
-    unknown = sum(row.seconds is None for row in todo)
+    unknown = [row for row in todo if row.seconds is None]
     if unknown:
-        raise ConfigError(
-            f"the time of {unknown} steps is not known: give --hours; or --flops, and `parameters` "
-            "for models that are not on this machine"
-        )
+        advice = "; or --flops, and `parameters` for models that are not on this machine"
+        if any(row.units is None for row in unknown):
+            advice = ", since how many records a loaded file has is known when it is read"
+        raise ConfigError(f"the time of {len(unknown)} steps is not known: give --hours{advice}")
     seconds = sum(row.seconds or 0.0 for row in todo)
     limit = max(LEAST, -ROUND * int(-seconds * SPARE // ROUND))
     rough = request.flops is None and not any(row.measured for row in todo)

@@ -125,9 +125,8 @@ def loaded_pairs(
 
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
-    """A guess, since the file is read when the step runs: one pair for each prompt."""
-    count = len(planned.prompts)
-    return Size(2 * count if planned.step.type == "pairs" else count)
+    """Of pairs a guess: one for each prompt. What else a file has is known when the step runs."""
+    return Size(2 * len(planned.prompts) if planned.step.type == "pairs" else 0)
 
 
 def run(context: StepContext) -> dict[str, Any]:
