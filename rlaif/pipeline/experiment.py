@@ -123,41 +123,53 @@ def run_experiment(
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
         for note in [*inputs.notes, *list_remarks(inputs, plan)]:
             say(note)
-        arms = [inputs, *inputs.arms.values()]
-        allowed = any(arm.experiment.allow_code for arm in arms)
-        pool = EnginePool(store, budget=inputs.experiment.budget, load=load)
-        try:
-            runner = _Runner(inputs, store, {}, executor)
-            for planned in plan:
-                if planned.kind == "questions":
-                    runner.posed.update(read_questions(store, planned.hash))
-            reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
-            refuse_stale(plan, store)
-            for steps in overlap_groups(plan):
-                # Known only now: whether the rounds before this one still rose.
-                idle = find_stopped(plan, store)
-                with code_allowed(allowed):
-                    runner.run([p for p in steps if p.hash in missing - idle], pool, progress)
-                # Made anew, a step may have other records than those that finished steps have read.
-                if any(p.hash in missing & reused for p in steps):
-                    refuse_stale(plan, store)
-                last = steps[-1]
-                if last.hash in idle:
-                    continue
-                if last.kind == "evaluate":
-                    rounds = write_rounds(inputs, plan, store)
-                    _check_gate(inputs.experiment, rounds, last)
-                if last.makes_model:
-                    _drop_masters(inputs.experiment, plan, last, store)
-        finally:
-            progress.finish()
-            pool.close()
+        _run_plan(inputs, plan, missing, store, executor, progress)
         shutil.rmtree(store.root / COPIES, ignore_errors=True)
         rounds = write_rounds(inputs, plan, store)
         built, unsaid = _build_wanted(inputs.experiment, out)
         idle = find_stopped(plan, store)
     left = len(plan) - len(missing | idle)
     return RunResult(out, len(missing - idle), left, rounds, built, unsaid)
+
+
+def _run_plan(
+    inputs: PlanInputs,
+    plan: Sequence[Planned],
+    missing: set[str],
+    store: Store,
+    executor: Executor | None,
+    progress: StepProgress,
+) -> None:
+    """Run the steps that are missing, in order, with one pool of engines for all."""
+    arms = [inputs, *inputs.arms.values()]
+    allowed = any(arm.experiment.allow_code for arm in arms)
+    load = None if executor is None else executor.load
+    pool = EnginePool(store, budget=inputs.experiment.budget, load=load)
+    try:
+        runner = _Runner(inputs, store, {}, executor)
+        for planned in plan:
+            if planned.kind == "questions":
+                runner.posed.update(read_questions(store, planned.hash))
+        reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
+        refuse_stale(plan, store)
+        for steps in overlap_groups(plan):
+            # Known only now: whether the rounds before this one still rose.
+            idle = find_stopped(plan, store)
+            with code_allowed(allowed):
+                runner.run([p for p in steps if p.hash in missing - idle], pool, progress)
+            # Made anew, a step may have other records than those that finished steps have read.
+            if any(p.hash in missing & reused for p in steps):
+                refuse_stale(plan, store)
+            last = steps[-1]
+            if last.hash in idle:
+                continue
+            if last.kind == "evaluate":
+                _check_gate(inputs.experiment, write_rounds(inputs, plan, store), last)
+            if last.makes_model:
+                _drop_masters(inputs.experiment, plan, last, store)
+    finally:
+        progress.finish()
+        pool.close()
 
 
 def _build_wanted(experiment: Experiment, out: Path) -> tuple[Built | None, str | None]:
