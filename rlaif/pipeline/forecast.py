@@ -93,8 +93,7 @@ def forecast(
     for planned in plan:
         module = step_module(planned.kind)
         size: Size = module.size(inputs, planned, known)
-        known.prompts[planned.hash] = planned.prompts
-        known.units[planned.hash] = size.units
+        known.add(planned, size)
         is_known = not _reads_unread(planned, unread)
         if not is_known:
             unread.add(planned.hash)

@@ -287,6 +287,10 @@ class Known:
     units: dict[str, int] = field(default_factory=dict)
     prompts: dict[str, Sequence[str]] = field(default_factory=dict)
 
+    def add(self, planned: Planned, size: Size) -> None:
+        """One more step, after those that it reads."""
+        self.units[planned.hash], self.prompts[planned.hash] = size.units, planned.prompts
+
     def records_read(self, planned: Planned, prefix: str) -> int:
         """How many records `planned` reads from its inputs whose names begin with `prefix`."""
         return sum(self.units.get(h, 0) for n, h in planned.inputs.items() if n.startswith(prefix))
