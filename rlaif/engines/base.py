@@ -326,9 +326,9 @@ class Reloadable(Protocol):
         """Take weights of the same architecture in place; `digest` is their hash."""
         ...
 
-    def rest(self) -> bool:
-        """Release memory for training until the next call. Returns False if only `close` can do
-        so."""
+    def rest(self, processes: int = 1) -> bool:
+        """Release memory for a training in so many processes, until the next call. Returns False if
+        only `close` can do so."""
         ...
 
 

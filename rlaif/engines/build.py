@@ -231,11 +231,12 @@ class EnginePool:
                     return shared
         return None
 
-    def make_room(self) -> None:
-        """Free memory for training: close every engine that cannot release its memory otherwise."""
+    def make_room(self, processes: int = 1) -> None:
+        """Free memory for training in so many processes: close every engine that cannot release its
+        memory otherwise."""
         with self._lock:
             for key, engine in list(self._local.items()):
-                if not (isinstance(engine, Reloadable) and engine.rest()):
+                if not (isinstance(engine, Reloadable) and engine.rest(processes)):
                     self._local.pop(key).close()
 
     def close(self) -> None:

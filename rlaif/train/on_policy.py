@@ -87,7 +87,7 @@ log = logging.getLogger(__name__)
 def train_on_policy(job: TrainJob[RolloutTrain]) -> TrainOutcome:
     """Train the job's start on answers that its `collect` samples from it, in this process or in
     several of which it is the first. The job's preferences and texts are mixed in."""
-    processes = count_processes(job)
+    processes = count_processes(job.options, job.device)
     # The ranks that follow the first come here too, with a world above 1.
     if processes > 1 and parallel.world() == 1:
         with parallel.joined(request_of(job), processes, job.work):

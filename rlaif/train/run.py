@@ -99,7 +99,7 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
         )
     if job.launch is not None:
         return job.launch(job)
-    processes = count_processes(job)
+    processes = count_processes(job.options, job.device)
     # The ranks that are launched come here too, with a world above 1.
     if processes > 1 and parallel.world() == 1:
         return _launch_training(job, processes)
@@ -242,10 +242,9 @@ def _loading_device(job: TrainJob[TrainStep]) -> torch.device:
     return torch.device("cpu") if job.options.sharding == "full" else job.device
 
 
-def count_processes(job: TrainJob[Any]) -> int:
-    """How many processes the job is to be done by. Raises ConfigError where a model is to be split
-    over one."""
-    options, device = job.options, job.device
+def count_processes(options: TrainStep, device: torch.device) -> int:
+    """How many processes a training is to be done by. Raises ConfigError where a model is to be
+    split over one."""
     # `cuda:1` stands for itself, and `cuda` for all that there are.
     all_devices = device.type == "cuda" and device.index is None
     found = torch.cuda.device_count() if all_devices else 1

@@ -34,13 +34,15 @@ class Reloading(Plain):
 
     rests = True
     breaks = False
+    trained_in = 0
 
     def load_weights(self, weights: ModelWeights, digest: str) -> None:
         if self.breaks:
             raise EngineError("torn file")
         self.folder = weights.write()
 
-    def rest(self) -> bool:
+    def rest(self, processes: int = 1) -> bool:
+        self.trained_in = processes
         return self.rests
 
 
@@ -146,7 +148,8 @@ def test_training_gets_the_memory_of_engines_that_cannot_rest(
     start = model(tmp_path, "policy", "vllm")
     engine, other = pool.get(start), pool.get(model(tmp_path, "judge"))
     engine.rests = rests
-    pool.make_room()
+    pool.make_room(3)
+    assert engine.trained_in == 3
     assert (engine.closed, other.closed) == (not rests, True)
     assert (pool.get(start) is engine) == rests
 

@@ -34,7 +34,7 @@ class Reloading:
     def load_weights(self, weights: ModelWeights, digest: str) -> None:
         self.loaded.append((weights.write(), digest))
 
-    def rest(self) -> bool:
+    def rest(self, processes: int = 1) -> bool:
         return True
 
     def close(self) -> None:

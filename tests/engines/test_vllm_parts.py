@@ -247,8 +247,11 @@ def test_a_model_on_gpus_of_its_own_stays_while_others_train(
 ) -> None:
     assert vllm_options.trains_beside(spec, True) == stays
     assert vllm_options.trains_beside(spec, False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert not vllm_options.trains_beside(spec, True)
+    # One of two training processes is on GPU 1, and one of three on GPU 2.
+    assert not vllm_options.trains_beside(spec, True, 2)
+    apart = on_gpus(2, device="cuda")
+    assert vllm_options.trains_beside(apart, True, 2)
+    assert not vllm_options.trains_beside(apart, True, 3)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ class Engines:
     def __init__(self, root: Path):
         self.root, self.said = root, []  # type: ignore[var-annotated]
 
-    def make_room(self) -> None:
+    def make_room(self, processes: int = 1) -> None:
         self.said.append("room")
 
     def folder(self, model: Model) -> str:

@@ -35,7 +35,7 @@ class Reloadable(HfEngine):
         self.weights_hash = digest
         events.append(f"weights {digest}")
 
-    def rest(self) -> bool:
+    def rest(self, processes: int = 1) -> bool:
         events.append("rest")
         return True
 

@@ -324,8 +324,9 @@ def test_a_training_gets_its_data_and_is_made_again_for_masters_alone(
 ) -> None:
     """What was trained and has no fp32 masters is trained again, unless it never has any."""
     lora = {} if export is None else {"lora": {"export": export}}
-    step = DpoTrain.model_validate({"id": "dpo", **lora})
-    run = context(tmp_path, step, SimpleNamespace(make_room=lambda: None))
+    step = DpoTrain.model_validate({"id": "dpo", "processes": 3, **lora})
+    rooms: list[int] = []
+    run = context(tmp_path, step, SimpleNamespace(make_room=rooms.append))
     run = dataclasses.replace(run, planned=dataclasses.replace(run.planned, kind="train"))
     out, work = run.store.model_path("made"), run.folder.path / "work"
     for folder in (out, work):
@@ -351,5 +352,6 @@ def test_a_training_gets_its_data_and_is_made_again_for_masters_alone(
     summary = train.run(run)
     ((texts, unfinished),) = [(job.texts, job.unfinished) for job in jobs]
     assert (texts, unfinished) == (["text"], frozenset({"k"}))
+    assert rooms == [3]
     assert (out / "README.md").read_text() == "1 texts"
     assert summary["counts"] == {"preferences": 1, "steps": 3, "texts": 1, "overlong": 2}

@@ -361,9 +361,9 @@ class VllmEngine:
             raise EngineError(f"{self.name}: vLLM keeps prefixes that the old weights computed")
         self.weights_hash = digest
 
-    def rest(self) -> bool:
+    def rest(self, processes: int = 1) -> bool:
         """Give up the device's memory until the next call; False where only `close` does."""
-        if trains_beside(self.spec, self.on_gpu):
+        if trains_beside(self.spec, self.on_gpu, processes):
             return True
         if not self.spec.engine_args.get("enable_sleep_mode"):
             return False

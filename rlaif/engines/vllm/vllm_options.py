@@ -77,16 +77,16 @@ def visible_gpus(spec: ModelSpec) -> str:
     return ",".join(names[gpu] if names else str(gpu) for gpu in wanted)
 
 
-def trains_beside(spec: ModelSpec, on_gpu: bool) -> bool:
-    """Whether the model may keep its memory while something trains: it is on a CPU, or on GPUs of
-    its own that no training process uses."""
+def trains_beside(spec: ModelSpec, on_gpu: bool, processes: int = 1) -> bool:
+    """Whether the model may keep its memory while something trains in so many processes, of which
+    each uses the GPU of its number: it is on a CPU, or on GPUs that none of them uses."""
     if not on_gpu:
         return True
     if spec.gpus is None:
         return False
     first = torch.device(pick_device(spec.device)).index or 0
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return not set(spec.gpus) & {first, *range(processes)}
+    used = {first} if processes == 1 else set(range(processes))
+    return not set(spec.gpus) & used
 
 
 def options(spec: ModelSpec, context: int, on_gpu: bool, adapter: Path | None) -> dict[str, Any]:

@@ -214,9 +214,9 @@ class VllmServerEngine:
             log.warning("model %s: its server has not taken the weights: %s", self.name, error)
             return False
 
-    def rest(self) -> bool:
+    def rest(self, processes: int = 1) -> bool:
         """Give up the device's memory until the next call, which starts the server again."""
-        if not trains_beside(self.spec, self.on_gpu):
+        if not trains_beside(self.spec, self.on_gpu, processes):
             self.close()
         return True
 

@@ -52,7 +52,7 @@ class Engines(Protocol):
         """An engine of `model`'s kind with `weights` in place of the model's own."""
         ...
 
-    def make_room(self) -> None:
+    def make_room(self, processes: int = 1) -> None:
         """Free the memory of loaded models, which training needs."""
         ...
 

@@ -344,7 +344,7 @@ def run(context: StepContext) -> dict[str, Any]:
         if kept is not None:
             return kept
     # Sampling and judging are over: their memory is needed for gradients and optimiser state.
-    context.engines.make_room()
+    context.engines.make_room(_count_processes(planned))
     out, work = context.store.model_path(planned.hash), context.folder.path / "work"
     if out.exists() and step.makes_masters and not (out / "masters").is_dir():
         # It was trained and its fp32 masters were dropped; a later step needs them again.
@@ -379,6 +379,19 @@ def run(context: StepContext) -> dict[str, Any]:
         "weights_hash": weights_hash(out),
     }
     return summary if refresh is None else _with_accuracy(context, summary, measured)
+
+
+def _count_processes(planned: Planned) -> int:
+    """How many processes the training is done by; a fit of heads is done by one."""
+    import torch
+
+    from rlaif.kernels.device import pick_device
+    from rlaif.train.run import count_processes
+
+    if not isinstance(planned.step, TrainStep):
+        return 1
+    device = pick_device(planned.models["start"].spec.device)
+    return count_processes(planned.step, torch.device(device))
 
 
 def _make_job(
