@@ -26,7 +26,10 @@ ALPHAS = tuple(float(x) for x in np.geomspace(1e-4, 1e4, 17))
 """Ridges that are tried; the range of ArmoRM's stage 1."""
 PENALTIES = tuple(float(x) for x in np.arange(96) / 100)
 """Shares of verbosity that are tried: 0 to 0.95, as ArmoRM does."""
-QUANTILE_STEPS, QUANTILE_RATE = 1500, 0.02
+QUANTILE_STEPS = 1500
+WEIGHT_RATE, OFFSET_RATE = 0.05, 0.005
+"""Adam's rates for quantiles. A step moves every weight by its rate, and with it the output by the
+rate times the width: so that of the weights is divided by the width."""
 GATE_DROPOUT, GATE_RATE = 0.2, 1e-3
 
 
@@ -168,11 +171,10 @@ def fit_quantiles(head: GatedHead, features: Features, labels: Tensor, seed: int
         return pinball(head.quantiles(x), labels.nan_to_num(), levels)[given].mean()
 
     best = _minimise_loss(
-        [head.weight, head.offset],
+        {head.weight: WEIGHT_RATE / x.shape[1], head.offset: OFFSET_RATE},
         lambda: mean_pinball(~held),
         lambda: float(mean_pinball(watched)),
         QUANTILE_STEPS,
-        QUANTILE_RATE,
     )
     with torch.no_grad():
         head.weight.div_(size)
@@ -186,15 +188,15 @@ def inverse_softplus(value: Tensor) -> Tensor:
 
 
 def _minimise_loss(
-    params: Sequence[Tensor],
+    rates: Mapping[Tensor, float],
     loss: Callable[[], Tensor],
     watched: Callable[[], float],
     steps: int,
-    rate: float,
 ) -> float:
-    """Minimise `loss` by Adam with a falling rate and leave in `params` what was best by `watched`,
-    which is looked at every 10 steps and returned."""
-    optimizer = torch.optim.Adam(params, lr=rate)
+    """Minimise `loss` by Adam, with falling rates that begin as given for each parameter, and leave
+    in these what was best by `watched`, which is looked at every 10 steps and returned."""
+    params = list(rates)
+    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in rates.items()])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     best, kept = float("inf"), [p.detach().clone() for p in params]
     for step in range(steps + 1):

@@ -305,7 +305,29 @@ def test_deliberative_alignment(run: Run) -> None:
     assert found.models("rl")["reference"] == "sft"
 
 
+LISTS = """\
+rules:
+  - match: "Checklist:"
+    replies: ["- [essential] The answer is short.\\n- [pitfall] The answer does not ramble."]
+  - match: "."
+    labels: {"Yes": 0.6, "No": 0.3}
+"""
+
+
 def test_rubrics_as_rewards(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "lists.yaml").write_text(LISTS)
+    writer = f"{{path: none, engine: fake, script: {tmp_path / 'lists.yaml'}}}"
+    found = run("rubrics_as_rewards", f"models.writer={writer}", "judges.rubric.by=writer")
+    judged = [row for row in found.rows("train", "judgements") if row["judge"] == "rubric"]
+    # One list for each prompt, each item decided alone, and the weighted share is the reward.
+    assert judged and {row["score"] for row in judged} == {pytest.approx(2 / 3)}
+    assert {tuple(row["distribution"]) for row in judged} == {
+        ("The answer is short.", "The answer does not ramble.")
+    }
+    assert {row["value/rubric"] for row in found.log("train")} == {pytest.approx(2 / 3)}
+
+
+def test_a_checklist_that_cannot_be_read_is_no_reward(run: Run, tmp_path: Path) -> None:
     # A random model writes no list that could be read: every reward is missing, and none is zero.
     with pytest.raises(RlaifError, match="rollout 1: no answer has a reward"):
         run("rubrics_as_rewards")
