@@ -14,9 +14,11 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.remote import attempt
+from rlaif.engines.remote import api, attempt
 from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import OpenAIEngine, load
+from rlaif.engines.remote.session import Learned, Session
+from rlaif.engines.remote.streaming import Outlet
 from tests.servers.faults import KINDS, FaultProxy
 from tests.servers.scripted import ScriptedServer, prompt_text
 from tests.support.judging import judged, server_model
@@ -126,6 +128,16 @@ def test_calls_are_fewer_while_the_server_says_429_and_more_again_later() -> Non
     for _ in range(4):
         calls.answered()
     assert 4.8 < calls.limit <= 5
+
+
+def test_later_calls_begin_at_the_pace_that_earlier_ones_came_to() -> None:
+    learned = Learned(limit=2.5)
+    spec = ModelSpec(path="m", engine="openai", base_url="http://127.0.0.1:9/v1")
+    session = Session(spec, "m", None, Account(), iter(()), "", learned)
+    assert session.pace.limit == 2.5
+    session.pace.too_fast(entered=1.0, now=2.0)
+    Outlet[api.Result](1).run(session.run)
+    assert learned.limit == 1.25
 
 
 @pytest.mark.parametrize(
