@@ -89,15 +89,17 @@ def test_vllm_must_be_able_to_load_what_registers_the_file_backend(
 class Calls:
     """Stands in for `vllm.LLM`, and writes down what it is told."""
 
-    def __init__(self, fails: str = ""):
+    def __init__(self, fails: str = "", clears: bool = True):
         self.told: list[Any] = []
         self.fails = fails
+        self.clears = clears
 
     def __getattr__(self, name: str) -> Any:
-        def call(*given: Any) -> None:
+        def call(*given: Any) -> bool | None:
             self.told.append((name, *given))
             if name == self.fails:
                 raise ValueError("worker 0 is out of memory")
+            return self.clears if name == "reset_prefix_cache" else None
 
         return call
 
@@ -207,6 +209,26 @@ def test_vllm_is_started_for_the_transport_that_its_weights_will_take(
         ({"backend": FILE}, None),
     ]
     assert INSECURE not in os.environ
+
+
+def test_new_weights_have_their_hash_once_no_prefix_of_the_old_ones_is_left(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = Calls(clears=False)
+    monkeypatch.setattr(vllm, "_start_llm", lambda *given: llm)
+    engine = vllm.load(ModelSpec(path=str(tiny_model), engine="vllm"), tiny_model, "policy")
+    before = engine.weights_hash
+    with pytest.raises(EngineError, match="keeps prefixes that the old weights computed"):
+        engine.load_weights(FolderWeights(tmp_path), "new")
+    assert engine.weights_hash == before != "new"
+    llm.told.clear()
+    llm.clears = True
+    engine.load_weights(FolderWeights(tmp_path), "new")
+    assert engine.weights_hash == "new"
+    assert [name for name, *_ in llm.told] == [
+        *("start_weight_update", "update_weights", "finish_weight_update"),
+        "reset_prefix_cache",
+    ]
 
 
 def test_every_path_of_the_server_but_its_health_needs_the_key(
