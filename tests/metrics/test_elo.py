@@ -54,6 +54,11 @@ def test_order_of_arrival_changes_nothing_and_sides_are_alike() -> None:
     )
 
 
+def test_a_seed_draws_orders_of_its_own() -> None:
+    one, again, other = (by_player(elo_ratings(drawn(), seed, orders=2)) for seed in (3, 3, 4))
+    assert one == again != other
+
+
 def test_the_mean_over_orders_is_the_mean_of_plain_runs() -> None:
     battles = drawn(40)
     draw = random.Random(0)
