@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from rlaif.config.methods import AnyDistill
 from rlaif.core.errors import ConfigError, EngineError, RlaifError
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
-from rlaif.train.average import average
+from rlaif.train.average import average, interpolate_spherically
 from rlaif.train.checkpoint import export_head
 from rlaif.train.loading import load_module
 from rlaif.train.run import train
@@ -47,6 +48,16 @@ def test_identical_members_give_themselves(tmp_path, make_model):
     for name in ("model.safetensors", "reward_head.safetensors"):
         one, other = load_file(member / name), load_file(tmp_path / "mean" / name)
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_halfway_on_the_arc_is_as_long_as_its_ends():
+    axes = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
+    torch.testing.assert_close(interpolate_spherically(axes), torch.full((2,), math.sqrt(2.0)))
+    # Nearly parallel, opposite, or of no length: halfway on the line.
+    one = torch.tensor([1.0, 0.0])
+    for other, middle in (([3.0, 0.0], 2.0), ([-1.0, 0.0], 0.0), ([0.0, 0.0], 0.5)):
+        found = interpolate_spherically((one, torch.tensor(other)))
+        assert found.tolist() == [middle, 0.0]
 
 
 def test_members_that_were_trained_apart_average_their_masters(
