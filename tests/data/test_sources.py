@@ -17,6 +17,7 @@ from rlaif.config.prompts import Columns, PromptsSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt
 from rlaif.core.resources import shipped_root
+from rlaif.data.prompt_table import PromptsById, PromptTable
 from rlaif.data.rows import jsonl_rows
 from rlaif.data.sources import PromptSet, load_prompts, split_apart
 
@@ -143,6 +144,9 @@ def test_what_one_set_holds_out_no_other_trains_on() -> None:
     one, two, three, four = (make_prompt([{"role": "user", "content": t}]) for t in "abcd")
     first = PromptSet([one], [two], 0, validation=[three])
     second = PromptSet([two, three, four], [], 0)
+    for train in ([one], PromptTable([one])):
+        whole = PromptSet(train, [two], 0, validation=[three])
+        assert list(whole.every()) == list(PromptsById(whole.by_id()).values()) == [one, two, three]
     found, lost = split_apart({"first": first, "second": second})
     assert found["first"] is first
     assert list(found["second"].train) == [four]

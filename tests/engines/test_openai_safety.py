@@ -199,6 +199,17 @@ def test_the_cache_forgets_what_was_of_use_longest_ago(monkeypatch: pytest.Monke
     assert cache.path.stat().st_size < 0.7 * full
 
 
+def test_the_cache_stays_below_its_limit_while_answers_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rlaif.engines.remote.cache.CHECK_EVERY", 10)
+    cache = RequestCache(cache_path(), 10**5)
+    for start in range(0, 200, 10):
+        fill(cache, range(start, start + 10), 2000)
+        assert cache.size() <= 10**5
+    assert 10 < len(list(cache.rows())) < 30
+
+
 def test_the_cache_prunes_by_model_and_age_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = RequestCache(cache_path(), 10**9)
     fill(cache, range(5))
