@@ -93,6 +93,21 @@ def test_after_the_last_attempt_a_request_fails_with_its_reason() -> None:
     assert numbers["retries"] == {"500": 10}
 
 
+@pytest.mark.parametrize("kind", ["broken", "cut_json"])
+def test_every_sample_of_a_call_that_failed_is_counted(kind: str) -> None:
+    account = Account()
+    with (
+        ScriptedServer(echo) as server,
+        FaultProxy(server.url, lambda n: kind) as proxy,
+    ):
+        made = engine(proxy.url, account, samples_per_call=3, limits={"retries": 0})
+        turn = [{"role": "user", "content": "question"}]
+        asked = [GenerateRequest(f"r{i}", turn, Sampling(8, seed=i)) for i in range(3)]
+        assert {r.finish_reason for r in answers(made, asked).values()} == {"failed"}
+        assert proxy.calls == 1
+    assert account.meters.of("m").failed == 3
+
+
 def test_a_judgement_whose_call_failed_says_why(tmp_path: Path) -> None:
     with (
         ScriptedServer(echo) as server,

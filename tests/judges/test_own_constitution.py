@@ -53,7 +53,7 @@ def test_a_constitution_that_is_looked_at_is_accepted(spec: dict[str, Any], tmp_
     assert built(tmp_path, spec).judge_hash
 
 
-def test_a_juror_s_own_weights_are_its_own_and_in_the_jurys_hash(tmp_path: Path) -> None:
+def test_a_jurors_weights_of_principles_are_its_own_and_in_the_jurys_hash(tmp_path: Path) -> None:
     """A principle of the same name in the jury's constitution keeps its weight."""
     main = Constitution(name="main", principles=[Principle(id="kind", text="Be.", weight=3)])
 
