@@ -158,6 +158,9 @@ def test_a_stop_keeps_what_is_trained_and_the_same_command_goes_on(tmp_path, mak
     learn(folder, tmp_path / "b", whole, collect=counting)
     assert drawn == [2, 3]
     assert not (tmp_path / "b/work/stopped.json").exists()
+    # What the rollout moved that nothing was learned from was not kept: it moves it once.
+    last = [rows_of(tmp_path / x)[-1]["normal_mean/r"] for x in "ab"]
+    assert last[0] == last[1]
     one, other = (load_file(tmp_path / f"{x}/out/masters/model.safetensors") for x in "ab")
     assert all(torch.equal(one[n], other[n]) for n in one)
 
