@@ -48,6 +48,10 @@ def test_packed_ids_are_the_list(names: list[str], cut: slice) -> None:
     assert stream_hash("a", packed, {"b": 1}) == content_hash("a", names, {"b": 1})
 
 
+def test_equal_digits_after_another_letter_are_other_ids() -> None:
+    assert Ids([f"p_{content_hash(1)}"]) != Ids([f"q_{content_hash(1)}"])
+
+
 def test_many_packed_ids_are_hashed_and_unpacked_in_parts() -> None:
     names = [f"p_{content_hash(number)}" for number in range(3000)]
     packed = Ids(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,15 +42,15 @@ def test_records_come_back_by_key(
 ) -> None:
     folder = StepFolder(tmp_path_factory.mktemp("rows"))
     found = folder.index("judgements", "prompt_id")
+    held = HeldIndex(lambda: folder.read("judgements"), "prompt_id")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rowfiles, "BLOCK", block)
         for start in range(0, len(given_), cut):
             batch = given_[start : start + cut]
             folder.append("judgements", batch)
             assert set(found.grow()) == {j.prompt_id for j in batch}
+            assert list(held.grow()) == [j.prompt_id for j in batch]
             assert list(found.grow()) == []
-    held = HeldIndex(lambda: folder.read("judgements"), "prompt_id")
-    held.grow()
     for index in (found, held):
         assert set(index.keys()) == {j.prompt_id for j in given_}
         # Asked for in another order than that of the file.
@@ -118,6 +119,27 @@ def test_a_line_says_what_the_record_says_or_nothing() -> None:
             line_of(replace(said, **{key: float("nan")}))
     with pytest.raises(ValueError, match="not JSON compliant"):
         line_of({"value": float("inf")})
+
+
+class Numbered(msgspec.Struct):
+    """All that is decoded of a row to choose it."""
+
+    a: int
+
+
+def test_rows_are_chosen_by_few_of_their_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(
+        b'{"a":1,"b":"x"}\n\n{"a":2,"b":"y"}\n{"a":3,"b":"z"}\n{"a":4,"b":"\\ud800"}\n\n'
+    )
+    for size in range(1, 80, 7):
+        monkeypatch.setattr(rowfiles, "BLOCK", size)
+        odd = rowfiles.read_where(path, Numbered, lambda row: row.a % 2 == 1)
+        assert list(odd) == [{"a": 1, "b": "x"}, {"a": 3, "b": "z"}]
+        last = rowfiles.read_where(path, Numbered, lambda row: row.a == 4)
+        assert list(last) == [{"a": 4, "b": "\ud800"}]
 
 
 def test_a_block_may_begin_with_the_blank_line_that_ends_a_batch(

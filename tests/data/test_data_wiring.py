@@ -15,7 +15,7 @@ import yaml
 from rlaif.config.columns import LabelColumns
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.prompts import PromptsSpec
-from rlaif.config.steps import SamplePrinciples
+from rlaif.config.steps import LoadStep, SamplePrinciples
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Completion, Judgement, Preference, Prompt, make_prompt
 from rlaif.core.resources import find
@@ -26,7 +26,14 @@ from rlaif.data.describe import compare_pairs, describe_data
 from rlaif.data.readers import read_labelled
 from rlaif.data.readers.base import make_pair
 from rlaif.data.rows import HubData, source_of
-from rlaif.data.sources import all_prompts, chosen_members, drawn, load_prompts, with_system
+from rlaif.data.sources import (
+    all_prompts,
+    chosen_members,
+    drawn,
+    load_prompts,
+    loaded_source,
+    with_system,
+)
 
 Row = dict[str, Any]
 
@@ -471,6 +478,17 @@ def test_a_system_turn_is_added_or_continued() -> None:
 def test_a_source_is_a_dataset_with_its_split_and_configuration_or_a_file(tmp_path: Path) -> None:
     assert source_of("o/n", "test", "small") == HubData("o/n", "test", "small")
     assert source_of(str(tmp_path), "test", "small") == tmp_path
+
+
+def test_a_load_step_reads_its_own_part_of_a_dataset_or_the_file_that_is_named(
+    tmp_path: Path,
+) -> None:
+    keys = {"dataset": "o/n", "dataset_split": "late", "dataset_config": "small"}
+    step = LoadStep.model_validate({"type": "pairs", "format": "trl", **keys})
+    assert loaded_source(step, None, None) == HubData("o/n", "late", "small")
+    (tmp_path / "pairs.jsonl").write_text("")
+    named = LoadStep.model_validate({"type": "pairs", "format": "trl", "path": "pairs.jsonl"})
+    assert loaded_source(named, "pairs.jsonl", tmp_path / "x.yaml") == tmp_path / "pairs.jsonl"
 
 
 def test_a_file_is_found_beside_its_namer_then_above_it_then_among_the_shipped(

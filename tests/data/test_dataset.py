@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from msgspec import structs
@@ -421,6 +421,9 @@ def test_raw_rows_have_the_overall_judges_score_and_reasons() -> None:
 
 
 @given(st.sets(st.integers(0, 999), max_size=40), st.floats(0, 0.99))
+# Of so large a share every prompt would be held out, of so small a one none.
+@example({1, 2}, 0.9)
+@example({1, 2, 3}, 0.01)
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_a_prompt_is_in_one_split_whoever_else_is_there(numbers: set[int], share: float) -> None:
     names = [f"p{n}" for n in numbers]

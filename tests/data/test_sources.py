@@ -15,9 +15,11 @@ import pytest
 
 from rlaif.config.prompts import Columns, PromptsSpec
 from rlaif.core.errors import ConfigError
+from rlaif.core.records import make_prompt
 from rlaif.core.resources import shipped_root
+from rlaif.data.prompt_table import PromptsById, PromptTable
 from rlaif.data.rows import jsonl_rows
-from rlaif.data.sources import PromptSet, load_prompts
+from rlaif.data.sources import PromptSet, load_prompts, split_apart
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"Question {i}?", "tags": ["even"] if i % 2 == 0 else []} for i in range(8)
@@ -136,6 +138,21 @@ def test_declared_held_out_prompts_are_never_trained_on(tmp_path: Path) -> None:
     assert not {p.question for p in found.train} & declared
     message = refusal(jsonl(tmp_path, rows), holdout=5)
     assert "`holdout: 5`, and there are only 4 prompts marked held out" in message
+
+
+def test_what_one_set_holds_out_no_other_trains_on() -> None:
+    one, two, three, four = (make_prompt([{"role": "user", "content": t}]) for t in "abcd")
+    first = PromptSet([one], [two], 0, validation=[three])
+    second = PromptSet([two, three, four], [], 0)
+    for train in ([one], PromptTable([one])):
+        whole = PromptSet(train, [two], 0, validation=[three])
+        assert list(whole.every()) == list(PromptsById(whole.by_id()).values()) == [one, two, three]
+    found, lost = split_apart({"first": first, "second": second})
+    assert found["first"] is first
+    assert list(found["second"].train) == [four]
+    assert lost == [("second", 2)]
+    with pytest.raises(ConfigError, match="'third': all 1 training prompts are held out"):
+        split_apart({"first": first, "third": PromptSet([three], [], 0)})
 
 
 def test_limit_keeps_the_held_out_prompts(tmp_path: Path) -> None:

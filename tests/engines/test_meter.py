@@ -11,7 +11,7 @@ import pytest
 
 from rlaif.engines.remote import meter as module
 from rlaif.engines.remote.decode import Usage
-from rlaif.engines.remote.meter import Meter, Meters, read_meters
+from rlaif.engines.remote.meter import Account, Meter, Meters, read_meters
 
 
 def asked(latencies: list[float], start: float = 100.0) -> Meter:
@@ -54,7 +54,21 @@ def test_processes_add_up() -> None:
     assert (row["input_tokens"], row["output_tokens"], row["cost"]) == (50, 10, 2.5)
     assert row["seconds"] == pytest.approx(0.7 + 2.4)
     assert row["calls_per_second"] == pytest.approx(5 / 3.1, abs=0.01)
+    assert row["tokens_per_second"] == pytest.approx(10 / 3.1, abs=0.1)
     assert row["latency"] == asked([0.1, 0.2, 0.4, 0.8, 1.6]).summary()["latency"]
+
+
+def test_a_step_beside_another_spends_the_same_money() -> None:
+    account = Account(budget=2.0)
+    own = account.beside()
+    own.spend("m", 0.5, estimated=True)
+    own.spend("m", 1.0)
+    assert (account.spent, account.estimated) == (1.5, 0.5)
+    assert own.hold(0.75) is None and own.hold(0.5)
+    assert (own.spent, own.estimated) == (1.5, 0.5)
+    own.free(0.5)
+    assert account.hold(0.5)
+    assert own.meters is not account.meters
 
 
 def test_the_file_is_kept_up_while_calls_are_made_and_a_later_process_goes_on_with_it(

@@ -14,7 +14,7 @@ from rlaif.core.errors import EngineError, StoreError
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
 from rlaif.engines.remote import attempt
 from rlaif.engines.remote.api import calls, most_usage
-from rlaif.engines.remote.cache import RequestCache
+from rlaif.engines.remote.cache import Entry, RequestCache, cache_path
 from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import OpenAIEngine, load
 from rlaif.pipeline.prepare import model_key
@@ -234,6 +234,20 @@ def test_greedy_samples_ask_for_one_choice(temperature: float, calls_made: int) 
         assert {body.get("n", 1) for body in server.asked} == {1 if temperature == 0 else 2}
     if temperature == 0:
         assert len({r.text for r in results}) == 1
+
+
+def test_a_kept_answer_that_lacks_choices_is_asked_for_again() -> None:
+    with ScriptedServer() as server:
+        made = engine(server.url, samples_per_call=2)
+        assert len(generated(made, "hi", 2)) == 2
+        cache = RequestCache(cache_path(), 10**9)
+        (row,) = cache.rows()
+        fewer = row["answer"] | {"choices": row["answer"]["choices"][:1]}
+        cache.put([Entry(row["key"], row["model"], row["base_url"], row["request"], fewer)])
+        cache.close()
+        for _ in range(2):
+            assert len(generated(made, "hi", 2)) == 2
+            assert server.calls == 2
 
 
 def test_a_refused_schema_needs_no_retry_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

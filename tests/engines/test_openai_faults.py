@@ -14,9 +14,11 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.remote import attempt
+from rlaif.engines.remote import api, attempt
 from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import OpenAIEngine, load
+from rlaif.engines.remote.session import Learned, Session
+from rlaif.engines.remote.streaming import Outlet
 from tests.servers.faults import KINDS, FaultProxy
 from tests.servers.scripted import ScriptedServer, prompt_text
 from tests.support.judging import judged, server_model
@@ -91,6 +93,21 @@ def test_after_the_last_attempt_a_request_fails_with_its_reason() -> None:
     assert numbers["retries"] == {"500": 10}
 
 
+@pytest.mark.parametrize("kind", ["broken", "cut_json"])
+def test_every_sample_of_a_call_that_failed_is_counted(kind: str) -> None:
+    account = Account()
+    with (
+        ScriptedServer(echo) as server,
+        FaultProxy(server.url, lambda n: kind) as proxy,
+    ):
+        made = engine(proxy.url, account, samples_per_call=3, limits={"retries": 0})
+        turn = [{"role": "user", "content": "question"}]
+        asked = [GenerateRequest(f"r{i}", turn, Sampling(8, seed=i)) for i in range(3)]
+        assert {r.finish_reason for r in answers(made, asked).values()} == {"failed"}
+        assert proxy.calls == 1
+    assert account.meters.of("m").failed == 3
+
+
 def test_a_judgement_whose_call_failed_says_why(tmp_path: Path) -> None:
     with (
         ScriptedServer(echo) as server,
@@ -126,6 +143,16 @@ def test_calls_are_fewer_while_the_server_says_429_and_more_again_later() -> Non
     for _ in range(4):
         calls.answered()
     assert 4.8 < calls.limit <= 5
+
+
+def test_later_calls_begin_at_the_pace_that_earlier_ones_came_to() -> None:
+    learned = Learned(limit=2.5)
+    spec = ModelSpec(path="m", engine="openai", base_url="http://127.0.0.1:9/v1")
+    session = Session(spec, "m", None, Account(), iter(()), "", learned)
+    assert session.pace.limit == 2.5
+    session.pace.too_fast(entered=1.0, now=2.0)
+    Outlet[api.Result](1).run(session.run)
+    assert learned.limit == 1.25
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,11 @@ def test_an_answer_is_paid_once(tmp_path: Path) -> None:
     assert all(j.cost and j.cost > 0 for j in [*first, *again])
     assert all(j.latency and j.latency > 0 for j in first)
     assert not (tmp_path / "b" / "spend.jsonl").exists()
+    cache = RequestCache(cache_path(), cache_limit())
+    # What was found again was of use later than it was made.
+    (model,) = cache.stats()["models"]
+    assert model["last_used"] > max(row["made"] for row in cache.rows())
+    cache.close()
 
 
 def test_the_budget_is_never_passed_and_holds_over_runs(tmp_path: Path) -> None:
@@ -194,14 +199,31 @@ def test_the_cache_forgets_what_was_of_use_longest_ago(monkeypatch: pytest.Monke
     assert cache.path.stat().st_size < 0.7 * full
 
 
-def test_the_cache_prunes_by_model_and_age_and_counts() -> None:
+def test_the_cache_stays_below_its_limit_while_answers_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rlaif.engines.remote.cache.CHECK_EVERY", 10)
+    cache = RequestCache(cache_path(), 10**5)
+    for start in range(0, 200, 10):
+        fill(cache, range(start, start + 10), 2000)
+        assert cache.size() <= 10**5
+    assert 10 < len(list(cache.rows())) < 30
+
+
+def test_the_cache_prunes_by_model_and_age_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = RequestCache(cache_path(), 10**9)
     fill(cache, range(5))
     assert cache.stats()["models"][0]["answers"] == cache.stats()["answers"] == 5
     assert cache.prune(before=0.0) == 0
+    # By when it was last of use, and not by when it was made.
+    now = time.time()
+    monkeypatch.setattr("rlaif.engines.remote.cache.time.time", lambda: now + 60)
+    cache.put([], used=["key1", "key3"])
+    assert cache.prune(before=now + 30) == 3
+    assert {row["key"] for row in cache.rows()} == {"key1", "key3"}
     assert cache.prune(model="other") == 0
     assert cache.get("key3") == {"text": "x" * 100}
-    assert cache.prune(model="m") == 5
+    assert cache.prune(model="m") == 2
     assert cache.get("key3") is None
 
 

@@ -358,10 +358,14 @@ def test_a_malformed_answer_is_paid_for_once_each_time_that_it_comes(reply: str)
 
 
 def test_an_answer_without_a_text_is_asked_for_three_times_and_paid_each_time() -> None:
+    account = Account()
     with ShapedServer() as server:
         server.set(SHAPES["null content"])
-        results, _ = answered(engine(server.url, limits={"retries": 8}), ["a", ODD])
+        made = engine(server.url, account, price={"input": 1, "output": 1}, limits={"retries": 8})
+        results, _ = answered(made, ["a", ODD])
         assert server.calls == 1 + 3
+    # By what the server counted, and not by the most that it may have been.
+    assert account.spent > 0 and account.estimated == 0
     assert [r.finish_reason for r in results] == ["stop", "failed"]
     assert "3 attempts" in (results[1].error or "")
 

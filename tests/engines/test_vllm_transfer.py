@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +20,18 @@ from starlette.testclient import TestClient
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.engines.checkpoints import FolderWeights
-from rlaif.engines.vllm import transfer
+from rlaif.engines.vllm import transfer, vllm
 from rlaif.engines.vllm.server import RequireKey
-from rlaif.engines.vllm.transfer import FILE, PLUGIN, LocalClient, Transfer, choose_transport
+from rlaif.engines.vllm.transfer import (
+    FILE,
+    INSECURE,
+    PLUGIN,
+    DeviceSource,
+    LocalClient,
+    Transfer,
+    choose_transport,
+    connect,
+)
 
 
 def spec(*gpus: int, size: int = 1, **keys: Any) -> ModelSpec:
@@ -78,15 +89,17 @@ def test_vllm_must_be_able_to_load_what_registers_the_file_backend(
 class Calls:
     """Stands in for `vllm.LLM`, and writes down what it is told."""
 
-    def __init__(self, fails: str = ""):
+    def __init__(self, fails: str = "", clears: bool = True):
         self.told: list[Any] = []
         self.fails = fails
+        self.clears = clears
 
     def __getattr__(self, name: str) -> Any:
-        def call(*given: Any) -> None:
+        def call(*given: Any) -> bool | None:
             self.told.append((name, *given))
             if name == self.fails:
                 raise ValueError("worker 0 is out of memory")
+            return self.clears if name == "reset_prefix_cache" else None
 
         return call
 
@@ -147,7 +160,75 @@ def test_tensors_are_sent_over_one_connection(kind: str, monkeypatch: pytest.Mon
     way.send(Sent(1.0))
     way.send(Sent(2.0))
     way.close()
+    way.close()
     assert events == [here, (kind, 2), {"w": 1.0}, here, {"w": 2.0}, "shutdown"]
+
+
+def test_vllms_trainer_is_the_first_of_a_group_with_all_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def install(name: str, **members: Any) -> None:
+        module = f"vllm.distributed.weight_transfer.{name}"
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**members))
+
+    def init(info: Any, client: Any, source: Any) -> Any:
+        return info, client, source
+
+    install("factory", WeightTransferTrainerFactory=SimpleNamespace(trainer_init=init))
+    install("nccl_engine", NCCLTrainerInitInfo=lambda host, port, size, rank: (host, size, rank))
+    default = {"packed": False, "packed_buffer_size_bytes": 20}
+    install("ipc_engine", IPCTrainerInitInfo=lambda **keys: SimpleNamespace(**default | keys))
+    install("base", ParamMeta=lambda name, dtype, shape: SimpleNamespace(dtype=dtype, shape=shape))
+    source, client = DeviceSource(Sent(1.0), torch.device("cpu")), LocalClient(Calls())
+    assert connect("nccl", client, source, 2) == (("127.0.0.1", 3, 0), client, source)
+    info, *rest = connect("ipc", client, source, 2)
+    # One tensor of six numbers of four bytes is more than vLLM's own piece.
+    assert (info.packed, info.packed_buffer_size_bytes, info.rank) == (True, 24, 0)
+    assert rest == [client, source]
+
+
+def test_vllm_is_started_for_the_transport_that_its_weights_will_take(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[Any, str | None]] = []
+
+    def start(name: str, folder: Path, values: dict[str, Any]) -> Calls:
+        started.append((values["weight_transfer_config"], os.environ.get(INSECURE)))
+        return Calls()
+
+    monkeypatch.setattr(vllm, "_start_llm", start)
+    monkeypatch.delenv(INSECURE, raising=False)
+    for kind in ("ipc", "nccl", FILE):
+        monkeypatch.setattr(vllm, "choose_transport", lambda spec, on_gpu, kind=kind: kind)
+        model = ModelSpec(path=str(tiny_model), engine="vllm")
+        assert vllm.load(model, tiny_model, "policy").transfer.transport == kind
+    # Handles of memory alone are pickled.
+    assert started == [
+        ({"backend": "ipc"}, "1"),
+        ({"backend": "nccl"}, None),
+        ({"backend": FILE}, None),
+    ]
+    assert INSECURE not in os.environ
+
+
+def test_new_weights_have_their_hash_once_no_prefix_of_the_old_ones_is_left(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = Calls(clears=False)
+    monkeypatch.setattr(vllm, "_start_llm", lambda *given: llm)
+    engine = vllm.load(ModelSpec(path=str(tiny_model), engine="vllm"), tiny_model, "policy")
+    before = engine.weights_hash
+    with pytest.raises(EngineError, match="keeps prefixes that the old weights computed"):
+        engine.load_weights(FolderWeights(tmp_path), "new")
+    assert engine.weights_hash == before != "new"
+    llm.told.clear()
+    llm.clears = True
+    engine.load_weights(FolderWeights(tmp_path), "new")
+    assert engine.weights_hash == "new"
+    assert [name for name, *_ in llm.told] == [
+        *("start_weight_update", "update_weights", "finish_weight_update"),
+        "reset_prefix_cache",
+    ]
 
 
 def test_every_path_of_the_server_but_its_health_needs_the_key(

@@ -172,6 +172,17 @@ def test_only_states_with_an_achievement_are_asked_about_and_each_once(planted: 
     assert most_calls(judge, judge.calls(PROMPT, [ONE, TWO, twin], 3)) == 12
 
 
+def test_at_most_so_many_goals_are_asked_for_and_read(planted: None) -> None:
+    keys = {"most": 1, "temperature": 0.5, "max_new_tokens": 9}
+    judge = judge_of(kind="ellm", by="initial", threshold=0.7, **keys)
+    asked = [c.request for c in judge.calls(PROMPT, [ONE], 3) if c.request is not None]
+    assert all("at most 1 goals" in request.messages[-1]["content"] for request in asked)
+    sampling = asked[0].sampling
+    assert (sampling.max_new_tokens, sampling.temperature) == (9, 0.5)
+    turned = judged(judge, lambda question: "- open a window\n- grab the key", ONE)["k1"]
+    assert (turned.raw_value, turned.distribution) == (0.0, None)
+
+
 @pytest.mark.parametrize(("text", "status"), [("", "unparsed"), (" \n ", "unparsed")])
 def test_goals_that_are_missing_leave_the_episode_without_a_value(
     planted: None, text: str, status: str

@@ -284,6 +284,10 @@ def test_a_jury_votes_and_averages() -> None:
     assert first.score == 1.0 and second.score == pytest.approx((0.0 + 0.75) / 2)
 
 
+def test_a_juror_without_a_weight_has_one_of_1() -> None:
+    assert judge_of(kind="jury", of=JURORS, weights={"a": 3}).weights == {"a": 3, "b": 1, "c": 1}
+
+
 def test_a_jury_counts_principles_by_their_weights() -> None:
     """By weights of 3 and 1: 0.75 and 0.25, where equal ones would tie the two."""
     rules = Constitution.model_validate(

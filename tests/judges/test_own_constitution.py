@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from rlaif.constitution.model import Constitution, Principle
 from rlaif.core.errors import ConfigError
 from rlaif.judges.base import Judge
 from rlaif.judges.build import JudgeStep, build_judge
@@ -50,3 +51,24 @@ def test_a_constitution_that_reaches_nothing_is_refused(
 )
 def test_a_constitution_that_is_looked_at_is_accepted(spec: dict[str, Any], tmp_path: Path) -> None:
     assert built(tmp_path, spec).judge_hash
+
+
+def test_a_jurors_weights_of_principles_are_its_own_and_in_the_jurys_hash(tmp_path: Path) -> None:
+    """A principle of the same name in the jury's constitution keeps its weight."""
+    main = Constitution(name="main", principles=[Principle(id="kind", text="Be.", weight=3)])
+
+    def seat(weight: float, constitution: Constitution) -> Any:
+        principle = f"{{id: kind, text: The answer is kind., weight: {weight}}}"
+        (tmp_path / "own.yaml").write_text(f"name: own\nprinciples: [{principle}]\n")
+        of = [JUROR | {"constitution": "own.yaml"}, JUROR | {"id": "other"}]
+        jury: Any = TypeAdapter(JudgeStep).validate_python({"kind": "jury", "of": of})
+        return build_judge(jury, constitution, tmp_path / "file.yaml")
+
+    jury = seat(2, main)
+    assert jury.principle_weights == {"kind": 3, "juror/kind": 2}
+    assert jury.judge_hash != seat(5, main).judge_hash
+    lighter = main.model_copy(
+        update={"principles": [main.principles[0].model_copy(update={"weight": 1})]}
+    )
+    assert jury.judge_hash != seat(2, lighter).judge_hash
+    assert jury.judge_hash == seat(2, main).judge_hash

@@ -173,6 +173,9 @@ def test_weights_are_fitted_beside_a_reward_model() -> None:
     against = fit(judgements, preferences, rewards=rewarding(-1.0, 60))
     assert 0 < half < alone.weights["offers"] < against.weights["offers"]
     assert against.fitted[1] == 1.0
+    # With weights of 0 it is the reward model that orders the pairs, held-out ones too.
+    separated = fit(judgements, preferences, rewards=rewarding(1.0, 60))
+    assert separated.fitted[1] == separated.held_out[1] == 1.0
     # An answer that the reward model has not judged is in no pair.
     fewer = fit(judgements, preferences, rewards=rewarding(0.5, 50))
     assert fewer.skipped == 10

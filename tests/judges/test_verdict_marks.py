@@ -223,6 +223,8 @@ def test_what_is_missing_is_not_wrong() -> None:
     )
     (said,) = marker(WRITTEN, True).read(call, None, "")
     assert said.status == "failed" and "no answer of the same index" in (said.error or "")
+    # Once it is there, it is another question.
+    assert call.call_id != alone[0].call_id
     # A wrong one needs no other.
     wrong = right_text(prompts[0], False)
     assert marks(marker(WRITTEN, True), prompts, [[right[0], wrong], [right[1]]])[0] == [1.0, 0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +71,18 @@ def test_the_share_of_a_pair_and_the_rate_of_the_first_slot() -> None:
     assert pair["share"]["mean"] == pytest.approx(10.5 / 12)
     assert pair["share"]["low"] < 10.5 / 12 < pair["share"]["high"]
     assert found["ties"] == 3 and found["slot_one"]["mean"] == pytest.approx(0.75)
+    assert found["slot_one"]["p"] < 0.05, "against a judge without a bias"
+
+
+def test_the_style_of_each_answer_is_its_own() -> None:
+    """The longer answer wins, whichever model wrote it: length is worth rating points."""
+    sides = (STYLE | {"words": 90}, STYLE)
+    battles = [
+        replace(battle(n, "a", "b", float(n % 2)), styles=sides if n % 2 else sides[::-1])
+        for n in range(12)
+    ]
+    (group,) = measure(battles)["groups"]
+    assert group["style"]["effects"]["words"] > 0
 
 
 def test_the_order_of_battles_changes_nothing() -> None:

@@ -99,6 +99,15 @@ def test_a_change_by_principle_and_by_what_the_token_limit_cut() -> None:
     assert made["change"] == pytest.approx(0.275)
     assert made["parts"] == {"brief": pytest.approx(0.025), "finished": pytest.approx(0.25)}
     assert made["cut"] == {"prompts": 2, "part": pytest.approx(0.25), "before": 0.5, "after": 0.0}
+    # Of answers without a record of their end nothing is known: the part is of the whole change.
+    half = decompose_change(
+        score_parts(after, {}, ids(after)),
+        score_parts(before, {}, ids(before)),
+        {"p0": 0.0, "p2": 0.0},
+        cut,
+    )
+    assert half is not None
+    assert half["cut"] == {"prompts": 1, "part": pytest.approx(0.25 / 2), "before": 0.5, "after": 0}
     first, second = change_sentences({"checks": made})
     assert first == "score/checks +0.275 = finished +0.250, brief +0.025 (4 prompts)."
     assert "+0.250 of it comes from 2 of 4 prompts on which the token limit cut off" in second

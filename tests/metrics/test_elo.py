@@ -21,6 +21,11 @@ def test_one_win_moves_half_of_k() -> None:
     assert best.low is None and best.high is None
 
 
+def test_a_comparison_moves_ratings_by_its_weight() -> None:
+    (best, worst) = elo_ratings([Comparison("p", "a", "b", 1.0, weight=0.5)], 0)
+    assert (best.rating, worst.rating) == (1001.0, 999.0)
+
+
 def test_two_battles_by_hand_and_a_tie_moves_nothing() -> None:
     # The second win of a counts 4 (1 - 1 / (1 + 10^(-4/400))): both orders are alike.
     twice = [Comparison("p", "a", "b", 1.0), Comparison("q", "a", "b", 1.0)]
@@ -52,6 +57,11 @@ def test_order_of_arrival_changes_nothing_and_sides_are_alike() -> None:
     assert by_player(elo_ratings(turned, 3, orders=400)) == pytest.approx(
         by_player(elo_ratings(battles, 3, orders=400)), abs=0.5
     )
+
+
+def test_a_seed_draws_orders_of_its_own() -> None:
+    one, again, other = (by_player(elo_ratings(drawn(), seed, orders=2)) for seed in (3, 3, 4))
+    assert one == again != other
 
 
 def test_the_mean_over_orders_is_the_mean_of_plain_runs() -> None:

@@ -34,6 +34,17 @@ def test_with_as_many_items_in_each_prompt_it_is_the_prompts_means() -> None:
         assert (ours.n, ours.prompts) == (36, 12)
 
 
+def test_items_count_alike_and_prompts_are_the_sample() -> None:
+    """The linear form of a ratio of sums (Cochran 1977, section 6.3): 18 over 5 items, and for each
+    prompt 3.6 + 3 / 5 (its sum - 3.6 its items)."""
+    names = ["a", "a", "a", "b", "c"]
+    values = np.asarray([4.0, 4.0, 4.0, 1.0, 5.0])
+    found = figure_intervals({"reward_mean": mean_of(values)}, names)["reward_mean"]
+    half = stats.t.ppf(0.975, 2) * np.std([4.32, 2.04, 4.44], ddof=1) / sqrt(3)
+    assert (found.mean, found.low, found.high) == pytest.approx((3.6, 3.6 - half, 3.6 + half))
+    assert (found.n, found.prompts) == (5, 3)
+
+
 def test_a_figure_is_left_out_one_prompt_at_a_time() -> None:
     """SE by the loop over prompts that the weights stand for, and Fisher's z of a correlation."""
     rng = np.random.default_rng(2)

@@ -229,6 +229,13 @@ def test_random_places_give_the_ratio_of_click_rates(tmp_path: Path) -> None:
     assert made.theta == pytest.approx({1: 1.0, 2: rate[1] / rate[0]})
 
 
+def test_a_later_position_may_be_looked_at_more_than_the_first(tmp_path: Path) -> None:
+    # One click at the first place and three at the second, in four impressions.
+    rows = [row | {"random": True} for row in fixed_order(1, 3, 4)]
+    made = weigh(tmp_path, rows, examination="random")
+    assert made.theta == pytest.approx({1: 1.0, 2: 3.0})
+
+
 def test_the_position_model_is_the_poisson_regression_on_answer_and_position(
     tmp_path: Path,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from safetensors.torch import load_file, save_file
 from rlaif.config.methods import AnyDistill
 from rlaif.core.errors import ConfigError, EngineError, RlaifError
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
-from rlaif.train.average import average
+from rlaif.train.average import (
+    average,
+    interpolate_spherically,
+    weighted_mean,
+    write_combined,
+)
 from rlaif.train.checkpoint import export_head
 from rlaif.train.loading import load_module
 from rlaif.train.run import train
@@ -49,6 +55,16 @@ def test_identical_members_give_themselves(tmp_path, make_model):
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+def test_halfway_on_the_arc_is_as_long_as_its_ends():
+    axes = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
+    torch.testing.assert_close(interpolate_spherically(axes), torch.full((2,), math.sqrt(2.0)))
+    # Nearly parallel, opposite, or of no length: halfway on the line.
+    one = torch.tensor([1.0, 0.0])
+    for other, middle in (([3.0, 0.0], 2.0), ([-1.0, 0.0], 0.0), ([0.0, 0.0], 0.5)):
+        found = interpolate_spherically((one, torch.tensor(other)))
+        assert found.tolist() == [middle, 0.0]
+
+
 def test_members_that_were_trained_apart_average_their_masters(
     tmp_path, make_model, make_preferences
 ):
@@ -68,6 +84,26 @@ def test_members_that_were_trained_apart_average_their_masters(
         torch.testing.assert_close(value, (masters[0][name] + masters[1][name]) / 2)
         changed += not torch.equal(value, masters[0][name])
     assert changed > 0
+
+
+def test_without_masters_of_its_own_it_is_still_the_mean_of_the_members_masters(
+    tmp_path, make_model
+):
+    """bf16 has steps of 1/128 at 1. The masters' mean is 1.00525, which is rounded up; that of the
+    rounded weights, 1 and 1 + 1/128, is rounded down."""
+    members = {}
+    for name, value in (("a", 1.003), ("b", 1.0075)):
+        members[name] = Path(shutil.copytree(make_model(0), tmp_path / name))
+        exact = {"model.norm.weight": torch.full((32,), value)}
+        weights = load_file(members[name] / "model.safetensors")
+        rounded = {key: tensor.bfloat16() for key, tensor in exact.items()}
+        save_file(weights | rounded, members[name] / "model.safetensors", {"format": "pt"})
+        (members[name] / "masters").mkdir()
+        save_file(exact, members[name] / "masters/model.safetensors")
+    write_combined(members, tmp_path / "out", weighted_mean([0.5, 0.5]), masters=False)
+    found = load_file(tmp_path / "out/model.safetensors")["model.norm.weight"]
+    assert found.tolist() == [1 + 1 / 128] * 32
+    assert not (tmp_path / "out/masters").exists()
 
 
 def test_policies_average_too_and_a_head_that_is_the_embedding_counts_once(tmp_path, make_model):

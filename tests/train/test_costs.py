@@ -109,6 +109,14 @@ def test_an_answer_that_lacks_a_cost_is_in_no_mean_of_the_rewards() -> None:
     assert summed(known, terms, {}) == [[approx(-half), approx(half), None]]
 
 
+def test_an_answer_that_lacks_a_cost_has_no_reward_by_a_term_that_is_not_for_it() -> None:
+    """Such a term adds 0 to a reward that there is."""
+    idle = frozenset({0})
+    answers = tuple(Answer([1], [], (None,), True, idle=idle, costs=(c,)) for c in (1.0, None))
+    known = without_unknown_costs([Group("p", [1], answers)], [cost()])
+    assert summed(known, [RewardTerm(judge="r")], {}) == [[0.0, None]]
+
+
 @pytest.mark.parametrize(
     ("method", "costs", "message"),
     [
@@ -213,5 +221,9 @@ def test_a_multiplier_of_0_leaves_every_bit_as_it_is_without(
     acts = options_of(name, **KEYS, costs=[{"judge": "c", "limit": 0.0, "start": 1.0}])
     learn(make_model(0), tmp_path / "acts", acts, cost=long)
     assert small < 1e-4 < differ(tmp_path / "plain", tmp_path / "acts")
+    # The rollout's own costs have moved the multiplier that it is learned from with.
+    row = rows_of(tmp_path / "acts")[0]
+    assert row["cost_window/c"] == approx(row["cost/c"])
+    assert row["multiplier/c"] == approx(math.exp(0.1 * row["cost/c"]))
     row = rows_of(tmp_path / "watched")[-1]
     assert row["multiplier/c"] == 0 and row["cost/c"] > 0

@@ -22,6 +22,7 @@ from rlaif.train.losses.distillation import full_kl, jsd, reverse_kl, teacher_ad
 from rlaif.train.model import prepare
 from rlaif.train.on_policy import train_on_policy
 from rlaif.train.rollout import Answer, Group
+from rlaif.train.rollout_tasks import given_task
 from rlaif.train.tokenise import Example
 
 CPU = torch.device("cpu")
@@ -273,6 +274,15 @@ def test_given_answers_take_their_share_of_the_rollouts_in_turn(
     assert all(row["kl_teacher"] > 0 for row in (rows[2], rows[4]))
     with pytest.raises(RlaifError, match="given mixes in given answers or texts, and there are"):
         learn(tmp_path / "none", make_model(0), make_model(1), options, tokenizer)
+
+
+def test_given_rollouts_go_on_in_the_examples_where_the_last_one_ended() -> None:
+    """Rollouts 2 and 4 of 0 to 4 are given ones, of two prompts each; of pairs the chosen."""
+    options = options_of(given=0.4, rollouts=5, batch_size=2)
+    pairs = [Example(f"e{n}", f"p{n}", [n], ([n, 1], [n, 2])) for n in range(3)]
+    tasks = [given_task(options, pairs, None, number).examples for number in (2, 4)]
+    assert [[e.example_id for e in task] for task in tasks] == [["e0", "e1"], ["e2", "e0"]]
+    assert tasks[1][0].completions == ([2, 1],)
 
 
 def test_tenths_of_rollouts_are_tenths() -> None:

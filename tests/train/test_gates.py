@@ -18,7 +18,7 @@ from rlaif.config.methods import METHODS
 from rlaif.core.errors import EXIT_GATE, GateStopped
 from rlaif.pipeline.runs import load_run
 from rlaif.report.build import build_report
-from rlaif.train.gates import last_good
+from rlaif.train.gates import last_good, look, warnings_of
 from tests.support.on_policy import collector, learn, low_tokens, options_of
 
 PPO = pytest.param("ppo", marks=pytest.mark.slow)
@@ -66,6 +66,28 @@ def test_gates_that_make_no_sense_are_refused(keys, message):
     keys = {"method": "grpo", "rewards": {"r": 1}, **keys}
     with pytest.raises(ValidationError, match=message):
         METHODS[keys["method"]].model_validate(keys)
+
+
+def test_a_warning_names_the_rollout_that_went_furthest():
+    gates = Gates.model_validate({"entropy": {"warn": 2.5}, "length": {"warn": 30}})
+    entropies, lengths = (2.0, 1.0, 3.0), (31.0, 29.0, 33.0)
+    rows = [
+        {"rollout": n, "rollout_entropy": entropy, "answer_tokens": length}
+        for n, (entropy, length) in enumerate(zip(entropies, lengths, strict=True), 1)
+    ]
+    low, high = warnings_of(gates, rows)
+    assert low.startswith("rollout 2: ") and "is 1, at or below the limit of 2.5" in low
+    assert high.startswith("rollout 3: ") and "is 33, at or above the limit of 30" in high
+    assert low.endswith("as in 2 of 3 rollouts") and high.endswith("as in 2 of 3 rollouts")
+
+
+def test_of_two_limits_that_a_rollout_reaches_the_stop_counts():
+    gates = Gates.model_validate({"flat_groups": {"rollback": 1.0}, "length": {"stop": 5}})
+    metrics = {"flat_groups": 1.0, "answer_tokens": 6.0}
+    hit = look(gates, metrics, 3)
+    assert (hit["gate"], hit["level"], hit["rollout"]) == ("length", "stop", 3)
+    assert look(gates, metrics | {"answer_tokens": 4.0}, 3)["level"] == "rollback"
+    assert look(gates, {"flat_groups": 0.5, "answer_tokens": 4.0}, 3) is None
 
 
 def rows_of(out):
@@ -136,6 +158,9 @@ def test_a_stop_keeps_what_is_trained_and_the_same_command_goes_on(tmp_path, mak
     learn(folder, tmp_path / "b", whole, collect=counting)
     assert drawn == [2, 3]
     assert not (tmp_path / "b/work/stopped.json").exists()
+    # What the rollout moved that nothing was learned from was not kept: it moves it once.
+    last = [rows_of(tmp_path / x)[-1]["normal_mean/r"] for x in "ab"]
+    assert last[0] == last[1]
     one, other = (load_file(tmp_path / f"{x}/out/masters/model.safetensors") for x in "ab")
     assert all(torch.equal(one[n], other[n]) for n in one)
 

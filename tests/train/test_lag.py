@@ -50,12 +50,16 @@ class Lagging:
         self.weights: dict[int, Tensor] = {}
         self.groups: dict[int, Any] = {}
         self.model: TrainModel | None = None
+        self.learned: list[int] = []
+        """The rollouts that were asked for without weights: their answers must be there."""
 
     def __call__(self, number: int, model: TrainModel | None) -> Any:
         if model is not None and number not in self.groups:
             self.model = model
             self.weights[number] = self.now()
             self.groups[number] = self.sample(number, model)
+        if model is None:
+            self.learned.append(number)
         return self.groups[number]
 
     def now(self) -> Tensor:
@@ -83,6 +87,7 @@ def test_a_rollout_is_sampled_with_the_weights_of_an_earlier_one(
     assert not torch.equal(history[0], history[1])
     for number in range(4):
         assert torch.equal(collect.weights[number], history[max(0, number - lag)])
+    assert collect.learned == [0, 1, 2, 3]
     # The first is on-policy; what the last learns from was sampled by other weights.
     assert outcome.metrics["first_logprob_gap"] < 1e-5 < 1e-3 < outcome.metrics["last_logprob_gap"]
     assert (outcome.metrics["first_lag"], outcome.metrics["last_lag"]) == (0, lag)

@@ -335,9 +335,12 @@ def test_adaptive_kl_moves_beta(tmp_path, make_model):
     options = options_of("ppo", rollouts=3, kl_target=1e-6, kl_horizon=100.0, beta=0.1)
     learn(make_model(0), tmp_path, options)
     rows = [json.loads(line) for line in (tmp_path / "work/metrics.jsonl").read_text().splitlines()]
-    betas = [row["beta"] for row in rows]
-    assert betas[0] == 0.1
-    assert betas[-1] != 0.1
+    first, *later = {row["rollout"]: row for row in rows}.values()
+    assert first["beta"] == 0.1 != later[0]["beta"]
+    # Each rollout, of 24 answers, moves it from where the one before left it.
+    for before, row in zip((first, *later), later, strict=False):
+        moved = options.next_beta(before["beta"], before["kl_reference"], 24)
+        assert row["beta"] == pytest.approx(moved)
     assert all(math.isfinite(row["loss"]) for row in rows)
 
 

@@ -31,7 +31,9 @@ from rlaif.train.preference import (
     refuse_soft_labels,
 )
 from rlaif.train.rollout import Answer, Critic, Group, Rollout, add_advantages, measure
+from rlaif.train.rollout_tasks import make_task
 from rlaif.train.tokenise import Example
+from tests.support.on_policy import options_of
 from tests.train.test_average import linear
 
 CPU = torch.device("cpu")
@@ -340,6 +342,17 @@ def test_the_partner_of_a_prompt_is_the_chosen_answer_of_the_next_one() -> None:
 def summed(model: TrainModel, row: Example) -> list[float]:
     group = Group("", row.prompt_ids, tuple(answer(ids) for ids in row.completions))
     return [float(p.sum()) for p in by_token(model, group)]
+
+
+def test_later_rollouts_go_on_in_the_given_examples() -> None:
+    answers = (Answer([1], [], (0.0,), True),)
+    rollout = Rollout([Group(name, [1], answers) for name in "ab"])
+    given = [Example(f"e{n}", f"p{n}", [n], ([n], [n + 1])) for n in range(3)]
+    found = []
+    for number in (0, 1):
+        task: Any = make_task(rollout, options_of("ppo"), 0.0, None, None, given, number)
+        found.append([task._mixed_example(index).example_id for index in (0, 1)])
+    assert found == [["e0", "e1"], ["e2", "e0"]]
 
 
 def test_pairs_count_by_their_weight_and_their_own_reference_and_label(model: TrainModel) -> None:

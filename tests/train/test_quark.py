@@ -201,8 +201,8 @@ def test_an_embedding_that_is_more_than_a_table_is_refused(
         add_quantile_tokens(model, 2, seed=0)
 
 
-def task_of(model: TrainModel, quantiles: list[int], reference: Any) -> QuarkTask:
-    return QuarkTask(POOL, quantiles, model, options_of("quark"), reference)
+def task_of(model: TrainModel, quantiles: list[int], reference: Any, **keys: Any) -> QuarkTask:
+    return QuarkTask(POOL, quantiles, model, options_of("quark", **keys), reference)
 
 
 POOL = [Scored("p", [1, 2, 3], [4, 5], 1.0), Scored("q", [6], [7, 8, 9], 0.0)]
@@ -247,11 +247,14 @@ def test_the_task_learns_answers_after_their_tokens_and_the_reference_sees_none(
     assert [bool(row.any()) for row in grad] == [True, False, True]
 
 
-def test_the_kl_is_0_where_the_token_changes_nothing(make_model: Callable[[int], Path]) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_kl_is_0_where_the_token_changes_nothing(
+    make_model: Callable[[int], Path], temperature: float
+) -> None:
     """Here the reference sees what the policy sees."""
     model, frozen = trainable(make_model(0)), trainable(make_model(0))
     add_quantile_tokens(model, 2, seed=0)
-    task = task_of(model, [1, 2], frozen)
+    task = task_of(model, [1, 2], frozen, temperature=temperature)
     task.examples = [
         replace(example, prompt_ids=example.prompt_ids[1:]) for example in task.examples
     ]

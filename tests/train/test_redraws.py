@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,17 +110,23 @@ def test_a_resumed_training_redraws_the_same(tmp_path, make_model, running) -> N
     )
     real = collector(make_model(0), options, lambda ids: round(low_tokens(ids)))
     seen: list[tuple[int, int]] = []
+    values: list[float] = []
 
     def collect(number, model, redraw=None):  # type: ignore[no-untyped-def]
         seen.append((number, redraw.place if redraw else 0))
-        if redraw is None:
-            return real(number, model)
-        # Prompts of another rollout, under names of their own.
-        other = real(100 * redraw.place + number, model)[: redraw.count]
-        return [Group(f"{redraw.place}/{g.prompt_id}", g.prompt_ids, g.answers) for g in other]
+        groups = real(100 * redraw.place + number if redraw else number, model)
+        if redraw:
+            # Prompts of another rollout, under names of their own.
+            other = groups[: redraw.count]
+            groups = [replace(g, prompt_id=f"{redraw.place}/{g.prompt_id}") for g in other]
+        values.extend(a.values[0] for g in groups for a in g.answers)
+        return groups
 
     learn(make_model(0), tmp_path / "a", options, collect=collect)
     whole, seen[:] = list(seen), []
+    if running:
+        last = _rows(tmp_path / "a")[-1]
+        assert last["normal_mean/r"] == pytest.approx(sum(values) / len(values))
 
     def stop(progress) -> None:  # type: ignore[no-untyped-def]
         if progress.step == 3:
