@@ -202,9 +202,12 @@ def test_a_run_brings_its_judges_arms_and_labels() -> None:
 
 
 def test_a_reward_model_of_peoples_labels_is_told_from_a_neutral_one() -> None:
-    def step(kind: str, name: str, inputs: list[str], **models: Any) -> dict[str, Any]:
-        numbered = {f"preferences/{n}": digest for n, digest in enumerate(inputs)}
-        found = {"kind": kind, "id": name, "hash": name, "arms": ["one"], "inputs": numbered}
+    def step(
+        kind: str, name: str, inputs: list[str] | dict[str, str], **models: Any
+    ) -> dict[str, Any]:
+        if isinstance(inputs, list):
+            inputs = {f"preferences/{n}": digest for n, digest in enumerate(inputs)}
+        found = {"kind": kind, "id": name, "hash": name, "arms": ["one"], "inputs": inputs}
         return {**found, "models": models}
 
     steps = [
@@ -212,9 +215,27 @@ def test_a_reward_model_of_peoples_labels_is_told_from_a_neutral_one() -> None:
         step("pair", "made", []),
         step("distill", "taught", ["people"], made=["taught1", "train:taught"]),
         step("distill", "own", ["made"], made=["own1", "train:own"]),
-        step("judge", "evaluate.rm", [], by=["taught1", "train:taught"]),
-        step("judge", "evaluate.other", [], by=["own1", "train:own"]),
-        step("judge", "evaluate.rules", []),
+        # As of an evaluation in a later stage, with a set of prompts of its own.
+        step("judge", "evaluate-rl.rm", [], by=["M0", "weights:0"]),
+        step("judge", "evaluate-rl.rm.hard", [], by=["taught1", "train:taught"]),
+        step("judge", "evaluate-rl.other", [], by=["own1", "train:own"]),
+        step("judge", "evaluate-rl.drift.other", [], by=["taught1", "train:taught"]),
+        step("judge", "evaluate-rl.pairs.other", [], by=["taught1", "train:taught"]),
+        step("judge", "evaluate-rl.rules", []),
+        step("judge", "unasked", []),
+        step(
+            "evaluate",
+            "evaluate-rl",
+            {
+                "hard:judgements/rm": "evaluate-rl.rm.hard",
+                "initial/hard:judgements/rm": "evaluate-rl.rm",
+                "judgements/other": "evaluate-rl.other",
+                "judgements/rules": "evaluate-rl.rules",
+                "drift/other": "evaluate-rl.drift.other",
+                "pair_judgements/other": "evaluate-rl.pairs.other",
+                "train/judgements/unasked": "unasked",
+            },
+        ),
     ]
     roles = judge_roles(steps, {})
     assert roles == {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlaif.pipeline.over_optimisation import _make_row, best_of_n_points
+from rlaif.pipeline.over_optimisation import _make_row, _name_judges, best_of_n_points
 from rlaif.report.build import build_report
 from rlaif.report.over_optimisation import (
     describe_peak,
@@ -85,6 +85,22 @@ def test_the_terminal_has_the_latest_sample_and_arms_and_seeds_where_there_are_s
     assert said.startswith("Best of n: score/brief against score/gold, sample, round 2. ")
     both = proxy_sentences([row_of(RISING, PEAKED), row_of(RISING, PEAKED, arms=["b"], seed=4)])
     assert [", arm main, seed 3. " in both[0], ", arm b, seed 4. " in both[1]] == [True, True]
+
+
+def test_a_judge_keeps_its_name_where_an_evaluation_has_several_sets_of_prompts():
+    steps = [
+        {"kind": "judge", "id": "gold", "hash": "a", "inputs": {}},
+        {"kind": "judge", "id": "evaluate.gold", "hash": "b", "inputs": {}},
+        {"kind": "judge", "id": "evaluate.gold.hard", "hash": "c", "inputs": {}},
+        {
+            "kind": "evaluate",
+            "id": "evaluate",
+            "hash": "d",
+            "inputs": {"judgements/gold": "b", "hard:judgements/gold": "c"},
+        },
+    ]
+    names = _name_judges(steps)
+    assert [names[digest] for digest in "abc"] == ["gold"] * 3
 
 
 def test_the_best_of_n_is_over_prompts_with_all_answers():
