@@ -1,4 +1,4 @@
-"""What runs in an actor, in this process: how calls are laid out, and what an absent folder says."""
+"""An actor in this process: how calls are laid out, and what it says of an absent folder."""
 
 from __future__ import annotations
 

@@ -49,6 +49,14 @@ def test_a_sentence_has_the_figures_that_it_is_made_of(proxy, gold, parts):
         assert part in said
 
 
+def test_an_earlier_peak_that_is_not_ruled_out_is_said():
+    row = row_of(RISING, RISING)
+    assert row["peak"]["among"] == [4]
+    row["peak"]["among"] = [3, 4]
+    doubt = "at the last point, M4 (√KL 2.000); that it peaks earlier is not ruled out."
+    assert describe_peak(row).endswith(doubt)
+
+
 def test_a_kl_that_is_not_known_is_not_made_up():
     row = row_of(RISING, PEAKED)
     for point in row["points"]:
