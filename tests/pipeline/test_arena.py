@@ -153,6 +153,15 @@ def test_a_battle_with_an_order_that_cannot_be_read_is_missing(tmp_path: Path) -
     assert "arena: 4 of 30 battles have no verdict" in notes
 
 
+def test_what_is_shown_in_one_order_says_nothing_of_slots(tmp_path: Path) -> None:
+    keys = served(tmp_path)
+    keys["judges"][0]["order"] = "random"
+    run_experiment(write(tmp_path, {}, **keys), tmp_path / "run")
+    battles, result = arena_of(load_run(tmp_path / "run"))
+    assert {b.prob_first for b in battles} == {0.0, 1.0, None}
+    assert {b.slot_one for b in battles} == {None} and result["slot_one"] is None
+
+
 def test_a_killed_arena_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     path = write(tmp_path, {"battles": 18, "batch": 4}, **served(tmp_path))
     folder = tmp_path / "kills"
