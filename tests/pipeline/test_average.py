@@ -349,8 +349,9 @@ def test_members_and_soups_answer_the_validation_prompts_of_their_stage(
     path.write_text(yaml.safe_dump(whole))
     inputs = prepare(path, fetch=False)
     seen = {p.id: set(p.prompts) for p in make_plan(inputs) if p.kind == "judge"}
-    names = [f"soup.{name}.gold" for name in ("1", "2", "3", "soup2", "soup3")]
-    assert seen == dict.fromkeys(names, {p.prompt_id for p in inputs.sets["other"].validation})
+    wanted = {p.prompt_id for p in inputs.sets["other"].validation}
+    names = ("1", "2", "3", "soup2", "soup3")
+    assert seen == {f"soup.{name}.gold": wanted for name in names}
 
 
 def test_a_reward_model_is_no_policy(write: Write, tmp_path: Path) -> None:

@@ -18,7 +18,16 @@ from rlaif.engines.base import Model
 from rlaif.engines.local import encoding
 from rlaif.kernels.device import has_fast_bf16
 from rlaif.pipeline import memory
-from rlaif.pipeline.memory import Device, StepMemory, advise, estimate_memory, planned_device
+from rlaif.pipeline.memory import (
+    GIB,
+    Device,
+    Part,
+    StepMemory,
+    advise,
+    estimate_memory,
+    planned_device,
+)
+from rlaif.pipeline.memory_table import LargestMemory, advise_memory
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.stages import Until
 from tests.engines.test_model_size import CONFIG, LLAMA, write_model
@@ -360,3 +369,10 @@ def test_a_run_takes_neither_option(file: Path) -> None:
     for words in (["--flops", "1"], ["--device-memory", "1"]):
         result = CliRunner().invoke(cli, ["run", str(file), *words])
         assert result.exit_code == 2 and "--dry-run" in result.output
+
+
+def test_a_step_that_just_fits_fits() -> None:
+    whole = Part("policy", "start", 1, GIB, 0, "fp32 weights")
+    row = LargestMemory("train", StepMemory("train", "train", "h", (whole,)))
+    assert advise_memory([row], [], Device("cuda", True, float(GIB))) == []
+    assert advise_memory([row], [], Device("cuda", True)) == []
