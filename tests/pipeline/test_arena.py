@@ -237,6 +237,25 @@ def test_the_command_rates_files_of_answers(tmp_path: Path) -> None:
         assert found["generators"]["short"]["n_total"] == 20
 
 
+def test_each_word_of_the_command_is_a_key_of_the_step(tmp_path: Path) -> None:
+    words = ["--battles", "8", "--pairing", "uniform", "--anchor", "long", "--seed", "5"]
+    words += ["--max-new-tokens", "9", "--temperature", "0.5", "--judge", "longer"]
+    out = tmp_path / "out"
+    run_command(*(str(path) for path in answers(tmp_path)), *words, "--out", str(out))
+    written = yaml.safe_load((out / "asked" / "arena.yaml").read_text("utf-8"))
+    assert written["seed"] == 5
+    assert written["steps"][-1]["arena"] == {
+        "models": list(NAMES),
+        "judge": "longer",
+        "split": "all",
+        "anchor": "long",
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "battles": 8,
+        "pairing": "uniform",
+    }
+
+
 def test_the_command_samples_models(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "brief.yaml").write_text(
         yaml.safe_dump({"path": str(tiny_model), "system_prompt": "Be brief."})

@@ -179,6 +179,8 @@ def test_gold_questions_of_a_file_and_of_people_s_labels(tmp_path: Path, pairs: 
     marked = [item for item in items if item.gold == "a"]
     assert 3 <= len(marked) <= 13 and len(items) == 20
     assert all(item.judges for item in items if item.gold is None)
+    # The label that is the known answer is no judge's verdict any more.
+    assert not any(j.annotator_kind == "human" for item in marked for j in item.judges)
     with pytest.raises(ConfigError, match="no pair with a label by people"):
         make_study(Study(source=str(OLD), gold_share=0.5))
     with pytest.raises(ConfigError, match="--gold takes pairs"):
