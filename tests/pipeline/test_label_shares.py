@@ -262,9 +262,7 @@ def test_numbers_of_labels_are_nested_and_of_the_same_pairs_in_every_arm(tmp_pat
 
 def test_another_seed_uses_other_pairs(tmp_path: Path) -> None:
     arms = {"human": {"labels": "human", "labels_used": 10}}
-    used = [
-        set(labels(ran(tmp_path / str(seed), arms, seed=seed))["human"]) for seed in (3, 4)
-    ]
+    used = [set(labels(ran(tmp_path / str(seed), arms, seed=seed))["human"]) for seed in (3, 4)]
     assert len(used[0]) == len(used[1]) == 10 and used[0] != used[1]
 
 

@@ -175,6 +175,10 @@ def test_gold_questions_of_a_file_and_of_people_s_labels(tmp_path: Path, pairs: 
         ("a", "Good.", [])
     ]
     assert settings.gold_share == 0.1 and len(items) == 21
+    # One that is also among the pairs is asked once, as a question with a known answer.
+    gold.write_text(pairs.read_text("utf-8").split("\n")[0] + "\n", "utf-8")
+    _, items = make_study(Study(source=str(pairs), gold=gold))
+    assert len(items) == 20 and [item.judges for item in items if item.gold is not None] == [[]]
     _, items = make_study(Study(source=str(pairs), gold_share=0.4, seed=2))
     marked = [item for item in items if item.gold == "a"]
     assert 3 <= len(marked) <= 13 and len(items) == 20
