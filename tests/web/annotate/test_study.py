@@ -14,12 +14,14 @@ from click.testing import CliRunner
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Judgement, from_json
-from rlaif.data.votes import Vote, read_items, read_settings, read_votes
+from rlaif.data.vote_store import slot_of_a
+from rlaif.data.votes import Vote, VoteSettings, read_items, read_settings, read_votes
 from rlaif.pipeline.runs import load_run
 from rlaif.web.annotate.items import file_items
 from rlaif.web.annotate.run_items import run_items
 from rlaif.web.annotate.server import AnnotationServer
 from rlaif.web.annotate.study import SCALE, Study, make_study, open_study
+from rlaif.web.annotate.voting import say_prelabels
 from tests.support.annotating import make_database, make_items
 
 OLD = Path(__file__).resolve().parents[2] / "old_run" / "run"
@@ -284,3 +286,13 @@ def test_the_command_writes_votes(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["votes", str(tmp_path / "no.db"), "--out", "x.csv"])
     assert isinstance(done.exception, StoreError)
     assert len(read_votes(path)) == 2
+
+
+def test_prelabels_name_the_slot_that_a_person_sees() -> None:
+    settings = VoteSettings(source="s", kind="pair")
+    (item,) = make_items(1)
+    slots = {name: slot_of_a(settings.seed, name, item.item_id) for name in "abcdefgh"}
+    assert set(slots.values()) == {0, 1}
+    for name, slot in slots.items():
+        place = ("first", "second")[slot]
+        assert say_prelabels(item, settings, name) == [f"j: the {place} answer is better (80%)"]
