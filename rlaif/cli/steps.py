@@ -148,6 +148,8 @@ def evaluate(
     from rlaif.metrics.intervals import show_interval
     from rlaif.pipeline.single_step import Request, run_step
 
+    if against is None and against_judgements:
+        raise click.UsageError("--against-judgements is for --against: whose answers are judged?")
     inputs = {"completions": str(completions)}
     inputs |= {f"judgements/{path.stem}": str(path) for path in judgements}
     if against is not None:

@@ -135,11 +135,12 @@ def _values_at(values: Values, metric: str, last: Values) -> Mapping[str, float]
 
 def _best_of_n_tracks(run: HasRounds) -> Iterator[ProxyRow]:
     steps = {step["hash"]: step for step in run.manifest["steps"]}
+    names = _name_judges(run.manifest["steps"])
     judging: dict[str, dict[str, str]] = defaultdict(dict)
     for step in steps.values():
         sources = [h for n, h in step["inputs"].items() if n.startswith("completions")]
         if step["kind"] == "judge" and len(sources) == 1:
-            judging[sources[0]].setdefault(step["id"].rpartition(".")[2], step["hash"])
+            judging[sources[0]].setdefault(names[step["hash"]], step["hash"])
     for digest, by_judge in judging.items():
         sample = steps.get(digest)
         if sample is None or sample["kind"] != "sample":
@@ -158,6 +159,17 @@ def _best_of_n_tracks(run: HasRounds) -> Iterator[ProxyRow]:
                 points = best_of_n_points(scores[proxy], scores[gold])
                 if len(points) > 1:
                     yield _make_row("best of n", about, arms, sample["seed"], (proxy, gold), points)
+
+
+def _name_judges(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By hash the judge of each judge step: the id of one that an evaluation has planned begins
+    with the evaluation's and may end with that of a set of prompts."""
+    found = {s["hash"]: s["id"].rpartition(".")[2] for s in steps if s["kind"] == "judge"}
+    for step in steps:
+        if step["kind"] == "evaluate":
+            inputs = step["inputs"].items()
+            found |= {h: n.rpartition("/")[2] for n, h in inputs if "judgements/" in n}
+    return found
 
 
 Scored = Mapping[str, Mapping[str, float]]

@@ -107,8 +107,12 @@ def test_a_random_person_by_hand(tmp_path: Path) -> None:
             votes = {"ann": 1.0, "bob": 1.0, "cy": last}
             people += [verdict(f"p{n}", ids, who, "human", vote) for who, vote in votes.items()]
             machine.append(verdict(f"p{n}", ids, "judge", "ai", 0.9))
+        # One vote tells nothing of people among themselves.
+        people.append(verdict("q", ["c", "d"], "ann", "human", 0.0))
+        machine.append(verdict("q", ["c", "d"], "judge", "ai", 0.9))
         paths = [write(tmp_path / "v.jsonl", people), write(tmp_path / "j.jsonl", machine)]
         (row,) = compare_inputs(paths)["beside"]
+        assert row["pairs"] == 7
         assert row["figures"]["judge"]["mean"] == pytest.approx(judged)
         assert row["figures"]["person"]["mean"] == pytest.approx(person)
         assert row["figures"]["difference"]["mean"] == pytest.approx(judged - person)
@@ -141,9 +145,9 @@ def test_models_head_to_head_by_scores_comparisons_and_a_third(tmp_path: Path) -
     answers = {
         name: write(
             tmp_path / f"{name}.jsonl",
-            [{"prompt": f"Q{n}?", "completion": f"{name} says {n}"} for n in range(8)],
+            [{"prompt": f"Q{n}?", "completion": f"{name} says {n}{more}"} for n in range(8)],
         )
-        for name in ("one", "two")
+        for name, more in (("one", ""), ("two", " again"))
     }
     rows = []
     for name, path in answers.items():
@@ -158,6 +162,7 @@ def test_models_head_to_head_by_scores_comparisons_and_a_third(tmp_path: Path) -
     (turned,) = compare_inputs(paths, Choices(between=(("two", "one"),)))["contests"]
     assert (turned["won"]["mean"], turned["difference"]["mean"]) == (0.25, pytest.approx(-0.25))
     assert turned["difference"]["low"] == pytest.approx(-row["difference"]["high"])
+    assert (row["lengths"], turned["lengths"]) == ([10, 16], [16, 10])
 
     battles = [
         {
@@ -172,8 +177,14 @@ def test_models_head_to_head_by_scores_comparisons_and_a_third(tmp_path: Path) -
         for name in ("one", "two")
         for n in range(8)
     ]
-    contests = compare_inputs([write(tmp_path / "b.jsonl", battles)])["contests"]
-    row = next(r for r in contests if r["opponent"] == "base")
+    found = compare_inputs(
+        [write(tmp_path / "b.jsonl", battles)], Choices(between=(("one", "two"),))
+    )
+    # 0.75 of the prompts won are 0.25 more than one half.
+    rate, won = (a["sentence"] for a in found["answers"] if a["question"] == "policies")
+    assert "win rate against base" in rate and "+0.250" in rate
+    assert "share of prompts won, less one half" in won and "+0.250" in won
+    row = next(r for r in found["contests"] if r["opponent"] == "base")
     assert (row["first"], row["second"]) == ("one", "two")
     assert row["difference"]["mean"] == pytest.approx(0.25)
     assert row["won"]["mean"] == pytest.approx(0.75)
@@ -202,9 +213,12 @@ def test_a_run_brings_its_judges_arms_and_labels() -> None:
 
 
 def test_a_reward_model_of_peoples_labels_is_told_from_a_neutral_one() -> None:
-    def step(kind: str, name: str, inputs: list[str], **models: Any) -> dict[str, Any]:
-        numbered = {f"preferences/{n}": digest for n, digest in enumerate(inputs)}
-        found = {"kind": kind, "id": name, "hash": name, "arms": ["one"], "inputs": numbered}
+    def step(
+        kind: str, name: str, inputs: list[str] | dict[str, str], **models: Any
+    ) -> dict[str, Any]:
+        if isinstance(inputs, list):
+            inputs = {f"preferences/{n}": digest for n, digest in enumerate(inputs)}
+        found = {"kind": kind, "id": name, "hash": name, "arms": ["one"], "inputs": inputs}
         return {**found, "models": models}
 
     steps = [
@@ -212,9 +226,27 @@ def test_a_reward_model_of_peoples_labels_is_told_from_a_neutral_one() -> None:
         step("pair", "made", []),
         step("distill", "taught", ["people"], made=["taught1", "train:taught"]),
         step("distill", "own", ["made"], made=["own1", "train:own"]),
-        step("judge", "evaluate.rm", [], by=["taught1", "train:taught"]),
-        step("judge", "evaluate.other", [], by=["own1", "train:own"]),
-        step("judge", "evaluate.rules", []),
+        # As of an evaluation in a later stage, with a set of prompts of its own.
+        step("judge", "evaluate-rl.rm", [], by=["M0", "weights:0"]),
+        step("judge", "evaluate-rl.rm.hard", [], by=["taught1", "train:taught"]),
+        step("judge", "evaluate-rl.other", [], by=["own1", "train:own"]),
+        step("judge", "evaluate-rl.drift.other", [], by=["taught1", "train:taught"]),
+        step("judge", "evaluate-rl.pairs.other", [], by=["taught1", "train:taught"]),
+        step("judge", "evaluate-rl.rules", []),
+        step("judge", "unasked", []),
+        step(
+            "evaluate",
+            "evaluate-rl",
+            {
+                "hard:judgements/rm": "evaluate-rl.rm.hard",
+                "initial/hard:judgements/rm": "evaluate-rl.rm",
+                "judgements/other": "evaluate-rl.other",
+                "judgements/rules": "evaluate-rl.rules",
+                "drift/other": "evaluate-rl.drift.other",
+                "pair_judgements/other": "evaluate-rl.pairs.other",
+                "train/judgements/unasked": "unasked",
+            },
+        ),
     ]
     roles = judge_roles(steps, {})
     assert roles == {

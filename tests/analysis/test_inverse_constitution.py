@@ -212,6 +212,25 @@ def test_rank_counts_missing_votes_as_unreadable() -> None:
     assert not found.kept
 
 
+def test_relevance_is_the_share_of_readable_pairs_with_a_vote() -> None:
+    """Three of four pairs are readable and two of them have a vote, both for the label: 2/3, and
+    so 2 (1 - 1/2) 2/3 is the performance."""
+    judge = PrincipleVotes(vote_template(), (Candidate("a", SHORTER, 1),))
+    given = pairs("shorter", 4)
+    rows = []
+    for pair, share in zip(given, (0.7, 0.7, 0.1), strict=False):
+        for call in judge.calls(pair.prompt, [pair.first, pair.second], 0):
+            straight = call.shown[0].completion_id == pair.first.completion_id
+            slot = "first" if straight == (pair.label == 1.0) else "second"
+            other = "second" if slot == "first" else "first"
+            probs = {slot: share, other: 0.05, "neither": 0.95 - share}
+            rows += judge.read(call, ScoreResult(call.call_id, probs, 1.0, [], 1), "x")
+    found = rank_principles([Candidate("a", SHORTER, 1)], rows, given)[0]
+    assert found.votes == {"for": 2, "against": 0, "not_applicable": 1, "invalid": 1}
+    assert (found.accuracy, found.relevance) == (1.0, pytest.approx(2 / 3))
+    assert found.performance == pytest.approx(2 / 3)
+
+
 MESSY = [
     (f"1. {SHORTER}\n2. {LIST}", [SHORTER, LIST]),
     (f"Here you are:\n\n* {SHORTER}\n* {SHORTER}\n", [SHORTER]),
@@ -361,3 +380,16 @@ def test_code_that_gives_another_output_fits_and_writes_anew(
             step = step_module(kind)
             monkeypatch.setattr(step, "VERSION", step.VERSION + 1)
     assert len(asked) == len(set(asked)) == 4
+
+
+def test_votes_of_another_model_are_asked_for_anew(tmp_path: Path) -> None:
+    constitution = Constitution.model_validate(
+        {"name": "c", "principles": [{"id": "useful", "text": "The answer is useful."}]}
+    )
+    judges, store = judges_of(constitution, "yes_no"), Store(tmp_path)
+    asked = []
+    for model in (FAKE, FAKE, replace(FAKE, key="fake:other")):
+        engine = Counting()
+        pair_votes(pairs("shorter")[:2], judges, model, Pool(engine), store, QuietProgress(), 0)
+        asked.append(engine.batches)
+    assert asked[1] == 0 and asked[2] == asked[0] > 0

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.analysis.bench.mistakes import FILE, gap_words
+from rlaif.analysis.bench.judging import Judged
+from rlaif.analysis.bench.mistakes import FILE, find_mistakes, gap_words
 from rlaif.analysis.bench.run import BenchRequest, run_bench
 from rlaif.config.models import ModelSpec
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.progress import QuietProgress
+from rlaif.core.store import Store
 from rlaif.data.readers.base import make_pair, user
+from rlaif.metrics.verdicts import Cost, Verdict
 from rlaif.report.bench import bench_page
 from tests.support.browsing import CHROMIUM, dumped, needs_chromium
 
@@ -101,6 +104,19 @@ def test_the_wrong_pairs_are_those_that_both_decided_otherwise(
     assert both["wrong_too:1"]["gap"] == "picked one of like length"
     probs = [r["prob"] for r in wrong["both"]]
     assert probs == sorted(probs), "the surest first"
+
+
+@pytest.mark.parametrize(
+    ("label", "prob", "said"), [(1.0, 0.2, (1.0, 0.2)), (0.25, 0.9, (0.75, 0.1))]
+)
+def test_label_and_probability_are_those_of_the_better_answer(
+    label: float, prob: float, said: tuple[float, float], tmp_path: Path
+) -> None:
+    pair = make_pair("p", user("Which?"), ("one", "another"), label)
+    verdict = Verdict(prob, prob, None, 1, 0, 0, 0, 0, None, Cost())
+    (row,) = find_mistakes("j", [pair], Judged([verdict], [], Cost()), Store(tmp_path))
+    assert (row["label"], row["prob"]) == pytest.approx(said)
+    assert row["better"] == ("one" if label == 1.0 else "another")
 
 
 def test_orders_of_a_judge_that_is_asked_once(measured: tuple[dict[str, Any], Path]) -> None:

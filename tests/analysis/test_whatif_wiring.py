@@ -125,6 +125,9 @@ def test_scores_are_by_the_weights_of_judges_and_principles(missing: str, z: flo
     # Without `a` the judge k says nothing, and counts no more.
     alone = rescore_completions(made, {"a": 0.0, "b": 3.0})[PROMPTS[0].prompt_id]
     assert alone == pytest.approx({"x0": 0.4, "y0": 0.8, "z0": 0.1})
+    # And where `a` is one of its own constitution, in which it weighs nothing.
+    own = rescore_completions(made, {"a": 1.0, "b": 3.0, "k/a": 0.0})[PROMPTS[0].prompt_id]
+    assert own == pytest.approx({"x0": 0.5, "y0": 0.7, "z0": 0.2})
 
 
 def test_a_standardised_judge_is_weighed_by_its_spread_under_these_weights() -> None:

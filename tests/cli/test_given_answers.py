@@ -88,6 +88,9 @@ def test_files_that_were_judged_apart_are_compared_alike(run: Run) -> None:
     both = ["right.jsonl", "--against", "half.parquet", "--judgements", "one/checks"]
     row = run("evaluate", *both, "--against-judgements", "other/checks", "--out", "figures")
     assert row["deltas"]["initial"]["score/checks"]["mean"] == 0.5
+    alone = ["evaluate", "right.jsonl", "--against-judgements", "other/checks", "--out", "alone"]
+    done = CliRunner().invoke(cli, alone)
+    assert done.exit_code == 2 and "--against-judgements is for --against" in done.stderr
 
 
 def test_given_answers_make_pairs(run: Run) -> None:

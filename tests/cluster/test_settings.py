@@ -26,6 +26,9 @@ HEAD, SMALL, LARGE, GPUS = Node(0, 0), Node(2, 0), Node(8, 0), Node(16, 8)
         # A GPU each, on every node that has some.
         (HF, [HEAD, GPUS, GPUS], PLAIN, Actors(16, 1, 1)),
         (WIDE, [SMALL, GPUS, GPUS], PLAIN, Actors(4, 1, 4)),
+        # An actor is on one node: what is left of two of them makes none.
+        (WIDE, [Node(16, 6), Node(16, 6)], PLAIN, Actors(2, 1, 4)),
+        (HF, [Node(1, 0), LARGE], PLAIN, Actors(2, 1, 0)),
         (CPU, [GPUS], PLAIN, Actors(1, 16, 0)),
         (FAKE, [GPUS], PLAIN, Actors(1, 16, 0)),
         # What is stated stands, and the rest follows from it.

@@ -279,7 +279,7 @@ MORE_AT_FULL_SIZE = {"meta_rewarding": {"meta", "judging"}}
 """Steps that a small model cannot take, as the header of the experiment says."""
 
 
-LOADED_TRAININGS = {"sft", "taught", "train"}
+LOADED_TRAININGS = {"rm", "sft", "taught", "train"}
 
 
 def check_sizes(rows: Sequence[Forecast], plan: Sequence[Planned]) -> None:

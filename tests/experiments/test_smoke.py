@@ -310,7 +310,7 @@ rules:
   - match: "Checklist:"
     replies: ["- [essential] The answer is short.\\n- [pitfall] The answer does not ramble."]
   - match: "."
-    labels: {"Yes": 0.6, "No": 0.3}
+    labels: {"yes": 0.6, "no": 0.3}
 """
 
 

@@ -25,6 +25,7 @@ from rlaif.train.fits import (
     fit_objectives,
     fit_ordinal,
     fit_quantiles,
+    held_out,
 )
 from rlaif.train.losses.reward import (
     barrier,
@@ -168,6 +169,25 @@ def test_quantiles_match_a_known_distribution_with_more_objectives_than_quantile
     assert error.abs().mean() < 0.05
     torch.testing.assert_close(found[:, 1].mean(0), levels, atol=0.03, rtol=0)
     assert (found[:, 2] - 0.4).abs().mean() < 0.01
+
+
+def test_quantiles_are_learned_from_wide_features_of_few_answers():
+    """Hidden states of a real model are wide, and much of each is the same in all answers."""
+    generator = torch.Generator().manual_seed(4)
+    count, width = 160, 576
+    signal = torch.randn(count, 4, generator=generator)
+    mixed = signal @ torch.randn(4, width, generator=generator)
+    last = mixed + torch.randn(count, width, generator=generator) + 3.0
+    of = torch.arange(count) // 4
+    features = Features(last, last[::4], of, [f"p{i}" for i in range(count // 4)])
+    labels = 0.5 + 0.2 * signal[:, :1]
+    head = GatedHead(HeadConfig("gated", width, ("shifted",), quantiles=5))
+    fit_quantiles(head, features, labels, 0)
+    with torch.no_grad():
+        middle = head.quantiles(last)[:, 0, 2]
+    kept = held_out(features.groups(torch.arange(count)), 0)
+    both = torch.stack([middle[kept], labels[kept, 0]])
+    assert kept.sum() >= 20 and torch.corrcoef(both)[0, 1] > 0.8
 
 
 def test_one_quantile_would_be_the_median_and_risk_looks_at_the_lowest():

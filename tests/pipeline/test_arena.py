@@ -153,6 +153,15 @@ def test_a_battle_with_an_order_that_cannot_be_read_is_missing(tmp_path: Path) -
     assert "arena: 4 of 30 battles have no verdict" in notes
 
 
+def test_what_is_shown_in_one_order_says_nothing_of_slots(tmp_path: Path) -> None:
+    keys = served(tmp_path)
+    keys["judges"][0]["order"] = "random"
+    run_experiment(write(tmp_path, {}, **keys), tmp_path / "run")
+    battles, result = arena_of(load_run(tmp_path / "run"))
+    assert {b.prob_first for b in battles} == {0.0, 1.0, None}
+    assert {b.slot_one for b in battles} == {None} and result["slot_one"] is None
+
+
 def test_a_killed_arena_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     path = write(tmp_path, {"battles": 18, "batch": 4}, **served(tmp_path))
     folder = tmp_path / "kills"
@@ -226,6 +235,25 @@ def test_the_command_rates_files_of_answers(tmp_path: Path) -> None:
         found = found["judges"]["arena/longer"] if "judges" in found else found
         assert set(found["generators"]) == set(NAMES)
         assert found["generators"]["short"]["n_total"] == 20
+
+
+def test_each_word_of_the_command_is_a_key_of_the_step(tmp_path: Path) -> None:
+    words = ["--battles", "8", "--pairing", "uniform", "--anchor", "long", "--seed", "5"]
+    words += ["--max-new-tokens", "9", "--temperature", "0.5", "--judge", "longer"]
+    out = tmp_path / "out"
+    run_command(*(str(path) for path in answers(tmp_path)), *words, "--out", str(out))
+    written = yaml.safe_load((out / "asked" / "arena.yaml").read_text("utf-8"))
+    assert written["seed"] == 5
+    assert written["steps"][-1]["arena"] == {
+        "models": list(NAMES),
+        "judge": "longer",
+        "split": "all",
+        "anchor": "long",
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "battles": 8,
+        "pairing": "uniform",
+    }
 
 
 def test_the_command_samples_models(tmp_path: Path, tiny_model: Path) -> None:

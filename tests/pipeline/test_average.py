@@ -336,6 +336,24 @@ def test_there_must_be_prompts_for_validation(write: Write) -> None:
         make_plan(prepare(path, fetch=False))
 
 
+def test_members_and_soups_answer_the_validation_prompts_of_their_stage(
+    write: Write, tmp_path: Path
+) -> None:
+    rows = "".join(f'{{"prompt": "Another question {n}?"}}\n' for n in range(6))
+    (tmp_path / "other.jsonl").write_text(rows)
+    other = {"path": "other.jsonl", "holdout": 1, "validation": 3}
+    stage = {"id": "soups", "prompts": "other", "steps": [*THREE, {"average": GREEDY}]}
+    path = write([], prompt_sets={"other": other}, stages=[stage])
+    whole = yaml.safe_load(path.read_text())
+    del whole["steps"]
+    path.write_text(yaml.safe_dump(whole))
+    inputs = prepare(path, fetch=False)
+    seen = {p.id: set(p.prompts) for p in make_plan(inputs) if p.kind == "judge"}
+    wanted = {p.prompt_id for p in inputs.sets["other"].validation}
+    names = ("1", "2", "3", "soup2", "soup3")
+    assert seen == {f"soup.{name}.gold": wanted for name in names}
+
+
 def test_a_reward_model_is_no_policy(write: Write, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     load = {"load": {"id": "pairs", "type": "preferences", "path": "pairs.jsonl"}}

@@ -15,11 +15,14 @@ import yaml
 from click.testing import CliRunner
 
 from rlaif.cli import cli
+from rlaif.config.dataset import DatasetSpec
 from rlaif.core.errors import ConfigError
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.explain.build import make_flow
+from rlaif.pipeline.explain.facts import list_kept
 from rlaif.pipeline.explain.plan import explain_file
 from rlaif.pipeline.explain.rows import read_rows
+from rlaif.pipeline.reading import load_experiment
 from rlaif.pipeline.runs import load_run
 from rlaif.report.build import build_report
 from rlaif.report.flow import Flow, Node, rounds_in_words
@@ -202,12 +205,13 @@ def test_arms_share_what_they_do_alike(pairs: Path) -> None:
         explain_file(path, settings_of(path, pairs), arm="randon")
 
 
-def test_seeds_are_one_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_seeds_are_one_picture(rounds: int, tmp_path: Path) -> None:
     path = EXPERIMENTS / "quickstart.yaml"
-    one = explain_file(path, ["seed=1"])
+    one = explain_file(path, ["seed=1", f"rounds={rounds}"])
     several = tmp_path / "several.yaml"
     several.write_text(path.read_text("utf-8").replace("seed: 7", "seeds: [1, 2, 3]"), "utf-8")
-    three = explain_file(several)
+    three = explain_file(several, [f"rounds={rounds}"])
     assert three.facts["Seeds"] == ("1, 2, 3: the whole for each",)
     assert three.stages == one.stages and three.edges == one.edges
 
@@ -232,6 +236,10 @@ def test_a_load_that_a_bench_reads_held_out_is_used(pairs: Path) -> None:
         EXPERIMENTS / "internlm2_cool.yaml", ["stages.conditions.steps.bench=null"]
     )
     assert any(line.startswith("load planted") for line in other.unused)
+    # Beside the step that a dataset is made of too.
+    experiment = load_experiment(EXPERIMENTS / "internlm2_cool.yaml")[0]
+    kept = experiment.model_copy(update={"dataset": DatasetSpec(uses="chosen")})
+    assert list_kept(kept) == ("chosen", "planted")
 
 
 def test_steps_side_by_side_that_are_given_the_same_are_told_once(pairs: Path) -> None:

@@ -103,3 +103,30 @@ def test_what_a_file_has_is_not_counted_as_nothing(
     assert "no rate is known" not in text
     done = CliRunner().invoke(cli, ["launch", str(path), "--to", "slurm", "--dry-run"])
     assert "the time of 3 steps is not known: give --hours, since" in str(done.exception)
+
+
+def test_the_cost_of_a_step_is_that_of_its_judges_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(f'{{"prompt": "Question {n}?"}}\n' for n in range(9))
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    path = tmp_path / "experiment.yaml"
+
+    def cost_of(rewards: str) -> float:
+        server = "engine: openai, base_url: 'http://127.0.0.1:1/v1', path"
+        path.write_text(
+            "name: cost\nconstitution: constitutions/concise_helper.yaml\n"
+            "models:\n  policy: {path: org/absent}\n"
+            f"  one: {{{server}: a, price: {{input: 1, output: 2}}}}\n"
+            f"  two: {{{server}: b, price: {{input: 30, output: 60}}}}\n"
+            "prompts: {path: prompts.jsonl, holdout: 2}\n"
+            "judges: [{id: a, kind: rating, by: one}, {id: b, kind: rating, by: two}]\n"
+            f"steps: [train: {{method: grpo, rewards: {rewards}, n: 2, batch_size: 2}}]\n"
+        )
+        (step,) = json.loads(dry_run(path, "--json"))["steps"]
+        return float(step["cost"])
+
+    one, two = cost_of("{a: 1}"), cost_of("{b: 1}")
+    assert two == pytest.approx(30 * one) and one > 0
+    assert cost_of("{a: 1, b: 1}") == pytest.approx(one + two)

@@ -213,6 +213,7 @@ def test_arms_that_leave_the_labels_to_the_step_use_the_same_pairs(tmp_path: Pat
     assert {tuple(options["labellers"]) for _, options in found.values()} == {
         ("ai", "brief", "human")
     }
+    assert [options["labels_used"] for _, options in found.values()] == [5, 5, 5]
 
 
 @pytest.mark.parametrize(
@@ -257,6 +258,12 @@ def test_numbers_of_labels_are_nested_and_of_the_same_pairs_in_every_arm(tmp_pat
         assert few.items() < more.items() < many.items()
     counted = {s["arms"][0]: s["counts"] for s in run.status()["steps"] if s["kind"] == "label"}
     assert counted["ai-12"] == {"preferences": 12, "undecided": 0, "turned": 0, "unused": 28}
+
+
+def test_another_seed_uses_other_pairs(tmp_path: Path) -> None:
+    arms = {"human": {"labels": "human", "labels_used": 10}}
+    used = [set(labels(ran(tmp_path / str(seed), arms, seed=seed))["human"]) for seed in (3, 4)]
+    assert len(used[0]) == len(used[1]) == 10 and used[0] != used[1]
 
 
 def test_more_labels_than_decided_pairs_are_refused(tmp_path: Path) -> None:

@@ -18,9 +18,23 @@ from rlaif.engines.base import Model
 from rlaif.engines.local import encoding
 from rlaif.kernels.device import has_fast_bf16
 from rlaif.pipeline import memory
-from rlaif.pipeline.memory import Device, StepMemory, advise, estimate_memory, planned_device
-from rlaif.pipeline.plan.base import Planned
+from rlaif.pipeline.flops import count_flops
+from rlaif.pipeline.memory import (
+    GIB,
+    Device,
+    Part,
+    Sizes,
+    StepMemory,
+    advise,
+    estimate_memory,
+    planned_device,
+)
+from rlaif.pipeline.memory_table import LargestMemory, advise_memory
+from rlaif.pipeline.plan.base import Known, Planned
+from rlaif.pipeline.plan.unroll import make_plan
+from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.stages import Until
+from rlaif.pipeline.steps import step_module
 from tests.engines.test_model_size import CONFIG, LLAMA, write_model
 
 GPU = Device("cuda", True)
@@ -313,7 +327,8 @@ def dry_run(file: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("keys", "passes"), [("", 6), ("lora: {}", 4), ("gradient_checkpointing: true", 8)]
+    ("keys", "passes"),
+    [("", 6), ("lora: {}", 4), ("gradient_checkpointing: true", 8), ("epochs: 2", 2 * 6)],
 )
 def test_time_follows_from_parameters_tokens_and_a_stated_speed(
     file: Path, keys: str, passes: int
@@ -323,7 +338,7 @@ def test_time_follows_from_parameters_tokens_and_a_stated_speed(
     seconds = {step["id"]: step["seconds"] for step in found["steps"]}
     # 6 prompts with 2 answers: 12 x (10 + 10) tokens, 2 for each parameter and token.
     assert seconds["sample"] == 2 * 240
-    # 6 pairs of 2 x 20 tokens, and once by the reference.
+    # 6 pairs of 2 x 20 tokens, and once by the reference, whatever the epochs.
     assert seconds["train"] == (passes + 2) * 240
     assert found["device"]["flops"] == 1e9
     text = dry_run(file, "--flops", "1e9")
@@ -332,6 +347,26 @@ def test_time_follows_from_parameters_tokens_and_a_stated_speed(
     none = json.loads(dry_run(file, "--json"))
     assert {s["seconds"] for s in none["steps"] if s["kind"] in ("sample", "train")} == {None}
     assert "an unknown time in" in dry_run(file)
+
+
+def test_what_a_server_judges_is_computed_elsewhere(file: Path) -> None:
+    """The calls of a reward's judge are none of the answers that the policy samples."""
+    train = "{method: grpo, rewards: {rate: 1}, n: 2, batch_size: 2, max_new_tokens: 10}"
+    found = []
+    for judge in ("{id: rate, kind: rules}", "{id: rate, kind: rating, by: far}"):
+        file.write_text(
+            "name: judged\nconstitution: constitutions/concise_helper.yaml\n"
+            "models: {policy: {path: org/absent, parameters: 1B}, far: {engine: openai, "
+            "path: m, base_url: 'http://127.0.0.1:1/v1'}}\n"
+            "prompts: {path: prompts.jsonl, holdout: 2}\n"
+            f"judges: [{judge}]\nsteps: [train: {train}]\n"
+        )
+        inputs = prepare(file, fetch=False)
+        (step,) = [p for p in make_plan(inputs) if p.kind == "train"]
+        size = step_module("train").size(inputs, step, Known())
+        found.append((size.calls, count_flops(inputs, step, size, {}, Sizes())))
+    (alone, flops), (judged, same) = found
+    assert judged > alone and flops == same is not None
 
 
 def test_the_memory_is_in_the_table_and_in_json(file: Path) -> None:
@@ -360,3 +395,10 @@ def test_a_run_takes_neither_option(file: Path) -> None:
     for words in (["--flops", "1"], ["--device-memory", "1"]):
         result = CliRunner().invoke(cli, ["run", str(file), *words])
         assert result.exit_code == 2 and "--dry-run" in result.output
+
+
+def test_a_step_that_just_fits_fits() -> None:
+    whole = Part("policy", "start", 1, GIB, 0, "fp32 weights")
+    row = LargestMemory("train", StepMemory("train", "train", "h", (whole,)))
+    assert advise_memory([row], [], Device("cuda", True, float(GIB))) == []
+    assert advise_memory([row], [], Device("cuda", True)) == []

@@ -93,6 +93,12 @@ def test_shares_add_up_and_no_source_gives_more_than_it_has(
         assert all(abs(found[n] - count * weights[n] / total) < 1 for n in sizes)
 
 
+def test_the_largest_remainders_come_first_and_equal_ones_by_name() -> None:
+    # 3.5, 2.1 and 1.4 of seven; then 1.5 each of three.
+    assert shares(dict.fromkeys("abc", 9), {"a": 5, "b": 3, "c": 2}, 7) == {"a": 4, "b": 2, "c": 1}
+    assert shares({"b": 9, "a": 9}, {"a": 1, "b": 1}, 3) == {"a": 2, "b": 1}
+
+
 def prompt(text: str, tags: list[str] | None = None) -> Any:
     return make_prompt([{"role": "user", "content": text}], "x", tags)
 

@@ -161,6 +161,9 @@ def test_later_times_revise_the_revision_before_and_all_may_be_kept(
     for row in chain.values():
         before = chain[row["of"]]["time"] if row["time"] > 1 else 0
         assert row["time"] == before + 1 and (row["time"] > 1 or row["of"] in drafts)
+    # Each time a principle is drawn anew.
+    drawn = {(row["parent_id"], row["time"]): row["principle"] for row in chain.values()}
+    assert any(len({drawn[name, time] for time in (1, 2, 3)}) == 2 for name in drafts)
     counts = folder_of(every, "revisions").done()["counts"]
     sizes = {row.id: (row.units, row.calls) for row in forecast(prepare(path), every.store)}
     assert sizes["revisions"] == (counts["completions"], counts["calls"]) == (30, 60)

@@ -13,7 +13,7 @@ from rlaif.core.errors import ConfigError
 from rlaif.engines import build
 from rlaif.engines.model_folders import weights_hash
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.prepare import model_key, prepare
+from rlaif.pipeline.prepare import model_key, prepare, weights_names
 
 Writer = Callable[..., Path]
 URL = "http://127.0.0.1:9/v1"
@@ -130,3 +130,11 @@ def test_one_model_under_two_names_is_loaded_once(
     )
     run_experiment(path, tmp_path / "run")
     assert loaded == [str(tiny_model)]
+
+
+def test_a_server_is_known_in_any_spelling_of_its_address() -> None:
+    names = [
+        weights_names(ModelSpec(engine="openai", path="m", base_url=url), "")
+        for url in ("http://one.example/v1", "HTTP://One.Example/v1/", "http://two.example/v1")
+    ]
+    assert names[0] == names[1] and not names[0] & names[2]

@@ -187,3 +187,5 @@ def test_judges_are_asked_about_the_prompts_of_their_terms_and_all_for_costs() -
     assert own.prompts_by_judge(both, [0], costs=False) == {"j": [ODD], "gate": [ODD]}
     found = own.prompts_by_judge(both, [0, 1], costs=True)
     assert found == {"j": [ODD], "gate": both, "k": both, "c": both}
+    # Whichever of two terms by one judge comes last.
+    assert own.prompts_by_judge(both, [1, 0], costs=False)["gate"] == both

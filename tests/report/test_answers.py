@@ -49,6 +49,19 @@ def test_the_difference_is_ai_less_people_whichever_arm_comes_first() -> None:
     assert negate_interval(iv(0.2)) == iv(-0.2)
 
 
+@pytest.mark.parametrize(
+    ("other", "answered"),
+    [({}, 1), ({"set": {"steps.train.beta": 0.2}}, 0), ({"labels_used": 100}, 0)],
+)
+def test_arms_that_differ_in_more_than_their_labels_are_no_answer(
+    other: dict[str, Any], answered: int
+) -> None:
+    common = {"set": {"steps.train.beta": 0.1}, "labels_used": 200}
+    arms: Any = {"human": ARMS["human"] | common, "ai": ARMS["ai"] | common | other}
+    rows = [row(list(arms), {"human/ai": {"score/other": iv(0.2)}})]
+    assert len(answer_sentences(rows, arms, 0.05)) == answered
+
+
 def test_without_a_neutral_judge_that_is_said() -> None:
     (found,) = answer_sentences([row(list(ARMS), {"human/ai": {"score/own": iv(0.4)}})], ARMS, 0.05)
     assert found.startswith(

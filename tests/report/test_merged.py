@@ -120,6 +120,16 @@ def test_two_seeds_show_both_values_and_claim_nothing() -> None:
     assert page.claims.standing["main|score/j"] == "none"
 
 
+def test_seeds_that_end_in_different_rounds_are_together_in_the_last() -> None:
+    rounds, stored = made(2, {"score/j": 0.1})
+    stored["main", 0, 2] = stored["main", 0, 1]
+    longer = next(row for row in rounds if row["seed"] == 0 and row["round"] == 1)
+    page = page_of([*rounds, RoundRow(**{**longer, "round": 2, "policy_out": "M2"})], stored)
+    assert [row["round"] for row in page.latest] == [2]
+    means = [np.mean(list(stored["main", s, 1]["score/j"].values())) for s in (0, 1)]
+    assert page.latest[0]["metrics"]["metrics"]["score/j"]["mean"] == pytest.approx(np.mean(means))
+
+
 def test_one_primary_is_claimed_and_all_else_is_exploratory() -> None:
     gains = {"score/j": 0.1, "check/a": 0.1} | {f"check/x{i}": 0.0 for i in range(8)}
     rounds, stored = made(1, gains)
@@ -137,6 +147,8 @@ def test_one_primary_is_claimed_and_all_else_is_exploratory() -> None:
     named = page_of(rounds, stored, named=["check/a", "check/never"])
     assert named.claims.standing["main|check/a"] == "claimed"
     assert "Primary metric check/never was not measured." in claim_words(named)
+    # Eight checks and the score; its win rate is a function of it here too.
+    assert named.claims.explored == 9
 
 
 def test_an_interval_that_leaves_zero_out_is_no_claim_by_itself() -> None:

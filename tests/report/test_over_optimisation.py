@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlaif.pipeline.over_optimisation import _make_row, best_of_n_points
+from rlaif.pipeline.over_optimisation import _make_row, _name_judges, best_of_n_points
 from rlaif.report.build import build_report
 from rlaif.report.over_optimisation import (
     describe_peak,
@@ -49,6 +49,14 @@ def test_a_sentence_has_the_figures_that_it_is_made_of(proxy, gold, parts):
         assert part in said
 
 
+def test_an_earlier_peak_that_is_not_ruled_out_is_said():
+    row = row_of(RISING, RISING)
+    assert row["peak"]["among"] == [4]
+    row["peak"]["among"] = [3, 4]
+    doubt = "at the last point, M4 (√KL 2.000); that it peaks earlier is not ruled out."
+    assert describe_peak(row).endswith(doubt)
+
+
 def test_a_kl_that_is_not_known_is_not_made_up():
     row = row_of(RISING, PEAKED)
     for point in row["points"]:
@@ -85,6 +93,22 @@ def test_the_terminal_has_the_latest_sample_and_arms_and_seeds_where_there_are_s
     assert said.startswith("Best of n: score/brief against score/gold, sample, round 2. ")
     both = proxy_sentences([row_of(RISING, PEAKED), row_of(RISING, PEAKED, arms=["b"], seed=4)])
     assert [", arm main, seed 3. " in both[0], ", arm b, seed 4. " in both[1]] == [True, True]
+
+
+def test_a_judge_keeps_its_name_where_an_evaluation_has_several_sets_of_prompts():
+    steps = [
+        {"kind": "judge", "id": "gold", "hash": "a", "inputs": {}},
+        {"kind": "judge", "id": "evaluate.gold", "hash": "b", "inputs": {}},
+        {"kind": "judge", "id": "evaluate.gold.hard", "hash": "c", "inputs": {}},
+        {
+            "kind": "evaluate",
+            "id": "evaluate",
+            "hash": "d",
+            "inputs": {"judgements/gold": "b", "hard:judgements/gold": "c"},
+        },
+    ]
+    names = _name_judges(steps)
+    assert [names[digest] for digest in "abc"] == ["gold"] * 3
 
 
 def test_the_best_of_n_is_over_prompts_with_all_answers():

@@ -24,6 +24,7 @@ from rlaif.metrics.pooled import seeds_interval
 from rlaif.metrics.winrate import Battle
 from rlaif.pipeline.labelling import labelling_rows
 from rlaif.pipeline.runs import Run
+from rlaif.pipeline.steps.evaluate import OF_SET
 from rlaif.preferences.aggregate import candidate_scores, pair_probability, weights_of
 from rlaif.report.arms import difference_tables, mark_judges
 from rlaif.report.labels import curves_json, find_curves
@@ -323,10 +324,20 @@ def _alike_figures(gathered: Gathered, first: Run, second: Run) -> list[str]:
 
 def _judge_models(run: Run) -> dict[str, Any]:
     """By judge of the evaluations, the model that it asked."""
+    found = _find_evaluating(run.manifest["steps"])
+    return {judge: step["models"].get("by", (None, None))[1] for judge, step in found.items()}
+
+
+def _find_evaluating(steps: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """By judge, the step of its verdicts on the held-out answers of an evaluated model, to any set
+    of prompts: not those by a later model on M0's answers (drift), nor those on labelled pairs."""
+    by_hash = {step["hash"]: step for step in steps}
     return {
-        step["id"].rpartition(".")[2]: step["models"].get("by", (None, None))[1]
-        for step in run.manifest["steps"]
-        if step["kind"] == "judge" and step["id"].startswith("evaluate.")
+        name.rpartition("/")[2]: by_hash[digest]
+        for step in steps
+        if step["kind"] == "evaluate"
+        for name, digest in step["inputs"].items()
+        if name.rpartition(OF_SET)[2].startswith("judgements/") and name.count("/") == 1
     }
 
 
@@ -347,13 +358,11 @@ def judge_roles(steps: Sequence[Mapping[str, Any]], arms: Mapping[str, ArmRow]) 
     was trained on people's labels, or is neutral. `steps` are the manifest's."""
     labelled = mark_judges(arms)
     roles = {}
-    for step in steps:
-        if step["kind"] == "judge" and step["id"].startswith("evaluate."):
-            judge = step["id"].rpartition(".")[2]
-            role = labelled.get(judge, "neutral")
-            if _learned_from_people(steps, arms, step["models"].get("by", (None, None))[1]):
-                role = f"reward model trained on people's labels ({role})"
-            roles[judge] = role
+    for judge, step in _find_evaluating(steps).items():
+        role = labelled.get(judge, "neutral")
+        if _learned_from_people(steps, arms, step["models"].get("by", (None, None))[1]):
+            role = f"reward model trained on people's labels ({role})"
+        roles[judge] = role
     return roles
 
 

@@ -240,7 +240,7 @@ def read_losses(root: Path, steps: Sequence[StepState]) -> dict[str, list[tuple[
             arms = " ".join(step.arms)
             words = [step.id, member, f"seed {step.seed}", f"round {step.round}", arms]
             if points:
-                thin = max(1, len(points) // POINTS)
+                thin = -(-len(points) // POINTS)
                 found[", ".join(filter(None, words))] = points[::-thin][::-1]
     return found
 

@@ -14,12 +14,14 @@ from click.testing import CliRunner
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Judgement, from_json
-from rlaif.data.votes import Vote, read_items, read_settings, read_votes
+from rlaif.data.vote_store import slot_of_a
+from rlaif.data.votes import Vote, VoteSettings, read_items, read_settings, read_votes
 from rlaif.pipeline.runs import load_run
 from rlaif.web.annotate.items import file_items
 from rlaif.web.annotate.run_items import run_items
 from rlaif.web.annotate.server import AnnotationServer
 from rlaif.web.annotate.study import SCALE, Study, make_study, open_study
+from rlaif.web.annotate.voting import say_prelabels
 from tests.support.annotating import make_database, make_items
 
 OLD = Path(__file__).resolve().parents[2] / "old_run" / "run"
@@ -175,10 +177,16 @@ def test_gold_questions_of_a_file_and_of_people_s_labels(tmp_path: Path, pairs: 
         ("a", "Good.", [])
     ]
     assert settings.gold_share == 0.1 and len(items) == 21
+    # One that is also among the pairs is asked once, as a question with a known answer.
+    gold.write_text(pairs.read_text("utf-8").split("\n")[0] + "\n", "utf-8")
+    _, items = make_study(Study(source=str(pairs), gold=gold))
+    assert len(items) == 20 and [item.judges for item in items if item.gold is not None] == [[]]
     _, items = make_study(Study(source=str(pairs), gold_share=0.4, seed=2))
     marked = [item for item in items if item.gold == "a"]
     assert 3 <= len(marked) <= 13 and len(items) == 20
     assert all(item.judges for item in items if item.gold is None)
+    # The label that is the known answer is no judge's verdict any more.
+    assert not any(j.annotator_kind == "human" for item in marked for j in item.judges)
     with pytest.raises(ConfigError, match="no pair with a label by people"):
         make_study(Study(source=str(OLD), gold_share=0.5))
     with pytest.raises(ConfigError, match="--gold takes pairs"):
@@ -278,3 +286,13 @@ def test_the_command_writes_votes(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["votes", str(tmp_path / "no.db"), "--out", "x.csv"])
     assert isinstance(done.exception, StoreError)
     assert len(read_votes(path)) == 2
+
+
+def test_prelabels_name_the_slot_that_a_person_sees() -> None:
+    settings = VoteSettings(source="s", kind="pair")
+    (item,) = make_items(1)
+    slots = {name: slot_of_a(settings.seed, name, item.item_id) for name in "abcdefgh"}
+    assert set(slots.values()) == {0, 1}
+    for name, slot in slots.items():
+        place = ("first", "second")[slot]
+        assert say_prelabels(item, settings, name) == [f"j: the {place} answer is better (80%)"]

@@ -22,6 +22,7 @@ from rlaif.web.ui.indexer import Indexer
 from rlaif.web.ui.library import open_library, run_id
 from rlaif.web.ui.pages import Site
 from rlaif.web.ui.search import SHOWN, Query, match_text, read_query
+from rlaif.web.ui.state import POINTS, StepState, read_losses
 from tests.web.ui.conftest import SAFE, add_judgements
 
 
@@ -326,3 +327,20 @@ def test_folders_without_a_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"empty is not a run folder .* Name the folder that"):
         open_library([tmp_path / "empty"])
+
+
+@pytest.mark.parametrize(("steps", "points"), [(3, 3), (POINTS, POINTS), (POINTS * 2 - 1, POINTS)])
+def test_a_curve_of_losses_is_thinned_and_ends_at_the_last_step(
+    tmp_path: Path, steps: int, points: int
+) -> None:
+    work = tmp_path / "steps" / "h" / "work"
+    work.mkdir(parents=True)
+    rows = "".join(f'{{"step": {n}, "loss": {n}.5}}\n' for n in range(1, steps + 1))
+    # The last line is being written.
+    (work / "metrics.jsonl").write_text(rows + '{"step": 9')
+    place = ("train", "train", 3, 2, "main", ["a"], "h", "running")
+    state = StepState(*place, counts={}, seconds=None, cost=None, estimated=0, notes=[], errors={})
+    ((name, curve),) = read_losses(tmp_path, [state]).items()
+    assert name == "train, seed 3, round 2, a"
+    assert len(curve) == points
+    assert curve[-1] == (steps, steps + 0.5)
