@@ -176,18 +176,19 @@ def test_quantiles_are_learned_from_wide_features_of_few_answers():
     generator = torch.Generator().manual_seed(4)
     count, width = 160, 576
     signal = torch.randn(count, 4, generator=generator)
-    mixed = signal @ torch.randn(4, width, generator=generator)
+    mixed = 0.3 * signal @ torch.randn(4, width, generator=generator)
     last = mixed + torch.randn(count, width, generator=generator) + 3.0
     of = torch.arange(count) // 4
     features = Features(last, last[::4], of, [f"p{i}" for i in range(count // 4)])
-    labels = 0.5 + 0.2 * signal[:, :1]
+    labels = 0.5 + 0.2 * signal[:, :1] + 0.2 * torch.randn(count, 1, generator=generator)
     head = GatedHead(HeadConfig("gated", width, ("shifted",), quantiles=5))
     fit_quantiles(head, features, labels, 0)
     with torch.no_grad():
         middle = head.quantiles(last)[:, 0, 2]
     kept = held_out(features.groups(torch.arange(count)), 0)
     both = torch.stack([middle[kept], labels[kept, 0]])
-    assert kept.sum() >= 20 and torch.corrcoef(both)[0, 1] > 0.8
+    # Half of the labels' variance is noise: no better than 0.71 can be expected.
+    assert kept.sum() >= 20 and torch.corrcoef(both)[0, 1] > 0.5
 
 
 def test_one_quantile_would_be_the_median_and_risk_looks_at_the_lowest():
