@@ -163,7 +163,8 @@ def test_a_drifting_judge_is_asked_about_the_first_of_m0s_answers_alone(
         "name: drift\nprompts: {path: prompts.jsonl, holdout: 20}\n"
         "constitution: constitutions/concise_helper.yaml\n"
         "models: {policy: {path: builtin/smollm2-135m-instruct}}\n"
-        "steps:\n- sample: {n: 2}\n- judge: {id: own, kind: rating, by: policy, principles: [useful]}\n"
+        "steps:\n- sample: {n: 2}\n"
+        "- judge: {id: own, kind: rating, by: policy, principles: [useful]}\n"
         "- pair: {}\n- train: {}\n- evaluate: {}\n"
     )
     steps = json.loads(dry_run(path, "--json"))["steps"]
