@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +16,17 @@ from click.testing import CliRunner
 
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.records import Completion, make_prompt
 from rlaif.core.resources import find
+from rlaif.core.store import Store
 from rlaif.metrics.arena import ArenaBattle
 from rlaif.pipeline.contests import run_battles
 from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run, load_run
-from rlaif.pipeline.steps.arena import read_battles
+from rlaif.pipeline.steps.arena import _read_entrants, annotation_rows, read_battles
 from tests.pipeline.test_kills import killed_in
 
 NAMES = ("long", "middle", "short")
@@ -323,3 +328,38 @@ def test_the_shipped_experiment_rates_one_model_under_three_prompts(
     # Both arenas are of the same answers.
     assert sum(step["kind"] == "sample" for step in run.manifest["steps"]) == 3
     assert set(run_battles(run)) == {"programs/checks", "opinions/self"}
+
+
+def entrant(index: int, text: str, ending: str = "stop") -> Completion:
+    turns: Any = [{"role": "assistant", "content": text}]
+    return Completion(f"k{9 - index}", "p", index, turns, "m", "w", {}, ending, digest=text)  # type: ignore[arg-type]
+
+
+def test_of_several_answers_the_first_that_did_not_fail_takes_part(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    rows = [entrant(2, "third"), entrant(1, "second"), entrant(3, "last"), entrant(0, "", "failed")]
+    store.step("given").append("completions", rows)
+    planned = Planned("h", "arena", "arena", 0, 1, None, {"answers/x": "given"}, prompts=("p",))
+    context: Any = SimpleNamespace(planned=planned, store=store)
+    found = _read_entrants(context)
+    assert found.names == ["x"]
+    assert {name: c.text for name, c in found.answers[0].items()} == {"p": "second"}
+
+
+def test_an_annotation_is_1_where_the_first_output_won_and_2_where_the_second(
+    tmp_path: Path,
+) -> None:
+    folder, prompt = Store(tmp_path).step("met"), make_prompt([{"role": "user", "content": "Why?"}])
+    battles = [
+        ArenaBattle(
+            prompt.prompt_id, "x", "y", prob, None, 1.0, 0, (1, 1), ("one", "two"), ({}, {})
+        )
+        for prob in (1.0, 0.0, 0.75, None)
+    ]
+    folder.append("battles", [asdict(battle) for battle in battles])
+    folder.append("arena", [{"judge": "longer"}])
+    texts = {"one": "First.", "two": "Second."}
+    rows = list(annotation_rows(folder, {prompt.prompt_id: prompt}, texts))
+    assert [row["preference"] for row in rows] == [1.0, 2.0, 1.25, None]
+    first = (rows[0]["generator_1"], rows[0]["output_1"], rows[0]["generator_2"])
+    assert first == ("x", "First.", "y") and rows[0]["instruction"] == "Why?"

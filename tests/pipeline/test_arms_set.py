@@ -302,3 +302,58 @@ def test_a_judge_that_evaluates_by_default_is_the_same_in_each_arm(write: Write)
     assert planned(path)
     path.write_text(named.replace("evaluate: {judges: [by_a, by_b]}", "evaluate: {}"))
     assert "judge labels measures all arms" in fault(path)
+
+
+def test_a_sweeps_value_wins_over_the_arms_own(write: Write) -> None:
+    arms = {"x": {"set": {"steps.dpo.beta": 0.9}}}
+    plan = planned(write(sweep={"steps.dpo.beta": [0.1, 0.2]}, arms=arms))
+    betas = {arm: of_arm(plan, arm, "dpo").step.beta for arm in ("x-beta=0.1", "x-beta=0.2")}
+    assert betas == {"x-beta=0.1": 0.1, "x-beta=0.2": 0.2}
+
+
+def test_the_arms_are_compared_by_the_files_weights_whatever_the_first_one_sets(
+    write: Write,
+) -> None:
+    other = {"set": {"constitution": "constitutions/brevity_only.yaml"}}
+    plan = planned(write(arms={"a": other, "b": {}}))
+    own = [of_arm(plan, arm, "pair").options["principle_weights"] for arm in "ab"]
+    compared = [p for p in plan if p.kind == "compare"]
+    assert len(compared) == 2 and own[0] != own[1]
+    assert all(p.options["principle_weights"] == own[1] for p in compared)
+
+
+def test_a_bench_measures_the_files_form_of_a_judge_in_every_arm(
+    write: Write, tmp_path: Path
+) -> None:
+    pairs = "".join(
+        f'{{"prompt": "Which {n}?", "chosen": "The {n}th.", "rejected": "No."}}\n' for n in range(6)
+    )
+    (tmp_path / "labelled.jsonl").write_text(pairs)
+    other = {"set": {"constitution": "constitutions/brevity_only.yaml"}}
+    path = write(arms={"a": {}, "b": other})
+    last = "  - evaluate: {judges: [by_a, by_b]}\n"
+    bench = "  - load: {id: labelled, type: pairs, path: labelled.jsonl}\n"
+    bench += "  - bench: {judges: [labels], pairs: labelled}\n"
+    text = path.read_text().replace(
+        "prompts: {path: prompts.jsonl, holdout: 2}", "prompts: {holdout: 2}"
+    )
+    path.write_text(text.replace(last, last + bench))
+    plan = planned(path)
+    labels = [of_arm(plan, arm, "labels").judges["labels"].judge_hash for arm in "ab"]
+    (measured,) = {p.judges["labels"].judge_hash for p in plan if p.id == "bench.labels.0"}
+    assert labels[0] != labels[1] and measured == labels[0]
+
+
+def test_arms_whose_stages_draw_fewer_prompts_go_on_where_the_files_end(write: Write) -> None:
+    path = write(arms={"a": {}, "b": {"set": {"steps.sample.prompts": 1}}})
+    text = path.read_text().replace(
+        "rounds: 2\nsteps:\n", "stages:\n- id: first\n  rounds: 2\n  steps:\n"
+    )
+    second = "- id: second\n  steps:\n  - sample: {id: later, n: 2, prompts: 4}\n"
+    path.write_text(text.replace("arms:\n", f"{second}arms:\n", 1))
+    plan = planned(path)
+    assert [len(of_arm(plan, arm, "sample").prompts) for arm in "ab"] == [3, 1]
+    later = [of_arm(plan, arm, "later").prompts for arm in "ab"]
+    assert later[0] == later[1]
+    drawn = {p for number in (1, 2) for p in of_arm(plan, "a", "sample", number).prompts}
+    assert not drawn & set(later[1])

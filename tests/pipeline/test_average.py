@@ -431,3 +431,13 @@ def test_choose_and_average_measure_alike(write: Write) -> None:
     path.write_text(yaml.safe_dump(whole))
     rounds = [p.hash for p in make_plan(prepare(path)) if p.id.startswith("loop-best.")]
     assert choose.MAKES == "model" and len(members) == 4 and set(members) == set(rounds)
+
+
+def test_there_are_masters_where_every_member_has_some(write: Write) -> None:
+    steps = [*THREE[:3], {"average": {"id": "both", "models": ["a", "b"]}}]
+    steps.append({"average": {"id": "half", "models": ["a", "initial"]}})
+    steps.append({"average": {"id": "none", "models": ["half", "c"]}})
+    steps.insert(3, THREE[3])
+    plan = make_plan(prepare(write(steps)))
+    masters = {p.id: p.options["masters"] for p in plan if p.kind == "average"}
+    assert masters == {"both": True, "half": False, "none": False}

@@ -548,3 +548,10 @@ def test_a_browser_shows_all_turns_with_what_they_gave() -> None:
     )
     assert count_own_words(row) == 4
     assert count_own_words({"messages": messages[:1]}) == 2
+
+
+def test_every_turn_of_an_episode_has_a_seed_of_its_own() -> None:
+    sampling = turn_sampling(Sampling(6, 0.5, seed=4))
+    seeds = [int(content_hash("turn", 4, turn, length=8), 16) & 0x7FFFFFFF for turn in range(3)]
+    assert len(set(seeds)) == 3
+    assert [sampling(turn) for turn in range(3)] == [Sampling(6, 0.5, seed=one) for one in seeds]

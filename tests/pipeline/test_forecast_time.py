@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
+from rlaif.engines.remote.meter import run_account
 from rlaif.pipeline import forecast
 
 FILE = """\
@@ -130,3 +131,42 @@ def test_the_cost_of_a_step_is_that_of_its_judges_together(
     one, two = cost_of("{a: 1}"), cost_of("{b: 1}")
     assert two == pytest.approx(30 * one) and one > 0
     assert cost_of("{a: 1, b: 1}") == pytest.approx(one + two)
+
+
+def test_what_a_run_has_spent_is_not_left_of_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{n}?"}}\n' for n in range(9)))
+    path = tmp_path / "experiment.yaml"
+    server = "engine: openai, base_url: 'http://127.0.0.1:1/v1', path: m"
+    path.write_text(
+        "name: spent\nbudget: 2\nprompts: {path: prompts.jsonl, holdout: 2}\n"
+        f"models: {{policy: {{{server}, price: {{input: 0, output: 1000}}}}}}\n"
+        "steps: [sample: {n: 1, max_new_tokens: 100}]\n"
+    )
+    # Seven answers of 100 tokens are 0.7 at most.
+    assert "2 of the budget of 2 are left: enough" in dry_run(path)
+    (tmp_path / "nowhere").mkdir()
+    run_account(tmp_path / "nowhere").spend("m", 1.5)
+    assert "0.5 of the budget of 2 are left: NOT ENOUGH" in dry_run(path)
+
+
+def test_a_drifting_judge_is_asked_about_the_first_of_m0s_answers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 20 held-out prompts 16: a call for each answer."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{n}?"}}\n' for n in range(24)))
+    path = tmp_path / "experiment.yaml"
+    path.write_text(
+        "name: drift\nprompts: {path: prompts.jsonl, holdout: 20}\n"
+        "constitution: constitutions/concise_helper.yaml\n"
+        "models: {policy: {path: builtin/smollm2-135m-instruct}}\n"
+        "steps:\n- sample: {n: 2}\n"
+        "- judge: {id: own, kind: rating, by: policy, principles: [useful]}\n"
+        "- pair: {}\n- train: {}\n- evaluate: {}\n"
+    )
+    steps = json.loads(dry_run(path, "--json"))["steps"]
+    calls = {row["id"]: row["calls"] for row in steps if row["kind"] == "judge"}
+    assert calls == {"own": 8, "evaluate.own": 20, "evaluate.drift.own": 16}

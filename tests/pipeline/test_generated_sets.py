@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.core.errors import ConfigError
+from rlaif.core.errors import ConfigError, GateStopped
 from rlaif.engines.fake import FakeEngine
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.explain.plan import explain_file
 from rlaif.pipeline.forecast import dry_run_report
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import load_run
+from tests.servers.scripted import ScriptedServer
 
 WRITTEN = {"id": "new", "kind": "self_instruct", "by": "policy", "seeds": "seeds.jsonl", "count": 6}
 GENERATE: dict[str, Any] = {
@@ -194,3 +195,14 @@ def test_a_dataset_that_is_here_is_counted_and_read(tmp_path: Path) -> None:
     inputs = prepare(path, out=tmp_path / "run")
     assert {p.question for p in inputs.prompts.every()} == {f"What is {n} for?" for n in NOUNS}
     assert all(p.tags == ["use"] for p in inputs.prompts.every())
+
+
+def test_what_writes_prompts_keeps_to_the_budget(tmp_path: Path) -> None:
+    with ScriptedServer(lambda body, choice: "1. Describe the river.", context=9999) as server:
+        policy = {"path": "m", "engine": "openai", "base_url": server.url, "cache": False}
+        policy |= {"price": {"input": 0.0, "output": 4.0}}
+        keys = {"models": {"policy": policy}, "budget": 1e-6}
+        path = write(tmp_path, {"generate": GENERATE, "holdout": 3}, **keys)
+        with pytest.raises(GateStopped, match="budget of 1e-06 is spent"):
+            prepare(path, out=tmp_path / "run")
+        assert not server.asked

@@ -357,3 +357,45 @@ def test_a_sampled_answer_is_recorded_with_its_place_and_its_policy(tmp_path: Pa
 def test_another_folder_has_the_policys_settings_and_not_its_adapter_or_role() -> None:
     spec = ModelSpec(path="a", role="policy", adapter="of a", dtype="float32", max_context=9)
     assert replace_path(spec, "b") == ModelSpec(path="b", dtype="float32", max_context=9)
+
+
+def test_a_filter_of_pairs_knows_the_answers_and_the_judgements_below(tmp_path: Path) -> None:
+    filters = [{"kind": "duplicates"}]
+    steps = [
+        {"sample": {"n": 2}},
+        {"judge": IMPLICIT},
+        {"pair": {"uses": ["ratio"]}},
+        {"filter": {"records": "preferences", "filters": filters}},
+        {"train": {}},
+    ]
+    plan = {p.id: p for p in planned(tmp_path, rounds=1, steps=steps)[0]}
+    assert plan["filter"].inputs == {
+        "preferences/0": plan["pair"].hash,
+        "completions/sample": plan["sample"].hash,
+        "judgements/ratio": plan["ratio"].hash,
+    }
+
+
+def test_a_judge_on_a_server_is_asked_about_the_prompts_of_its_terms_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = rollouts(tmp_path)
+    asked: list[tuple[str, list[str]]] = []
+
+    def note(judge: Any, prompts: list[Prompt], ready: Any) -> None:
+        asked.append((judge.id, [p.prompt_id for p in prompts]))
+
+    monkeypatch.setattr(found, "_is_remote", lambda judge: True)
+    monkeypatch.setattr(found, "_judge_answers", note)
+    # The first three prompts have all of their answers before the others.
+    names = [p.prompt_id for p in ASKED]
+    ready: Any = [{name: [] for name in own} for own in (names[:3], names[3:])]
+    monkeypatch.setattr(found, "_sample_answers", lambda *_: iter(ready))
+    wanted = found.valuation.prompts_by_judge(ASKED, [0, 1], costs=True)
+    assert found._sample_and_judge((0,), ASKED, None, wanted, None).keys() == set(names)
+    assert asked == [
+        ("ratio", names[:3:2]),
+        ("rank", names[:3]),
+        ("ratio", names[4::2]),
+        ("rank", names[3:]),
+    ]

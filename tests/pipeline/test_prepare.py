@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 
+from rlaif.core import rowfiles
+from rlaif.core.records import Completion
+from rlaif.core.store import StepFolder
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 
@@ -26,3 +31,20 @@ def test_a_training_may_name_folders_as_its_start_and_its_reference(
     keys = {role: planned.models[role].key for role in ("start", "reference")}
     assert all(key.startswith("weights:") for key in keys.values())
     assert keys["start"] != keys["reference"]
+
+
+def test_the_hash_of_loaded_records_is_of_all_their_files(
+    tmp_path: Path, write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rowfiles, "SHARD_BYTES", 1)
+    load = {"load": {"type": "completions", "path": "made/completions.jsonl"}}
+    path = write_experiment(tmp_path, None, steps=[load])
+    folder, hashes = StepFolder(tmp_path / "made"), []
+    for number in range(3):
+        turns: Any = [{"role": "assistant", "content": f"Answer {number}."}]
+        folder.append(
+            "completions", [Completion(f"k{number}", "p", 0, turns, "m", "w", {}, "stop")]
+        )
+        hashes.append(prepare(path).files["made/completions.jsonl"])
+    assert len(list((tmp_path / "made").glob("completions*.jsonl"))) == 3
+    assert len(set(hashes)) == 3
