@@ -118,7 +118,7 @@ def summarise_arm(
 ) -> list[tuple[str, list[str]]]:
     """(heading, sentences) for the top of the report, of one arm: its last round over all seeds,
     and each seed's own, whose sentences about the judge follow."""
-    rows = metric_rows([{**latest, "round": 0}])
+    rows = metric_rows([latest])
     found = []
     for heading, prefixes in _SECTIONS:
         chosen = [row for row in rows if row.name.startswith(prefixes) and row.name.count("/") < 2]

@@ -4,6 +4,7 @@ and counts, each at a value of its own."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from rlaif.analysis.bench.attacking import Planted, measure_attack
 from rlaif.analysis.bench.entrants import find_entrants
-from rlaif.analysis.bench.judging import Judged
+from rlaif.analysis.bench.judging import Judged, judge_pairs
 from rlaif.analysis.bench.mistakes import find_mistakes
 from rlaif.analysis.bench.run import BenchRequest, run_bench
 from rlaif.analysis.inverse_constitution.propose import Candidate, letter_triples
@@ -124,6 +125,20 @@ def test_pairs_are_counted_limited_and_presented_by_the_seed(tmp_path: Path) -> 
         name: sum(p.subset == name for p in kept) for name in "xy"
     }
     assert limited["judges"]["first"]["agreement"] == pytest.approx(share_first(5, kept))
+
+
+def test_seconds_by_the_clock_are_over_the_pairs_that_were_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that goes on with a killed one judges what is left; only that is timed."""
+    pairs = [make_pair("f", user(f"Q {n}?"), (f"a{n}", f"b{n}"), 1.0) for n in range(8)]
+    for wall, seconds in ((6.0, 2.0), (None, None)):
+        monkeypatch.setattr(
+            "rlaif.analysis.bench.run.judge_pairs",
+            lambda *of, wall=wall: replace(judge_pairs(*of), wall=wall, asked=3),
+        )
+        found = bench(tmp_path / str(wall), ["first"], pairs)["judges"]["first"]
+        assert found["wall_seconds_per_pair"] == seconds
 
 
 def test_two_judges_are_compared_the_first_with_the_second(tmp_path: Path) -> None:

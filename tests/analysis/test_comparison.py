@@ -97,6 +97,27 @@ def test_missing_is_missing_and_ties_are_ties(tmp_path: Path) -> None:
     assert figures["agreement_three_way"]["mean"] == pytest.approx(4 / 7)
 
 
+def test_margins_are_those_of_the_second_source(tmp_path: Path) -> None:
+    """People say 0 or 1; how sure the judge is tells its pairs apart."""
+    rows = verdict_rows(21)
+    for row, prob in zip(rows, [0.55, *[0.45] * 5, *[0.3] * 7, *[0.2] * 8], strict=True):
+        row["prob_first"] = prob
+    result = compare_inputs(
+        [write(tmp_path / "people.jsonl", label_rows(21, 17)), write(tmp_path / "j.jsonl", rows)]
+    )
+    (row,) = result["agreement"]
+    assert row["second"] == "judge"
+    # The judge is for the bad answer in the first pair, and people are in the last four.
+    assert [
+        (part["name"], part["pairs"], part["figures"]["agreement"]["mean"])
+        for part in row["parts"]["margin"]
+    ] == [
+        ("below 0.2", 6, pytest.approx(5 / 6)),
+        ("0.2 to 0.5", 7, 1.0),
+        ("0.5 to 0.9", 8, 0.5),
+    ]
+
+
 def test_a_random_person_by_hand(tmp_path: Path) -> None:
     """Seven pairs with votes 1, 1, 0, and the judge says 1: it agrees with 2 of 3, and two people
     agree in 1 of 3 ways; with a tie for the 0, (2 + 1/2) / 3 and (1 + 1/2 + 1/2) / 3."""
@@ -163,6 +184,9 @@ def test_models_head_to_head_by_scores_comparisons_and_a_third(tmp_path: Path) -
     assert (turned["won"]["mean"], turned["difference"]["mean"]) == (0.25, pytest.approx(-0.25))
     assert turned["difference"]["low"] == pytest.approx(-row["difference"]["high"])
     assert (row["lengths"], turned["lengths"]) == ([10, 16], [16, 10])
+    # All of the second's are the longer ones, or the other way round the shorter ones.
+    notes = [one["equal_note"].rpartition(": ")[2] for one in (row, turned)]
+    assert notes == ["every answer is longer", "every answer is shorter"]
 
     battles = [
         {

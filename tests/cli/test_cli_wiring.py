@@ -152,6 +152,18 @@ def test_reward_bench_hands_on_every_option(hand: Hand, pairs: Path, tmp_path: P
     assert len(given) == 5 and isinstance(progress, QuietProgress)
 
 
+def test_reward_bench_of_a_steps_folder_measures_its_pairs(hand: Hand, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    write_lines(folder / "preferences.jsonl", *(to_json(preference(n)) for n in "ab"))
+    train = write_lines(tmp_path / "train.jsonl", to_json(preference("t")))
+    words = ["reward-bench", "rm", folder, "--out", "there"]
+    for more in ([], ["--train", train]):
+        request, given, _ = hand("run_reward_bench", *words, *more)
+        assert [pair.prompt.messages[-1]["content"] for pair in given] == ["Qa?", "Qb?"]
+        assert len(request.train) == len(more) // 2
+
+
 def test_infer_hands_on_every_option_and_keeps_as_many_as_it_says(
     hand: Hand, pairs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,11 +16,14 @@ from rlaif.__main__ import main
 from rlaif.analysis.fit_weights import fitted_constitution, run_votes
 from rlaif.analysis.reach import measure_reach
 from rlaif.analysis.whatif import ablate_principles, effect, load_pairings, rescore_completions
+from rlaif.config.dataset import DatasetSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers import read_labelled
+from rlaif.pipeline.choice import Choice
 from rlaif.pipeline.constitutions import run_constitution, run_weights
+from rlaif.pipeline.dataset import build_dataset
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import Run, load_run
 from rlaif.report.build import build_report
@@ -303,7 +306,14 @@ def test_seeds_and_stages_are_asked_for_too(tmp_path: Path) -> None:
     assert "first" not in card.partition("## How it was made")[2].partition("##")[0]
     assert call("build", out, "--seed", 3, "--step", "first").code == 2
     again = call("build", out, "--seed", 1, "--step", "first", "--json")
-    assert json.loads(again.out)["folder"] == str(out / "dataset-seed1-first")
+    other = out / "dataset-seed1-first"
+    assert json.loads(again.out)["folder"] == str(other)
+    # A folder that has the pairs of one seed is written anew for another, whose pairs are others.
+    pairs = built_pairs(other)
+    spec = DatasetSpec(title="Named", uses="first")
+    build_dataset(load_run(out), spec, other, Choice(seed=2, step="first"))
+    assert "those of seed 2, step first (" in (other / "README.md").read_text("utf-8")
+    assert built_pairs(other) != pairs
 
 
 def test_what_is_sure_to_be_missing_is_asked_before_anything_runs(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from rlaif.config.prompts import PromptMix
 from rlaif.core.errors import ConfigError, GateStopped
 from rlaif.engines.fake import FakeEngine
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.explain.plan import explain_file
 from rlaif.pipeline.forecast import dry_run_report
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.prompt_generation.sets import count_calls
 from rlaif.pipeline.runs import load_run
 from tests.servers.scripted import ScriptedServer
 
@@ -172,6 +174,20 @@ def test_what_cannot_be_generated_is_said_with_its_line(
         prepare(path, fetch=False, out=tmp_path / "run")
     # With the line of its key: the path alone says little in a long file.
     assert re.search(rf"^{re.escape(str(path))}:\d+", str(caught.value), re.MULTILINE)
+
+
+def test_the_calls_of_a_mix_are_those_of_its_sources_with_answers_for_the_longest() -> None:
+    plain: dict[str, Any] = {"kind": "magpie", "by": "policy"}
+    sources = [
+        {"id": "given", "kind": "file", "path": "seeds.jsonl"},
+        WRITTEN | {"calls": 24},
+        # 4 calls for each prompt, and where the longest answers decide one more for its answer.
+        plain | {"id": "some", "count": 10},
+        plain | {"id": "long", "count": 10, "longest_answers": 2.5},
+        plain | {"id": "few", "count": 10, "longest_answers": 2.5, "calls": 30},
+    ]
+    asked = [count_calls(PromptMix.model_validate({"sources": sources[:n]})) for n in range(1, 6)]
+    assert asked == [0, 24, 24 + 40, 64 + 100 + 25, 189 + 30 + 25]
 
 
 def test_a_dataset_of_unknown_size_needs_the_size_of_the_mix(tmp_path: Path) -> None:

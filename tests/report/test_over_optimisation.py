@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from rlaif.pipeline.over_optimisation import _make_row, _name_judges, best_of_n_points
+from rlaif.core.store import Store
+from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.over_optimisation import (
+    _make_row,
+    _name_judges,
+    _read_scores,
+    best_of_n_points,
+    optimised_judges,
+)
 from rlaif.report.build import build_report
 from rlaif.report.over_optimisation import (
     describe_peak,
@@ -17,6 +27,7 @@ from rlaif.report.over_optimisation import (
 )
 from rlaif.report.view import RunView
 from tests.metrics.test_over_optimisation import NOISE, PEAKED, RISING, points
+from tests.support.browsed import judgement
 
 
 def row_of(proxy, gold, **changes):
@@ -128,6 +139,60 @@ def test_the_best_of_n_is_over_prompts_with_all_answers():
     gold["p"].pop("c")
     assert {name for point in best_of_n_points(proxy, gold) for name in point.gold} == {"p", "q"}
     assert best_of_n_points({}, {}) == []
+
+
+def a_run(root: Path, *steps: Any) -> Any:
+    """A run of one arm with these steps that has no rounds yet."""
+    experiment = Experiment.model_validate(
+        {
+            "name": "small",
+            "models": {"policy": {"path": "none", "engine": "fake"}},
+            "prompts": {"path": "prompts.jsonl", "holdout": 1},
+            "steps": list(steps),
+        }
+    )
+    return SimpleNamespace(
+        manifest={"arms": {}, "constitution": None, "steps": []},
+        store=Store(root),
+        arms=dict,
+        experiment=lambda arm: experiment,
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "judges"),
+    [
+        ({}, ["brief", "listed"]),
+        ({"weights": {"brief": 0.25, "listed": 0.75}}, ["brief", "listed"]),
+        ({"weights": {"brief": 1.0, "listed": 0.0}}, ["brief"]),
+        ({"weights": {"listed": 1.0}}, ["listed"]),
+        ({"uses": ["listed"]}, ["listed"]),
+    ],
+)
+def test_a_policy_is_optimised_for_the_judges_that_weigh_in_its_pairs(
+    keys: dict[str, Any], judges: list[str], tmp_path: Path
+) -> None:
+    asked = [{"judge": {"id": name, "kind": "rules"}} for name in ("brief", "listed")]
+    run = a_run(tmp_path, {"sample": {"n": 2}}, *asked, {"pair": keys})
+    assert optimised_judges(run, "main") == judges
+
+
+def test_a_judges_raw_values_are_read_where_every_verdict_has_one(tmp_path: Path) -> None:
+    run = a_run(tmp_path, {"sample": {"n": 2}})
+    found = {}
+    for name, values in {"all": (3.5, -2.0), "some": (3.5, None), "none": (None, None)}.items():
+        rows = [
+            judgement("p", name + end, [end], score, judge="j", principle=None, raw_value=value)
+            for end, score, value in zip("ab", (0.9, 0.25), values, strict=True)
+        ]
+        # What is missing has no value of either kind.
+        rows.append(judgement("p", f"{name}c", ["c"], None, judge="j", principle=None))
+        run.store.step(name).append("judgements", rows)
+        assert _read_scores(run, name, "j", "main") == {}, "the step is not finished"
+        run.store.step(name).finish({})
+        found[name] = _read_scores(run, name, "j", "main")["p"]
+    scores = {"a": 0.9, "b": 0.25}
+    assert found == {"all": {"a": 3.5, "b": -2.0}, "some": scores, "none": scores}
 
 
 def test_where_a_training_stands_is_said_in_a_line():

@@ -32,6 +32,8 @@ from rlaif.report.view import ArmRow
 
 FEW_MODELS = 4
 """Of no more models than these, length is controlled in every head to head."""
+OPPOSITE = {"longer": "shorter", "shorter": "longer"}
+"""What a note says of the lengths where the models stand in the other order."""
 NOT_CONTROLLED = {"equal": None, "equal_note": "not asked about"}
 
 Between = Sequence[tuple[str, str]]
@@ -214,6 +216,9 @@ def _turn_round(row: dict[str, Any]) -> None:
     """The same row with the models in the other order."""
     row["first"], row["second"] = row["second"], row["first"]
     row["lengths"] = row["lengths"][::-1]
+    if row["equal_note"] is not None:
+        words = row["equal_note"].split(" ")
+        row["equal_note"] = " ".join(OPPOSITE.get(word, word) for word in words)
     for name, whole in (("difference", 0.0), ("won", 1.0), ("equal", 1.0)):
         if row[name] is not None:
             row[name] = _mirror(row[name], whole)

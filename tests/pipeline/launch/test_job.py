@@ -139,6 +139,14 @@ def test_fewer_gpus_than_the_plan_uses_are_refused(experiment: Callable[..., Pat
     assert (alone.gpus, alone.types, alone.image.rpartition("-")[2]) == (0, (), "cpu")
 
 
+def test_a_job_is_sized_for_the_plan_of_its_profile(experiment: Callable[..., Path]) -> None:
+    steps = [*STEPS, {"train": {"method": "dpo", "processes": 1}}]
+    path = experiment(steps=steps, profiles={"full": {"steps.train.processes": 4, "rounds": 3}})
+    small, full = (make_job(slurm(path, flops=1e6, profile=name)) for name in (None, "full"))
+    assert (small.gpus, full.gpus) == (1, 4)
+    assert full.cpus == 4 * small.cpus and full.seconds > small.seconds
+
+
 def test_the_limit_is_the_estimate_and_half_in_steps_of_ten_minutes(
     experiment: Callable[..., Path],
 ) -> None:
