@@ -3,8 +3,9 @@
     python tools/evidence.py [NAME ...] [--runs DIR] [--no-run] [--check]
 
 Each seed of a system is a run, in DIR/NAME-SEED (default runs/evidence); a run that was interrupted
-goes on. The page has a part for each system of which all seeds are done, pooled over the seeds;
-the others are listed as not run. `--no-run` only writes the page, `--check` writes nothing and
+goes on. The page has a part for each system of which all seeds are done, pooled over the seeds.
+A part whose run folders are not here stays as it is while its config hash is that of the file; the
+other systems are listed as not run. `--no-run` only writes the page, `--check` writes nothing and
 fails if the page is another one than the run folders give.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -37,6 +39,8 @@ from rlaif.metrics.intervals import (  # noqa: E402
     show_interval,
 )
 from rlaif.metrics.ranking import ANCHOR  # noqa: E402
+from rlaif.pipeline.plan.unroll import make_plan  # noqa: E402
+from rlaif.pipeline.prepare import prepare  # noqa: E402
 from rlaif.pipeline.runs import Run, load_run  # noqa: E402
 from rlaif.report.arenas import (  # noqa: E402
     ArenaGroup,
@@ -48,7 +52,8 @@ from rlaif.report.arenas import (  # noqa: E402
 from rlaif.report.merged import Page, make_page  # noqa: E402
 
 TABLE = ROOT / "tools" / "evidence.yaml"
-PAGE = ROOT / "experiments" / "EVIDENCE.md"
+EXPERIMENTS = ROOT / "experiments"
+PAGE = EXPERIMENTS / "EVIDENCE.md"
 ON_UNIT_SCALE = ("score/", "check/")
 """Figures from 0 to 1 of which more is better, so that the margin applies."""
 VERDICTS = {
@@ -67,7 +72,8 @@ The systems of `tools/evidence.yaml` at their small size, as they came out. This
 metrics and what this size can say were fixed in the table before the first run. Intervals are 95%,
 over prompts for one seed and over seeds and prompts for three. A score is called better or worse by
 its interval, and the same if its 90% interval is within {margin} of no difference; otherwise the
-run cannot tell. A result that shows nothing is listed like any other.
+run cannot tell. A result that shows nothing is listed like any other. A part names the machine it
+was run on, and is dropped when its file changes.
 """
 
 
@@ -164,12 +170,18 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def is_done(system: System, runs: Path) -> bool:
-    """Whether every seed has been run, with all its steps."""
-    return all(
-        (folder / "manifest.json").exists() and load_run(folder).status()["state"] == "done"
-        for folder in system.folders(runs).values()
-    )
+def is_done(system: System, runs: Path, files: Path = EXPERIMENTS) -> bool:
+    """Whether every seed has been run, with all the steps that the system's file has today."""
+    for seed, folder in system.folders(runs).items():
+        if not (folder / "manifest.json").exists():
+            return False
+        run = load_run(folder)
+        made = sorted({step["hash"] for step in run.manifest["steps"]})
+        if run.status()["state"] != "done":
+            return False
+        if made != step_hashes(files / f"{system.name}.yaml", seed, folder):
+            return False
+    return True
 
 
 def change_sentence(name: str, metric: str, change: IntervalJson, base: str, margin: float) -> str:
@@ -281,13 +293,37 @@ def machine_words(folders: Mapping[int, Path]) -> str:
     return "; ".join(dict.fromkeys(words))
 
 
-def section(system: System, runs: Path, margin: float) -> str:
+def step_hashes(path: Path, seed: int, out: Path | None = None) -> list[str]:
+    """The hashes of the steps that this file has today, with the prompts that models wrote in the
+    run folder `out`."""
+    inputs = prepare(path, [f"seed={seed}"], fetch=False, out=out)
+    return sorted({planned.hash for planned in make_plan(inputs)})
+
+
+def config_line(system: System, files: Path) -> str:
+    """The beginning of the line that says what was run: the hash covers all that decides the
+    results of the first seed, and the other seeds differ in the seed alone."""
+    made = step_hashes(files / f"{system.name}.yaml", system.seeds[0])
+    return f"Config {content_hash(made)[:12]}; seeds {', '.join(map(str, system.seeds))}; "
+
+
+def parts_of(page: str) -> dict[str, str]:
+    """The parts of a page by system."""
+    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
+    return {part.partition("\n")[0].removeprefix("## "): part for part in parts}
+
+
+def keeps(part: str, system: System, files: Path) -> bool:
+    """Whether a part of the page is of the system's file and seeds as they are today."""
+    exists = (files / f"{system.name}.yaml").exists()
+    return exists and f"\n{config_line(system, files)}" in part
+
+
+def section(system: System, runs: Path, margin: float, files: Path = EXPERIMENTS) -> str:
     """A system's part of the page."""
     folders = system.folders(runs)
     pooled = pool(folders)
     first = next(iter(folders.values()))
-    # Seeds differ in the seed alone.
-    config = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8")) | {"seed": None}
     sentences = [
         *policy_sentences(pooled.page, system, margin),
         *arm_sentences(pooled.page, system, margin),
@@ -295,14 +331,13 @@ def section(system: System, runs: Path, margin: float) -> str:
         *arena_sentences(pooled.runs, system),
     ]
     shown = command(system, system.seeds[0], Path("runs/evidence") / first.name)
-    seeds = ", ".join(map(str, system.seeds))
     return "\n".join(
         [
             f"## {system.name}",
             "",
             f"    {' '.join(shown)}",
             "",
-            f"Config {content_hash(config)[:12]}; seeds {seeds}; {machine_words(folders)}.",
+            f"{config_line(system, files)}{machine_words(folders)}.",
             "",
             *[f"- {sentence}" for sentence in sentences],
             f"- Alarms: {alarm_words(pooled.runs)}.",
@@ -314,11 +349,24 @@ def section(system: System, runs: Path, margin: float) -> str:
     )
 
 
-def make_text(systems: Sequence[System], runs: Path, margin: float) -> str:
-    """The whole page, of what the run folders hold."""
-    done = [system for system in systems if is_done(system, runs)]
-    parts = [HEAD.format(margin=margin), *(section(system, runs, margin) for system in done)]
-    rest = [system for system in systems if system not in done]
+def make_text(
+    systems: Sequence[System],
+    runs: Path,
+    margin: float,
+    page: str = "",
+    files: Path = EXPERIMENTS,
+) -> str:
+    """The whole page, of what the run folders hold, and of what `page` had of the others."""
+    before = parts_of(page)
+    parts = [HEAD.format(margin=margin)]
+    rest = []
+    for system in systems:
+        if is_done(system, runs, files):
+            parts.append(section(system, runs, margin, files))
+        elif system.name in before and keeps(before[system.name], system, files):
+            parts.append(before[system.name].rstrip("\n") + "\n")
+        else:
+            rest.append(system)
     if rest:
         rows = [f"| {s.name} | {len(s.seeds)} | {s.shows} | {s.cannot} |" for s in rest]
         head = ["| system | seeds | this size can show | it cannot show |", "|---|---|---|---|"]
@@ -347,7 +395,8 @@ def main() -> None:
     margin, systems = read_table()
     wanted = chosen(systems, given.names)
     if given.check:
-        if given.page.read_text(encoding="utf-8") != make_text(systems, given.runs, margin):
+        page = given.page.read_text(encoding="utf-8")
+        if page != make_text(systems, given.runs, margin, page):
             sys.exit(f"{given.page} is not what the run folders give: make evidence")
         return
     failed = []
@@ -355,7 +404,8 @@ def main() -> None:
         print(f"== {system.name}", flush=True)
         if not run_system(system, given.runs):
             failed.append(system.name)
-    given.page.write_text(make_text(systems, given.runs, margin), encoding="utf-8")
+    page = given.page.read_text(encoding="utf-8") if given.page.exists() else ""
+    given.page.write_text(make_text(systems, given.runs, margin, page), encoding="utf-8")
     if failed:
         sys.exit(f"not finished: {', '.join(failed)}; the same command goes on with them")
 

@@ -68,6 +68,8 @@ def main() -> None:
     # Such as a server that is started, or given other weights: the package's own lines alone.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rlaif").setLevel(logging.INFO)
+    # It warns of an optional kernel on every import, on processors that could use it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # A job scheduler's SIGTERM is an interruption like Ctrl-C: the next run resumes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _heard_again

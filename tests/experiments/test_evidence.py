@@ -127,13 +127,31 @@ def test_seeds_are_pooled_as_the_project_pools_them(runs: Path) -> None:
 
 def test_the_page_has_what_was_run_and_lists_what_was_not(runs: Path) -> None:
     other = System("other", [1], "Little.", "Much.", metrics=["score/checks"])
-    text = make_text([PLANTED, other], runs, 0.05)
+    text = make_text([PLANTED, other], runs, 0.05, files=runs)
     assert "## planted" in text and "Abacus, 2 cores, cpu, float32." in text
     assert "rlaif run experiments/planted.yaml --out runs/evidence/planted-1 --set seed=1" in text
     assert "| other | 1 | Little. | Much. |" in text and "| planted |" not in text
     # One seed is missing: nothing is claimed of the two that are there.
     missing = System("planted", [1, 2, 4], "Nothing.", "Everything.", metrics=["score/checks"])
-    assert "| planted | 3 |" in make_text([missing], runs, 0.05)
+    assert "| planted | 3 |" in make_text([missing], runs, 0.05, files=runs)
+
+
+def test_a_part_whose_runs_are_elsewhere_stays_until_its_file_changes(
+    runs: Path, tmp_path: Path
+) -> None:
+    page = make_text([PLANTED], runs, 0.05, files=runs)
+    elsewhere = tmp_path / "runs"
+    assert make_text([PLANTED], elsewhere, 0.05, page, files=runs) == page
+    assert "| planted | 3 |" in make_text([PLANTED], elsewhere, 0.05, files=runs)
+    other_seeds = System("planted", [1, 2], "Nothing.", "Everything.", metrics=["score/checks"])
+    assert "| planted | 2 |" in make_text([other_seeds], elsewhere, 0.05, page, files=runs)
+
+    written = yaml.safe_load((runs / "planted.yaml").read_text("utf-8"))
+    written["steps"][0]["sample"]["n"] = 2
+    (tmp_path / "planted.yaml").write_text(yaml.safe_dump(written))
+    # Neither the page nor the runs of a file that has changed are evidence of it.
+    assert "| planted | 3 |" in make_text([PLANTED], elsewhere, 0.05, page, files=tmp_path)
+    assert "| planted | 3 |" in make_text([PLANTED], runs, 0.05, page, files=tmp_path)
 
 
 def test_check_fails_if_the_page_is_another_one(tmp_path: Path) -> None:
