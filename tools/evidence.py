@@ -54,6 +54,7 @@ from rlaif.report.merged import Page, make_page  # noqa: E402
 TABLE = ROOT / "tools" / "evidence.yaml"
 EXPERIMENTS = ROOT / "experiments"
 PAGE = EXPERIMENTS / "EVIDENCE.md"
+DATA = Path(os.environ.get("RLAIF_DATA") or ROOT.parent / "shared" / "data")
 ON_UNIT_SCALE = ("score/", "check/")
 """Figures from 0 to 1 of which more is better, so that the margin applies."""
 VERDICTS = {
@@ -82,7 +83,8 @@ class System:
     """A row of the table: `metrics` of each policy against M0, `compare` of the arms, `bench` the
     judges that are measured, `arenas` the steps whose ratings are shown. `evaluations` are the
     steps whose policies are shown, against all that they are compared with; by default the last
-    one's, against M0."""
+    one's, against M0. `data` is a file of people's labels that the experiment reads, in the folder
+    that RLAIF_DATA names."""
 
     name: str
     seeds: list[int]
@@ -93,6 +95,15 @@ class System:
     bench: list[str] = field(default_factory=list)
     arenas: list[str] = field(default_factory=list)
     evaluations: list[str] = field(default_factory=list)
+    data: str | None = None
+
+    def settings(self, seed: int) -> list[str]:
+        """What is set in the file for one seed, with the place of the data."""
+        return [f"seed={seed}", *([f"data={DATA / self.data}"] if self.data else [])]
+
+    def lacks_data(self) -> bool:
+        """Whether the system's data is not on this machine."""
+        return self.data is not None and not (DATA / self.data).exists()
 
     def folders(self, runs: Path) -> dict[int, Path]:
         """The run folder of each seed."""
@@ -127,10 +138,10 @@ def read_table(path: Path = TABLE) -> tuple[float, list[System]]:
     return data["margin"], [System(name, **row) for name, row in data["systems"].items()]
 
 
-def command(system: System, seed: int, out: Path) -> list[str]:
+def command(system: System, settings: Sequence[str], out: Path) -> list[str]:
     """The command that runs, or goes on with, one seed of a system."""
-    file = f"experiments/{system.name}.yaml"
-    return ["rlaif", "run", file, "--out", str(out), "--set", f"seed={seed}"]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    return ["rlaif", "run", f"experiments/{system.name}.yaml", "--out", str(out), *sets]
 
 
 def run_system(system: System, runs: Path) -> bool:
@@ -143,7 +154,8 @@ def run_system(system: System, runs: Path) -> bool:
         machine = folder.with_name(f"{folder.name}.machine.json")
         if not machine.exists():
             machine.write_text(json.dumps(describe_machine()) + "\n", encoding="utf-8")
-        words = [sys.executable, "-m", *command(system, seed, folder), "--quiet"]
+        made = command(system, system.settings(seed), folder)
+        words = [sys.executable, "-m", *made, "--quiet"]
         if subprocess.run(words, cwd=ROOT, env=environment, check=False).returncode != 0:
             return False
     return True
@@ -179,7 +191,7 @@ def is_done(system: System, runs: Path, files: Path = EXPERIMENTS) -> bool:
         made = sorted({step["hash"] for step in run.manifest["steps"]})
         if run.status()["state"] != "done":
             return False
-        if made != step_hashes(files / f"{system.name}.yaml", seed, folder):
+        if made != step_hashes(system, files, seed, folder):
             return False
     return True
 
@@ -293,17 +305,18 @@ def machine_words(folders: Mapping[int, Path]) -> str:
     return "; ".join(dict.fromkeys(words))
 
 
-def step_hashes(path: Path, seed: int, out: Path | None = None) -> list[str]:
-    """The hashes of the steps that this file has today, with the prompts that models wrote in the
-    run folder `out`."""
-    inputs = prepare(path, [f"seed={seed}"], fetch=False, out=out)
+def step_hashes(system: System, files: Path, seed: int, out: Path | None = None) -> list[str]:
+    """The hashes of the steps that the system's file has today, with the prompts that models wrote
+    in the run folder `out`."""
+    path = files / f"{system.name}.yaml"
+    inputs = prepare(path, system.settings(seed), fetch=False, out=out)
     return sorted({planned.hash for planned in make_plan(inputs)})
 
 
 def config_line(system: System, files: Path) -> str:
     """The beginning of the line that says what was run: the hash covers all that decides the
     results of the first seed, and the other seeds differ in the seed alone."""
-    made = step_hashes(files / f"{system.name}.yaml", system.seeds[0])
+    made = step_hashes(system, files, system.seeds[0])
     return f"Config {content_hash(made)[:12]}; seeds {', '.join(map(str, system.seeds))}; "
 
 
@@ -314,7 +327,10 @@ def parts_of(page: str) -> dict[str, str]:
 
 
 def keeps(part: str, system: System, files: Path) -> bool:
-    """Whether a part of the page is of the system's file and seeds as they are today."""
+    """Whether a part of the page is of the system's file and seeds as they are today. Without the
+    data that it is of, a part stays."""
+    if system.lacks_data():
+        return True
     exists = (files / f"{system.name}.yaml").exists()
     return exists and f"\n{config_line(system, files)}" in part
 
@@ -330,7 +346,8 @@ def section(system: System, runs: Path, margin: float, files: Path = EXPERIMENTS
         *bench_sentences(pooled.runs, system),
         *arena_sentences(pooled.runs, system),
     ]
-    shown = command(system, system.seeds[0], Path("runs/evidence") / first.name)
+    settings = [f"seed={system.seeds[0]}", *([f"data={system.data}"] if system.data else [])]
+    shown = command(system, settings, Path("runs/evidence") / first.name)
     return "\n".join(
         [
             f"## {system.name}",
@@ -401,6 +418,9 @@ def main() -> None:
         return
     failed = []
     for system in [] if given.no_run else wanted:
+        if system.lacks_data():
+            print(f"== {system.name}: not run, {DATA / str(system.data)} is missing", flush=True)
+            continue
         print(f"== {system.name}", flush=True)
         if not run_system(system, given.runs):
             failed.append(system.name)

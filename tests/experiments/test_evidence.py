@@ -154,6 +154,21 @@ def test_a_part_whose_runs_are_elsewhere_stays_until_its_file_changes(
     assert "| planted | 3 |" in make_text([PLANTED], runs, 0.05, page, files=tmp_path)
 
 
+def test_a_system_of_peoples_labels_reads_the_data_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.evidence.DATA", tmp_path)
+    people = System("people", [1], "Little.", "Much.", metrics=["score/x"], data="labels.jsonl")
+    part = "## people\n\nConfig 0; seeds 1; Abacus.\n"
+    # Whether the part is of today's file cannot be told without its data.
+    assert people.lacks_data() and "\nConfig 0;" in make_text([people], tmp_path, 0.05, part)
+    (tmp_path / "labels.jsonl").touch()
+    assert not people.lacks_data()
+    assert people.settings(1) == ["seed=1", f"data={tmp_path / 'labels.jsonl'}"]
+    assert "| people | 1 |" in make_text([people], tmp_path, 0.05, part, files=tmp_path)
+    assert PLANTED.settings(2) == ["seed=2"] and not PLANTED.lacks_data()
+
+
 def test_check_fails_if_the_page_is_another_one(tmp_path: Path) -> None:
     page, runs = tmp_path / "EVIDENCE.md", tmp_path / "runs"
     margin, systems = read_table()
