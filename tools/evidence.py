@@ -55,7 +55,7 @@ TABLE = ROOT / "tools" / "evidence.yaml"
 EXPERIMENTS = ROOT / "experiments"
 PAGE = EXPERIMENTS / "EVIDENCE.md"
 DATA = Path(os.environ.get("RLAIF_DATA") or ROOT.parent / "shared" / "data")
-ON_UNIT_SCALE = ("score/", "check/")
+ON_UNIT_SCALE = ("score/", "check/", "reward_accuracy/")
 """Figures from 0 to 1 of which more is better, so that the margin applies."""
 VERDICTS = {
     "better": "is better than",
