@@ -239,21 +239,19 @@ def tokenizer() -> Any:
     return make_tokenizer()
 
 
-LATER = {"rubric_write_short.j2"}
-"""Files that the small vocabulary is not learned from: with other tokens the random model says
-something else everywhere, and tests need answers that differ."""
-
-
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_model` with a vocabulary of a thousand tokens, learned from what ships: sampling,
-    loading and training take a fraction of the time, and a judge's question still fits."""
-    prompts = Path(__file__).resolve().parents[1] / "prompts"
-    files = [p for p in sorted(prompts.rglob("*.j*")) if p.is_file() and p.name not in LATER]
-    texts = [p.read_text("utf-8") for p in files]
-    # A label that is read is one token.
-    texts.append("\nYes\nNo\nyes\nno Yes No yes no" * 300)
-    found = make_tokenizer().train_new_from_iterator(texts, 1000, show_progress=False)
+    """`tiny_model` with a vocabulary of a thousand tokens, learned once from the prompts that ship:
+    sampling, loading and training take a fraction of the time, and a judge's question still fits.
+    It is a file, since with other tokens the random model says something else everywhere."""
+    from transformers import PreTrainedTokenizerFast
+
+    found = PreTrainedTokenizerFast(
+        tokenizer_file=str(Path(__file__).parent / "support" / "small_tokenizer.json"),
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
     found.chat_template = TEMPLATE
     folder = tmp_path_factory.mktemp("model") / "small"
     found.save_pretrained(folder)
