@@ -278,8 +278,9 @@ def labels_of(
 ) -> tuple[list[str], Tensor]:
     """The names of K objectives and (A, K) the ratings of every answer, NaN where one is missing.
 
-    Without judgements there is one, the pairs' own scores. Raises RlaifError where an objective was
-    not rated, or rated always the same.
+    Without judgements there is one, the pairs' own scores. Where none are `wanted` by name, an
+    objective whose ratings are all the same is left out. Raises RlaifError where one that is wanted
+    was not rated, or rated always the same, and where none is left.
     """
     ids = [name for e in examples for name in e.ids]
     if not rated:
@@ -298,12 +299,16 @@ def labels_of(
             known = ", ".join(rated)
             raise RlaifError(f"nobody rated {name!r}{suggest(name, list(rated))}; known: {known}")
     labels = torch.tensor([[rated[n].get(i, float("nan")) for n in names] for i in ids])
+    constant: dict[int, str] = {}
     for k, name in enumerate(names):
         values = labels[~torch.isnan(labels[:, k]), k]
         if len(torch.unique(values)) < 2:
             said = "has no rating of these answers" if not len(values) else "is always the same"
-            raise RlaifError(f"objective {name!r} {said}: there is nothing to learn from it")
-    return names, labels
+            constant[k] = f"objective {name!r} {said}: there is nothing to learn from it"
+    if constant and (wanted is not None or len(constant) == len(names)):
+        raise RlaifError(next(iter(constant.values())))
+    kept = [k for k in range(len(names)) if k not in constant]
+    return [names[k] for k in kept], labels[:, kept]
 
 
 def binned(values: Tensor, most: int, name: str) -> tuple[tuple[float, ...], Tensor]:

@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter
 
 from rlaif.config.methods import AnyDistill
+from rlaif.core.errors import RlaifError
 from rlaif.core.records import Judgement
 from rlaif.train import probe
 from rlaif.train.fits import Features
@@ -89,6 +90,23 @@ def test_ratings_go_by_judge_and_principle_and_objectives_by_the_order_asked_for
     # Without judgements the pairs' own scores.
     names, labels = probe.labels_of(EXAMPLES, {}, None)
     assert labels[:, 0].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_objectives_that_are_always_the_same_are_left_out_unless_they_were_asked_for() -> None:
+    known = {
+        "flat": dict.fromkeys("abcde", 1.0),
+        "elsewhere": {"z": 0.5},
+        **probe.ratings(JUDGEMENTS),
+    }
+    names, labels = probe.labels_of(EXAMPLES, known, None)
+    assert names == ["j/kind", "k"]
+    assert labels[:, 1].tolist() == pytest.approx([known["k"][n] for n in "abcde"])
+    with pytest.raises(RlaifError, match="objective 'flat' is always the same"):
+        probe.labels_of(EXAMPLES, known, ["k", "flat"])
+    with pytest.raises(RlaifError, match="objective 'elsewhere' has no rating of these answers"):
+        probe.labels_of(EXAMPLES, known, ["elsewhere"])
+    with pytest.raises(RlaifError, match="objective 'flat' is always the same"):
+        probe.labels_of(EXAMPLES, {"flat": known["flat"]}, None)
 
 
 @pytest.mark.parametrize("method", ["multi_objective", "quantile"])

@@ -63,7 +63,7 @@ class GatedDistill(FitStep):
     FIT = "rlaif.train.probe:fit_gated_head"
 
     objectives: list[str] | None = Field(
-        None, description="Judges, or JUDGE/PRINCIPLE; default: all ratings."
+        None, description="Judges, or JUDGE/PRINCIPLE; default: all ratings that differ."
     )
     debias: Fraction | None = Field(
         0.03,
