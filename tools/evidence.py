@@ -286,8 +286,8 @@ def rating_words(table: ArenaTable, group: ArenaGroup, model: RatedModel) -> str
 
 def show_rating(rating: float, ends: Ends) -> str:
     """Rating points above the anchor, with the ends of their interval."""
-    low, high = ("none" if end is None else f"{end - ANCHOR:+.0f}" for end in ends)
-    return f"{rating - ANCHOR:+.0f} [{low}, {high}]"
+    low, high = ("none" if end is None else f"{round(end - ANCHOR):+d}" for end in ends)
+    return f"{round(rating - ANCHOR):+d} [{low}, {high}]"
 
 
 def alarm_words(runs: Mapping[int, Run]) -> str:

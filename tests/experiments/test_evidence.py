@@ -193,6 +193,8 @@ def test_an_arena_rates_each_model_against_its_anchor() -> None:
         "arena programs, judge checks, 90 battles: brief against initial +80 [+20, none], at equal "
         "style +85 [+20, none]"
     )
+    equal = own("equal", 999.6, (990.0, 1010.0))
+    assert "equal against initial +0 [-10, +10]" in rating_words(table, group, equal)
     apart = ArenaGroup(None, [brief], {})
     assert "brief against the mean of its group +80" in rating_words(table, apart, brief)
 
