@@ -326,11 +326,12 @@ def test_a_model_that_proposes_nothing_is_an_error(tmp_path: Path) -> None:
 def test_the_embedded_model_goes_the_whole_way(model_folder: Path, tmp_path: Path) -> None:
     with asking(tmp_path / "work") as (store, engines):
         model = named_model(str(model_folder))
-        options = InferOptions(pairs=2, proposing=1, candidates=1)
-        args = (pairs("shorter", 3), model, engines, store, options, QuietProgress())
+        # A model this small proposes nothing usable for some pairs, on each processor for others.
+        options = InferOptions(pairs=4, proposing=4, candidates=1)
+        args = (pairs("shorter", 5), model, engines, store, options, QuietProgress())
         made = infer_principles(*args)
-    assert made.pairs == 2 and len(made.ranked) == 1
-    assert all(sum(row.votes.values()) == 2 and row.votes["invalid"] == 0 for row in made.ranked)
+    assert made.pairs == 4 and len(made.ranked) == 1
+    assert all(sum(row.votes.values()) == 4 and row.votes["invalid"] == 0 for row in made.ranked)
     with asking(tmp_path / "work") as (store, engines):
         assert infer_principles(args[0], model, Pool(None), store, options, QuietProgress()) == made
 
