@@ -250,12 +250,20 @@ def bench_sentences(runs: Mapping[int, Run], system: System) -> Iterator[str]:
             for place, judge in row["result"]["judges"].items():
                 if judge["judge"] not in system.bench:
                     continue
-                said = [f"agreement {show_interval(judge | {'mean': judge['agreement']})}"]
+                said = [show_agreement(judge)]
                 both = judge.get("right_in_both_orders")
                 said += [f"right in both orders {show_interval(both)}"] if both else []
                 model = row["models"].get(place, "a program")
-                name = f"judge {judge['judge']} by {model}"
-                yield f"Seed {seed}: {name}: {', '.join(said)}, {judge['n']} pairs."
+                yield f"Seed {seed}: judge {judge['judge']} by {model}: {'; '.join(said)}."
+
+
+def show_agreement(judge: Mapping[str, Any]) -> str:
+    """How often a judge was right on the pairs that it decided, and how many it did not decide."""
+    others = f"{judge['ties']} ties, {judge['missing']} without a verdict"
+    if judge["agreement"] is None:
+        return f"it decided no pair ({others})"
+    agreement = show_interval({**judge, "mean": judge["agreement"]})  # type: ignore[typeddict-item]
+    return f"agreement {agreement} on {judge['n']} decided pairs ({others})"
 
 
 def arena_sentences(runs: Mapping[int, Run], system: System) -> Iterator[str]:

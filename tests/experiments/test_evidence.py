@@ -26,6 +26,7 @@ from tools.evidence import (
     pool,
     rating_words,
     read_table,
+    show_agreement,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,15 @@ def test_another_figure_rises_or_falls_and_is_neither_good_nor_bad(
 ) -> None:
     said = change_sentence("M1", "length/words", change(mean, half), "M0", 0.05)
     assert said.startswith(words)
+
+
+def test_a_judge_that_decided_nothing_has_no_agreement() -> None:
+    judge = {"agreement": None, "low": None, "high": None, "n": 0, "ties": 24, "missing": 3}
+    assert show_agreement(judge) == "it decided no pair (24 ties, 3 without a verdict)"
+    right = judge | {"agreement": 0.75, "low": 0.5, "high": 0.9, "n": 20, "ties": 4, "missing": 0}
+    assert show_agreement(right) == (
+        "agreement 0.750 [0.500, 0.900] on 20 decided pairs (4 ties, 0 without a verdict)"
+    )
 
 
 def test_fewer_than_six_prompts_tell_nothing() -> None:
