@@ -183,7 +183,10 @@ def processor_name() -> str:
 
 
 def is_done(system: System, runs: Path, files: Path = EXPERIMENTS) -> bool:
-    """Whether every seed has been run, with all the steps that the system's file has today."""
+    """Whether every seed has been run, with all the steps that the system's file has today, which
+    cannot be told without its data."""
+    if system.lacks_data():
+        return False
     for seed, folder in system.folders(runs).items():
         if not (folder / "manifest.json").exists():
             return False

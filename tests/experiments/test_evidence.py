@@ -179,6 +179,12 @@ def test_a_system_of_peoples_labels_reads_the_data_that_is_here(
     assert PLANTED.settings(2) == ["seed=2"] and not PLANTED.lacks_data()
 
 
+def test_runs_whose_data_is_gone_leave_the_page_as_it_is(runs: Path) -> None:
+    gone = System("planted", [1, 2, 3], "Nothing.", "Everything.", data="gone.jsonl")
+    part = "## planted\n\nConfig 0; seeds 1, 2, 3; Abacus.\n"
+    assert part in make_text([gone], runs, 0.05, part, files=runs)
+
+
 def test_check_fails_if_the_page_is_another_one(tmp_path: Path) -> None:
     page, runs = tmp_path / "EVIDENCE.md", tmp_path / "runs"
     margin, systems = read_table()
