@@ -54,6 +54,8 @@ class Watch:
     def check(self) -> None:
         """Nothing happened that should not, nothing sticks out, and axe finds no serious fault."""
         page = self.page
+        # Elements are there before the style sheet is.
+        page.wait_for_load_state("load")
         assert page.evaluate("window.hacked") is None
         # A phone would show a wider page smaller, with a larger inner width.
         width = page.viewport_size["width"]
