@@ -36,7 +36,7 @@ def init(directory: Path) -> None:
 def schema(what: str) -> None:
     """Print the JSON schema of a file, for editors."""
     if what == "experiment":
-        from rlaif.pipeline.spelling import experiment_schema
+        from rlaif.pipeline.reading import experiment_schema
 
         click.echo(experiment_schema())
     else:

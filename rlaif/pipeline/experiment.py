@@ -37,9 +37,8 @@ from rlaif.pipeline.remarks import list_remarks, refuse_remarks
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.average import MEMBER
-from rlaif.pipeline.steps.choose import ROUND, find_stopped
+from rlaif.pipeline.steps.choose import ROUND, has_stopped, is_needless, round_means
 from rlaif.pipeline.steps.context import CheckedProgress, LiveSamples, Progress, StepContext
-from rlaif.pipeline.steps.judge_judgements import has_judgements
 from rlaif.pipeline.steps.questions import read_questions
 
 if TYPE_CHECKING:
@@ -397,6 +396,26 @@ def _last_trains(plan: Sequence[Planned]) -> list[Planned]:
 OVERLAPPING = ("sample", "judge")
 
 
+def find_stopped(plan: Sequence[Planned], store: Store) -> set[str]:
+    """The hashes of steps in rounds that are not needed, since their stage stopped rising."""
+    found: set[str] = set()
+    for choice in plan:
+        if choice.kind != "choose":
+            continue
+        means = round_means(choice, store)
+        if not means or not has_stopped(means, choice.step.stops_rising):
+            continue
+        found |= {
+            step.hash
+            for step in plan
+            if (step.seed, step.stage) == (choice.seed, choice.stage)
+            and step.number > max(means)
+            and is_needless(step.kind, step.arms, choice.arms)
+            and step.hash != choice.hash
+        }
+    return found
+
+
 def overlap_groups(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
     """Cut the plan into groups that run one after the other: consecutive sample and judge steps
     are one group, and every other step is a group of its own, as is a judge of judgements.
@@ -408,7 +427,7 @@ def overlap_groups(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
         # Whether a round of a stage with `until` runs is known once the round before is judged.
         judged = planned.number if planned.id.startswith(f"{planned.stage}-best.") else 0
         # Judgements are compared once all of them are there.
-        return planned.kind in OVERLAPPING and not has_judgements(planned), judged
+        return planned.kind in OVERLAPPING and not planned.compares_judgements, judged
 
     for (together, _), run in groupby(plan, key=group_of):
         steps = list(run)

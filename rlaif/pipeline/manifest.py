@@ -16,6 +16,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rlaif.config.models import INITIAL, RESERVED_MODELS
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.integrity import CHECK, file_digest, is_whole, seal_row, unseal_row
@@ -27,9 +29,10 @@ from rlaif.metrics.decompose import change_sentences
 from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.metrics.words import self_judge_words
 from rlaif.pipeline.constitutions import hash_constitution, other_constitutions, other_judges
-from rlaif.pipeline.explain.rows import manifest_row
+from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.explain.words import describe_step, list_settings
 from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.spelling import resolved_yaml
+from rlaif.pipeline.stages import StepEntry
 
 MANIFEST, CONFIG, PROMPTS = "manifest.json", "config.yaml", "prompts.jsonl"
 KEYS = {"format", "name", "seeds", "arms", "models", "constitution", "judges", "prompts", "steps"}
@@ -77,6 +80,64 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
     manifest["files"] = {name: file_digest(store.root / name) for name in (CONFIG, PROMPTS)}
     text = json.dumps(seal_row(manifest), indent=1, ensure_ascii=False)
     write_atomic(store.root / MANIFEST, text)
+
+
+def manifest_row(planned: Planned) -> dict[str, Any]:
+    """A planned step as the manifest has it."""
+    return {
+        "hash": planned.hash,
+        "kind": planned.kind,
+        "id": planned.id,
+        "arms": list(planned.arms),
+        "seed": planned.seed,
+        "round": planned.round,
+        "stage": planned.stage,
+        "number": planned.number,
+        "inputs": planned.inputs,
+        "models": {role: [m.label, m.key] for role, m in planned.models.items()},
+        "does": describe_step(planned),
+        "settings": list_settings(planned),
+    }
+
+
+def resolved_yaml(experiment: Experiment) -> str:
+    """The experiment with every default written out, as it is kept in the run folder."""
+    # Profiles are sizes of the file and a sweep is a way to write arms; a run has one size.
+    data = experiment.model_dump(mode="json", by_alias=True, exclude={"profiles", "sweep"})
+    arms = experiment.arms.values()
+    # With arms it is they that say who labels.
+    apart = arms and all(arm.labels is not None for arm in arms)
+    if experiment.stages is None:
+        data["steps"] = _resolved_steps(experiment, experiment.steps, bool(apart))
+    else:
+        for stage, written in zip(experiment.stages, data["stages"], strict=True):
+            written["steps"] = _resolved_steps(experiment, stage.steps, bool(apart))
+    data["arms"] = {
+        name: arm.model_dump(mode="json", exclude_defaults=True)
+        for name, arm in experiment.arms.items()
+    }
+    single = ("steps", "rounds") if experiment.stages is not None else ("stages",)
+    unset = {key for key in ("seeds", "primary") if data[key] is None} | {*single}
+    data = {key: value for key, value in data.items() if key not in unset}
+    if "seeds" in data:
+        data.pop("seed", None)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _resolved_steps(
+    experiment: Experiment, entries: Sequence[StepEntry], arms_label: bool
+) -> list[dict[str, Any]]:
+    """The entries with all keys. A judge of `judges` stays named, so that a change of it there is a
+    change of the step."""
+    defined = {judge.id for judge in experiment.judges}
+    found = []
+    for e in entries:
+        wanted = {"id", "uses"} if e.kind == "judge" and e.step.id in defined else None
+        apart = {"labels", "flip"} if arms_label and e.kind == "label" else None
+        body = e.step.model_dump(mode="json", by_alias=True, include=wanted, exclude=apart)
+        beside = e.model_dump(mode="json", include={"when", "arms"}, exclude_none=True)
+        found.append({e.kind: body, **beside})
+    return found
 
 
 def _package_versions() -> dict[str, str]:

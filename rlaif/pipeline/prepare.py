@@ -29,7 +29,7 @@ from rlaif.core.rowfiles import list_shards
 from rlaif.core.yamlio import Lines, Loc, line_of, read_text
 from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
-from rlaif.data.rows import Source, rows_hash, source_rows
+from rlaif.data.rows import Source, is_votes, rows_hash, source_rows, vote_rows
 from rlaif.data.sources import (
     PromptSet,
     load_prompts,
@@ -38,15 +38,14 @@ from rlaif.data.sources import (
     split_apart,
     split_prompts,
 )
-from rlaif.data.vote_rows import is_votes, vote_rows
 from rlaif.engines.base import Model
 from rlaif.engines.build import Loader, known_capabilities, server_key, whole
 from rlaif.engines.model_folders import check_weights, locate, model_hash, resolve
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
 from rlaif.judges.common import JudgeBase
+from rlaif.pipeline.constitutions import refuse_code
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.permission import refuse_code
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
 from rlaif.pipeline.question_sets import make_question_set
 from rlaif.pipeline.reading import FileOfArm, load_arms

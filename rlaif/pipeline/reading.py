@@ -6,7 +6,9 @@ the profile, the arm, the sweep, `--set`; then `at` in its rounds. Later ones wi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -16,12 +18,10 @@ import yaml
 
 from rlaif.config.arms import MAIN, ArmSpec
 from rlaif.config.paths import Change, apply_changes, read_changes, read_setting, step_places
-from rlaif.config.rounds import in_rounds
 from rlaif.core.errors import ConfigError
-from rlaif.core.yamlio import Lines, Loc, line_of, load_yaml, suggest
+from rlaif.core.yamlio import Lines, Loc, line_of, load_yaml, suggest, validate
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.spelling import read_experiment
-from rlaif.pipeline.stages import StepEntry
+from rlaif.pipeline.stages import StepEntry, in_rounds
 
 FIXED = ("name", "description", "seed", "seeds", "prompts", "prompt_sets", "primary", "margin")
 """What is one for all arms, so that their policies are measured alike and can be compared."""
@@ -311,3 +311,99 @@ def _judges_asked(experiment: Experiment) -> Iterator[str]:
             yield from (judge for judge in entry.bench.judges if judge in judges)
         if entry.arena is not None and entry.arena.judge in judges:
             yield entry.arena.judge
+
+
+def read_experiment(
+    data: Mapping[str, Any], lines: Lines, path: Path, notes: Mapping[Loc, str] | None = None
+) -> Experiment:
+    """An experiment's file, which was read, with its short forms spelt out. Raises ConfigError."""
+    spelt_out = _with_step_ids(_with_judges_by_id(data, lines, path))
+    return validate(Experiment, spelt_out, lines, path, _notes_of_ids(spelt_out, notes or {}))
+
+
+def _notes_of_ids(data: Mapping[str, Any], notes: Mapping[Loc, str]) -> dict[Loc, str]:
+    """What stands at each step and judge of the file, besides the notes on what was set."""
+    found: dict[Loc, str] = {}
+    for place in step_places(data):
+        entry: Any = data
+        for part in place.loc:
+            entry = entry[part]
+        found[place.loc] = f"step {_id_of_judge(entry.get('judge')) or place.id}"
+    judges = data.get("judges")
+    for index, judge in enumerate(judges if isinstance(judges, list) else []):
+        found["judges", index] = f"judge {_id_of_judge(judge) or index}"
+    for loc, note in notes.items():
+        found[loc] = f"{found[loc]}, {note}" if loc in found else note
+    return found
+
+
+def _id_of_judge(body: Any) -> str | None:
+    """A judge's id, which is its kind where it has none; None where the body is no judge's."""
+    named = body.get("id", body.get("kind")) if isinstance(body, dict) else None
+    return named if isinstance(named, str) else None
+
+
+def _with_step_ids(data: dict[str, Any]) -> dict[str, Any]:
+    """The file with the ids that steps have where an earlier stage has taken their kind's."""
+    data = deepcopy(data)
+    for place in step_places(data):
+        entries: Any = data
+        for part in place.loc[:-1]:
+            entries = entries[part]
+        entry = entries[place.loc[-1]]
+        if place.id != place.kind and not isinstance(entry[place.kind], str):
+            body = entry[place.kind] if isinstance(entry[place.kind], dict) else {}
+            entry[place.kind] = {"id": place.id, **body}
+    return data
+
+
+def _with_judges_by_id(data: Mapping[str, Any], lines: Lines, path: Path) -> dict[str, Any]:
+    """The file with `judge: ID` and `judge: {id: ID, uses: ...}` spelt out, where `judges` defines
+    the judge of that id. Raises ConfigError at a step that names none, or says more of it."""
+    spelt_out = deepcopy(dict(data))
+    judges = data.get("judges")
+    given = [j for j in judges if isinstance(j, dict)] if isinstance(judges, list) else []
+    known = {judge["id"]: judge for judge in given if isinstance(judge.get("id"), str)}
+    for place in step_places(data):
+        entry: Any = spelt_out
+        for part in place.loc:
+            entry = entry[part]
+        body = entry.get("judge")
+        named = {"id": body} if isinstance(body, str) else body
+        if not isinstance(named, dict) or "kind" in named or not isinstance(named.get("id"), str):
+            continue
+        name, line = named["id"], line_of((*place.loc, "judge"), lines)
+        if name not in known:
+            fault = f"judge {name!r}: no judge of `judges` has that id, and no `kind` is given"
+            raise ConfigError(fault + suggest(name, sorted(known)), path, line)
+        more = sorted(named.keys() - {"id", "uses"})
+        if more:
+            raise ConfigError(
+                f"judge {name!r} is defined in `judges`: only `uses` may stand beside its id "
+                f"(got {', '.join(more)})",
+                path,
+                line,
+            )
+        entry["judge"] = {**known[name], **named}
+    return spelt_out
+
+
+def experiment_schema() -> str:
+    """The JSON schema of an experiment file, for editors."""
+    schema = Experiment.model_json_schema(by_alias=True)
+    by_id: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "uses": {"type": ["array", "null"], "items": {"type": "string"}},
+        },
+        "required": ["id"],
+        "additionalProperties": False,
+    }
+    named = "A judge that `judges` defines, by its id."
+    schema["$defs"]["StepEntry"]["properties"]["judge"]["anyOf"] += [
+        {"type": "string", "description": named},
+        by_id | {"description": named},
+    ]
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=2)

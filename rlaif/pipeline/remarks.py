@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 
 from rlaif.core.errors import ConfigError
-from rlaif.pipeline.explain.facts import list_kept
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 
 THERE_FOR_THEMSELVES = frozenset({"evaluate", "bench", "arena", "compare", "logprobs"})
@@ -56,6 +56,17 @@ def _unused(inputs: PlanInputs, plan: Sequence[Planned]) -> Iterator[str]:
     for (what, _), numbers in idle.items():
         rounds = ", ".join(map(str, sorted(numbers)))
         yield f"{what} (round {rounds} of its stage)"
+
+
+def list_kept(experiment: Experiment) -> tuple[str, ...]:
+    """The kinds or ids of steps whose records are there although no step uses them: what the
+    dataset is made of, and loads whose held-out part a bench reads by itself."""
+    benched = [entry.bench.pairs for entry in experiment.entries if entry.bench is not None]
+    if experiment.dataset is None:
+        return tuple(benched)
+    uses = experiment.dataset.uses
+    made_of = ("pair", "label", "filter", "load") if uses is None else (uses,)
+    return (*made_of, *benched)
 
 
 def _left_policies(

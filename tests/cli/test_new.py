@@ -25,9 +25,8 @@ from rlaif.cli.recipes.render import write_value
 from rlaif.core.errors import RlaifError
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
-from rlaif.pipeline.reading import load_experiment
+from rlaif.pipeline.reading import experiment_schema, load_experiment
 from rlaif.pipeline.runs import load_run
-from rlaif.pipeline.spelling import experiment_schema
 
 SERVER = ("--judge", "http://127.0.0.1:8000/v1", "--judge-model", "served")
 OTHER = ("--judge", "someone/another-model")

@@ -17,8 +17,8 @@ from rlaif.config.paths import apply_changes, read_setting
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.reading import load_experiment
-from rlaif.pipeline.spelling import experiment_schema, resolved_yaml
+from rlaif.pipeline.manifest import resolved_yaml
+from rlaif.pipeline.reading import experiment_schema, load_experiment
 
 HEAD = """\
 name: test

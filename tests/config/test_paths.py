@@ -25,11 +25,11 @@ from rlaif.core.store import Store
 from rlaif.core.yamlio import load_yaml
 from rlaif.data.sources import provisional_prompts
 from rlaif.pipeline.forecast import Forecast, forecast
+from rlaif.pipeline.manifest import resolved_yaml
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.reading import load_experiment
-from rlaif.pipeline.spelling import resolved_yaml
 
 SHIPPED = sorted(Path(__file__).parents[2].joinpath("experiments").glob("*.yaml"))
 

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from rlaif.core.errors import ConfigError
+from rlaif.pipeline.manifest import resolved_yaml
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.reading import load_experiment
-from rlaif.pipeline.spelling import resolved_yaml
 
 FILE = """\
 name: arms

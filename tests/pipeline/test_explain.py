@@ -19,10 +19,10 @@ from rlaif.config.dataset import DatasetSpec
 from rlaif.core.errors import ConfigError
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.explain.build import make_flow
-from rlaif.pipeline.explain.facts import list_kept
 from rlaif.pipeline.explain.plan import explain_file
 from rlaif.pipeline.explain.rows import read_rows
 from rlaif.pipeline.reading import load_experiment
+from rlaif.pipeline.remarks import list_kept
 from rlaif.pipeline.runs import load_run
 from rlaif.report.build import build_report
 from rlaif.report.flow import Flow, Node, rounds_in_words

@@ -11,10 +11,10 @@ import yaml
 
 from rlaif.core.errors import ConfigError
 from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.manifest import resolved_yaml
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
-from rlaif.pipeline.reading import load_experiment
-from rlaif.pipeline.spelling import experiment_schema, resolved_yaml
+from rlaif.pipeline.reading import experiment_schema, load_experiment
 
 HEAD = """\
 name: by-id

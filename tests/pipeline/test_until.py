@@ -17,14 +17,15 @@ from rlaif.cli import cli
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Judgement
 from rlaif.core.store import StepFolder, Store
-from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline import experiment
+from rlaif.pipeline.experiment import find_stopped, run_experiment
 from rlaif.pipeline.manifest import read_manifest, read_rounds
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps import choose
-from rlaif.pipeline.steps.choose import best_round, find_stopped, has_stopped
+from rlaif.pipeline.steps.choose import best_round, has_stopped
 
 SAMPLE = {"n": 5, "prompts": 3, "max_new_tokens": 20}
 TRAIN = {"learning_rate": 1e-6, "batch_size": 2, "precision": "fp32"}
@@ -280,7 +281,7 @@ def test_rounds_are_needless_by_their_number_within_the_stage(
     """Rounds 1 to 4 of the second stage are 2 to 5 over all; no new best came in its second."""
     first = {"id": "first", "steps": [*LOOP["steps"][:3], {"train": {"id": "before", **TRAIN}}]}
     plan = make_plan(prepare(write(stages=[first, LOOP, LAST])))
-    monkeypatch.setattr(choose, "round_means", lambda choice, store: {1: 0.6, 2: 0.5})
+    monkeypatch.setattr(experiment, "round_means", lambda choice, store: {1: 0.6, 2: 0.5})
     stopped = find_stopped(plan, Store(tmp_path / "none"))
     found = {(p.stage, p.number, p.round) for p in plan if p.hash in stopped}
     assert found == {("loop", 3, 4), ("loop", 4, 5)}

@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from rlaif.config.rounds import Rounds, in_rounds
 from rlaif.core.errors import ConfigError
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.manifest import read_rounds
+from rlaif.pipeline.manifest import read_rounds, resolved_yaml
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.reading import load_experiment
-from rlaif.pipeline.spelling import resolved_yaml
+from rlaif.pipeline.stages import Rounds, in_rounds
 
 ROUNDS: TypeAdapter[Any] = TypeAdapter(Rounds)
 

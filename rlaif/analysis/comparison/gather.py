@@ -32,8 +32,7 @@ from rlaif.data.loaded import record_of
 from rlaif.data.readers import OnError, detect_format, read_labelled
 from rlaif.data.readers.alpaca_eval import baseline_beside
 from rlaif.data.readers.base import answer_id
-from rlaif.data.rows import file_rows
-from rlaif.data.vote_rows import is_votes
+from rlaif.data.rows import file_rows, is_votes
 from rlaif.metrics.battles import make_battle, read_battles
 from rlaif.metrics.winrate import Battle
 from rlaif.pipeline.constitutions import run_weights

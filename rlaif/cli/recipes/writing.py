@@ -9,7 +9,7 @@ import yaml
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.store import write_atomic
-from rlaif.pipeline.spelling import experiment_schema, read_experiment
+from rlaif.pipeline.reading import experiment_schema, read_experiment
 
 SCHEMA = "experiment.schema.json"
 """What the first line of a file names. Editors look for it beside the file, whichever folder is

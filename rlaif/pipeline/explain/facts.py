@@ -92,17 +92,6 @@ def _name_asked(asks: Mapping[str, str]) -> str:
     return ", ".join(f"{name} ({role})" for role, name in asks.items())
 
 
-def list_kept(experiment: Experiment) -> tuple[str, ...]:
-    """The kinds or ids of steps whose records are there although no step uses them: what the
-    dataset is made of, and loads whose held-out part a bench reads by itself."""
-    benched = [entry.bench.pairs for entry in experiment.entries if entry.bench is not None]
-    if experiment.dataset is None:
-        return tuple(benched)
-    uses = experiment.dataset.uses
-    made_of = ("pair", "label", "filter", "load") if uses is None else (uses,)
-    return (*made_of, *benched)
-
-
 def list_unasked(experiment: Experiment, asked: set[str], used: set[str]) -> list[str]:
     """Judges that no step asks (`asked` are those that some do) and models that none uses."""
     judges = (name for name in experiment.all_judges() if name not in asked)

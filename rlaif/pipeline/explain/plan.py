@@ -11,13 +11,15 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.store import Store
 from rlaif.core.yamlio import suggest
 from rlaif.pipeline.explain.build import make_flow
-from rlaif.pipeline.explain.facts import list_facts, list_kept, list_unasked, list_undrawn
-from rlaif.pipeline.explain.rows import Counts, manifest_row, read_rows
+from rlaif.pipeline.explain.facts import list_facts, list_unasked, list_undrawn
+from rlaif.pipeline.explain.rows import Counts, read_rows
 from rlaif.pipeline.explain.words import count_words
 from rlaif.pipeline.forecast import Forecast, forecast
+from rlaif.pipeline.manifest import manifest_row
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.remarks import list_kept
 from rlaif.report.flow import Flow
 
 _UNITS = {"model": "examples", "reward model": "examples"}

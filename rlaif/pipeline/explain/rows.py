@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.pipeline.explain.words import describe_step, list_settings
-from rlaif.pipeline.plan.base import Planned
-
 Counts = Mapping[str, int]
 """What a step makes, or how often it asks models (`calls`), by name."""
 
@@ -47,24 +44,6 @@ class Row:
         """The hash of the step that makes the model in a role; None of a given model."""
         kind, _, digest = self.models[role][1].partition(":")
         return digest if kind == "train" else None
-
-
-def manifest_row(planned: Planned) -> dict[str, Any]:
-    """A planned step as the manifest has it."""
-    return {
-        "hash": planned.hash,
-        "kind": planned.kind,
-        "id": planned.id,
-        "arms": list(planned.arms),
-        "seed": planned.seed,
-        "round": planned.round,
-        "stage": planned.stage,
-        "number": planned.number,
-        "inputs": planned.inputs,
-        "models": {role: [m.label, m.key] for role, m in planned.models.items()},
-        "does": describe_step(planned),
-        "settings": list_settings(planned),
-    }
 
 
 def read_rows(steps: Iterable[Mapping[str, Any]], counts: Mapping[str, Counts]) -> list[Row]:

@@ -9,9 +9,10 @@ from rlaif.config.arms import MAIN
 from rlaif.core.store import Store
 from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.explain.build import make_flow
-from rlaif.pipeline.explain.facts import list_facts, list_kept
+from rlaif.pipeline.explain.facts import list_facts
 from rlaif.pipeline.explain.rows import done_counts, read_rows
 from rlaif.pipeline.explain.words import count_words
+from rlaif.pipeline.remarks import list_kept
 from rlaif.report.flow import Flow
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from rlaif.config.arms import MAIN
 from rlaif.config.models import INITIAL, RESERVED_MODELS, ModelSpec
-from rlaif.config.rounds import in_rounds
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
@@ -29,9 +28,9 @@ from rlaif.core.yamlio import Lines, Loc, line_of, suggest
 from rlaif.data.prompt_table import PromptsById, sorted_ids
 from rlaif.data.sources import PromptSet
 from rlaif.engines.base import GenerateRequest, Model
-from rlaif.judges.base import Judge, most_calls, roles_of
+from rlaif.judges.base import Judge, compares_judgements, most_calls, roles_of
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.stages import Stage, StepEntry, has_arm
+from rlaif.pipeline.stages import Stage, StepEntry, has_arm, in_rounds
 
 SLOT = "q_"
 """How the id of a prompt begins that asks about answers which the run makes: a plan has one for
@@ -84,6 +83,11 @@ class Planned:
     def makes_model(self) -> bool:
         """Whether it is a training."""
         return "made" in self.models
+
+    @property
+    def compares_judgements(self) -> bool:
+        """Whether it is a judge step that compares judgements."""
+        return self.kind == "judge" and any(map(compares_judgements, self.judges.values()))
 
     @property
     def sources(self) -> set[str]:

@@ -9,18 +9,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from rlaif.config.models import INITIAL
-from rlaif.config.rounds import in_rounds
 from rlaif.core.errors import ConfigError
 from rlaif.core.yamlio import line_of
 from rlaif.engines.base import Model
 from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
 from rlaif.pipeline.plan.episodes import refuse_episodes
-from rlaif.pipeline.stages import Stage, StepEntry, has_arm
+from rlaif.pipeline.stages import Stage, StepEntry, has_arm, in_rounds
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.choose import check_until, plan_choice, plan_round
 from rlaif.pipeline.steps.compare import plan_comparisons
 from rlaif.pipeline.steps.evaluate import check_evaluation, plan_start
-from rlaif.pipeline.steps.judge_judgements import has_judgements
 
 
 def make_plan(inputs: PlanInputs) -> list[Planned]:
@@ -65,7 +63,8 @@ def _walk_stages(walk: Walk) -> list[Planned]:
             if entry.evaluate is not None and _has(walk, stage, entry):
                 check_evaluation(walk, index, entry.evaluate)
                 plan_start(walk, index, entry.evaluate)
-                refuse_episodes(walk, index, walk.done)
+                if walk.inputs.starts:
+                    refuse_episodes(walk, index, walk.done)
             index += 1
     before = 0
     for place, stage in enumerate(stages):
@@ -83,7 +82,8 @@ def _walk_stages(walk: Walk) -> list[Planned]:
                 if _has(walk, stage, entry) and in_rounds(entry.when, number):
                     known = len(walk.done)
                     step_module(entry.kind).plan(walk, before + offset, entry.step)
-                    refuse_episodes(walk, before + offset, walk.done[known:])
+                    if walk.inputs.starts:
+                        refuse_episodes(walk, before + offset, walk.done[known:])
             if until is not None:
                 judged.append(plan_round(walk, stage, until))
         if until is not None:
@@ -165,7 +165,7 @@ def _refuse_idle_pairs(walk: Walk) -> None:
     used = {
         digest
         for planned in walk.done
-        if planned.kind in ("label", "pair", "filter", "train") or has_judgements(planned)
+        if planned.kind in ("label", "pair", "filter", "train") or planned.compares_judgements
         for digest in planned.inputs.values()
     }
     for judge in walk.done:

@@ -145,23 +145,3 @@ def is_needless(kind: str, arms: Sequence[str], stopped: Sequence[str]) -> bool:
     rounds that all of them have."""
     over = set(arms) & set(stopped)
     return bool(over) if kind == "compare" else over == set(arms)
-
-
-def find_stopped(plan: Sequence[Planned], store: Store) -> set[str]:
-    """The hashes of steps in rounds that are not needed, since their stage stopped rising."""
-    found: set[str] = set()
-    for choice in plan:
-        if choice.kind != "choose":
-            continue
-        means = round_means(choice, store)
-        if not means or not has_stopped(means, choice.step.stops_rising):
-            continue
-        found |= {
-            step.hash
-            for step in plan
-            if (step.seed, step.stage) == (choice.seed, choice.stage)
-            and step.number > max(means)
-            and is_needless(step.kind, step.arms, choice.arms)
-            and step.hash != choice.hash
-        }
-    return found

@@ -29,8 +29,9 @@ from rlaif.data.sources import every_prompt
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.judged_filters import judge_of, list_judged, plan_judged, read_judged
+from rlaif.pipeline.steps.judged_filters import list_judged, plan_judged, read_judged
 from rlaif.pipeline.steps.training_data import data_kind
+from rlaif.pipeline.steps.written import judge_of
 
 VERSION = 2
 MAKES = "records"

@@ -68,7 +68,6 @@ from rlaif.pipeline.steps.context import (
 )
 from rlaif.pipeline.steps.judge_judgements import (
     JudgementGroups,
-    has_judgements,
     plan_comparisons,
     size_comparisons,
 )
@@ -159,7 +158,7 @@ def judged(
 
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
     """The calls of the judge on the answers that there may be."""
-    if has_judgements(planned):
+    if planned.compares_judgements:
         return size_comparisons(inputs, planned, known)
     answers = known.records_read(planned, "completions")
     if planned.prompts:
@@ -451,7 +450,7 @@ class Groups:
             if len(unit) > 1
             for name in unit
         }
-        compared = has_judgements(context.planned)
+        compared = context.planned.compares_judgements
         self._judgements = JudgementGroups(context) if compared else None
         self._sources = [
             self._open_source(digest) for digest in context.inputs_under("completions")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.core.yamlio import suggest
-from rlaif.judges.base import Call, Case, compares_judgements
+from rlaif.judges.base import Call, Case
 from rlaif.judges.common import AnswerOnly, answer_only
 from rlaif.judges.judgements import group_judgements, samples_of
 from rlaif.pipeline.plan.base import (
@@ -148,10 +148,3 @@ class JudgementGroups:
             completions = [answer_only(c, self._thinking) for c in completions]
         rows = self._given.of(prompt.prompt_id)
         return group_judgements(prompt, completions, rows, self._widest)
-
-
-def has_judgements(planned: Planned) -> bool:
-    """Whether a judge step compares judgements."""
-    return planned.kind == "judge" and any(
-        compares_judgements(judge) for judge in planned.judges.values()
-    )

@@ -38,10 +38,9 @@ from rlaif.data.readers import (
     read_labelled,
 )
 from rlaif.data.readers.base import answer_id, better_scores, chosen_first
-from rlaif.data.rows import Source, source_rows
+from rlaif.data.rows import Source, is_votes, source_rows
 from rlaif.data.sources import loaded_source
 from rlaif.data.texts import read_texts
-from rlaif.data.vote_rows import is_votes
 from rlaif.data.votes import read_items, read_settings, read_votes
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk, round_prompts
 from rlaif.pipeline.steps import step_hash

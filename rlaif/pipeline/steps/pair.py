@@ -23,8 +23,6 @@ from rlaif.core.yamlio import suggest
 from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
-from rlaif.pipeline.steps.judge_judgements import has_judgements
-from rlaif.pipeline.steps.judged_filters import weights_by_step
 from rlaif.pipeline.steps.pair_judgements import (
     make_verdict_pairs,
     plan_verdict_pairs,
@@ -39,7 +37,7 @@ from rlaif.pipeline.steps.pair_origins import (
     size_origins,
 )
 from rlaif.pipeline.steps.training_data import data_kind
-from rlaif.pipeline.steps.written import find_judge_steps
+from rlaif.pipeline.steps.written import find_judge_steps, weights_by_step
 from rlaif.preferences.aggregate import candidate_scores, weights_of
 from rlaif.preferences.pairing import (
     PairSettings,
@@ -117,7 +115,9 @@ def _find_judges(walk: Walk, index: int, step: PairStep) -> list[Planned]:
         raise walk.inputs.fail(index, message, "uses")
     if not used:
         raise walk.inputs.fail(index, "pair has no judgements: add a judge step before it")
-    meta = next((judge for judge in find_judge_steps(walk, used) if has_judgements(judge)), None)
+    meta = next(
+        (judge for judge in find_judge_steps(walk, used) if judge.compares_judgements), None
+    )
     if meta is not None:
         raise walk.inputs.fail(
             index,

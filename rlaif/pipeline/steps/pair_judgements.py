@@ -13,7 +13,6 @@ from rlaif.judges.judgements import compute_strengths
 from rlaif.pipeline.plan.base import Known, Planned, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.judge_judgements import has_judgements
 from rlaif.pipeline.steps.pair_origins import PairPlan, name_steps
 from rlaif.pipeline.steps.written import (
     JUDGING,
@@ -77,7 +76,7 @@ def _refuse_other_judge(
     """Raise ConfigError where `better` names no judge of these judgements."""
     of = {s.hash for s in steps}
     for judge in better:
-        if not has_judgements(judge):
+        if not judge.compares_judgements:
             fault = f"{judge.id!r} judges answers: name a judge step of kind `judgements`"
         elif not {s.hash for s in find_judge_steps(walk, _read_by(walk, judge))} & of:
             fault = f"{judge.id!r} compared other judgements than those of {step.of!r}"

@@ -11,8 +11,7 @@ from rlaif.core.records import Completion, Judgement, Preference
 from rlaif.pipeline.plan.base import Known, Planned, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.judged_filters import weights_by_step
-from rlaif.pipeline.steps.written import find_judge_steps
+from rlaif.pipeline.steps.written import find_judge_steps, weights_by_step
 from rlaif.preferences.origins import Match, OriginSettings, origin_preferences
 
 ANSWERING = ("sample", "revise", "filter", "load")

@@ -49,21 +49,6 @@ def plan(walk: Walk, index: int, step: QuestionsStep) -> None:
     walk.by_id[step.id, walk.round] = planned
 
 
-def questions_of(walk: Walk, *sets: str) -> dict[str, str]:
-    """The steps that made these sets of questions, as inputs of one that draws from them."""
-    made = {p.id: p.hash for p in walk.done if p.kind == "questions"}
-    return {f"questions/{name}": made[name] for name in sets if name in made}
-
-
-def refuse_unasked_set(walk: Walk, index: int, *sets: str) -> None:
-    """Raise ConfigError for a set of questions that no step has made yet."""
-    asks = {e.step.id for e in walk.experiment.entries if e.kind == "questions"}
-    for name in sets:
-        if name in asks and not walk.inputs.set_named(name).train:
-            message = f"prompts: the questions of {name!r} are not made yet: put that step before"
-            raise walk.inputs.fail(index, message, "prompts")
-
-
 def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
     """The questions, which are known, or as many as there may be about answers of the run."""
     return Size(len(planned.prompts))

@@ -28,9 +28,8 @@ from rlaif.pipeline.plan.base import SLOT, Planned, Walk, make_example_answer
 from rlaif.pipeline.question_sets import count_left_out
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.judge_judgements import has_judgements
-from rlaif.pipeline.steps.judged_filters import weights_by_step
 from rlaif.pipeline.steps.training_data import data_kind
+from rlaif.pipeline.steps.written import weights_by_step
 from rlaif.preferences.aggregate import candidate_scores, weights_of
 
 SOURCES = ("pair", "filter", "judge")
@@ -116,7 +115,7 @@ def _fault_of_source(planned: Planned) -> str:
     if planned.kind == "filter" and data_kind(planned) != "preferences":
         given = data_kind(planned)
         return f"{planned.id!r} gives {given}: name a filter of preferences, or a judge step"
-    if planned.kind == "judge" and has_judgements(planned):
+    if planned.kind == "judge" and planned.compares_judgements:
         return f"{planned.id!r} compares judgements and scores no answer"
     if planned.kind == "judge" and planned.judges[planned.step.id].comparative:
         return f"{planned.id!r} compares answers: let a `pair` step make pairs of that, and name it"

@@ -28,7 +28,6 @@ from rlaif.pipeline.steps.episodes import (
     texts_of,
     turn_sampling,
 )
-from rlaif.pipeline.steps.questions import questions_of, refuse_unasked_set
 
 VERSION = 4
 MAKES = "completions"
@@ -62,6 +61,21 @@ def plan(walk: Walk, index: int, step: SampleStep) -> None:
     walk.judgements, walk.preferences = {}, []
     for name, planned in walk.completions.items():
         walk.by_id[name, walk.round] = planned
+
+
+def questions_of(walk: Walk, *sets: str) -> dict[str, str]:
+    """The steps that made these sets of questions, as inputs of one that draws from them."""
+    made = {p.id: p.hash for p in walk.done if p.kind == "questions"}
+    return {f"questions/{name}": made[name] for name in sets if name in made}
+
+
+def refuse_unasked_set(walk: Walk, index: int, *sets: str) -> None:
+    """Raise ConfigError for a set of questions that no step has made yet."""
+    asks = {e.step.id for e in walk.experiment.entries if e.kind == "questions"}
+    for name in sets:
+        if name in asks and not walk.inputs.set_named(name).train:
+            message = f"prompts: the questions of {name!r} are not made yet: put that step before"
+            raise walk.inputs.fail(index, message, "prompts")
 
 
 def _plan_pool(

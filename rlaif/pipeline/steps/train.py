@@ -40,8 +40,8 @@ from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, lost_notes
 from rlaif.pipeline.steps.model_card import CARD, model_card
 from rlaif.pipeline.steps.pair import why_no_pairs
-from rlaif.pipeline.steps.questions import questions_of, refuse_unasked_set
 from rlaif.pipeline.steps.reward_judges import reward_models, terms_fault, turned_costs
+from rlaif.pipeline.steps.sample import questions_of, refuse_unasked_set
 from rlaif.pipeline.steps.training_data import (
     TrainingData,
     choose_data,

@@ -49,6 +49,28 @@ def find_judge_steps(walk: Walk, steps: Iterable[Planned]) -> list[Planned]:
     return list(found.values())
 
 
+def judge_of(walk: Walk, planned: Planned) -> str:
+    """The judge whose judgements a step gives, which a filter may have thinned out."""
+    steps = {step.hash: step for step in walk.done}
+    while planned.kind == "filter":
+        planned = steps[planned.inputs["judgements/0"]]
+    return str(planned.step.id)
+
+
+def weights_by_step(walk: Walk, used: Sequence[Planned]) -> dict[str, float]:
+    """The weights of principles for steps that read the judgements of `used`. A judge with a
+    constitution of its own has its own (see `PlanInputs.principle_weights`), under the names of
+    filters of its judgements too."""
+    weights = walk.principle_weights()
+    filters = {p.id: f"{judge_of(walk, p)}/" for p in used if p.kind == "filter"}
+    return weights | {
+        f"{name}/{principle.removeprefix(start)}": weight
+        for name, start in filters.items()
+        for principle, weight in weights.items()
+        if principle.startswith(start)
+    }
+
+
 def list_asked(steps: Iterable[Planned]) -> list[Asked]:
     """What makes the questions of these judge steps again."""
     return [
