@@ -194,6 +194,13 @@ STAGES = {
 }
 
 
+def test_a_new_body_of_a_step_leaves_its_rounds_and_arms() -> None:
+    data = yaml.safe_load(FILE)
+    data["steps"][4] |= {"when": 2, "arms": ["one"]}
+    entry = changed("steps.train={method: ipo}", data=data)["steps"][4]
+    assert entry == {"train": {"id": "train", "method": "ipo"}, "when": 2, "arms": ["one"]}
+
+
 def test_ids_across_stages() -> None:
     places = {place.id: place.loc for place in step_places(STAGES)}
     assert list(places) == ["train", "evaluate", "gold", "train-rl", "evaluate-rl"]

@@ -78,6 +78,8 @@ GOLDEN: list[tuple[str, dict[str, Any], str, str, float | None]] = [
     ("numeric_match", {}, "3.14", "3,14", 0.0),
     ("numeric_match", {"decimal": ","}, "3,14", "Es sind 3,14.", 1.0),
     ("numeric_match", {"decimal": ","}, "1234,5", "1.234,5", 1.0),
+    ("numeric_match", {"decimal": ","}, "1,2", "3/2,5", 1.0),
+    ("numeric_match", {"decimal": ","}, "1,3", "3/2,5", 0.0),
     ("numeric_match", {}, "0.5", BOXED_TWICE, 1.0),
     ("numeric_match", {}, "3", BOXED_TWICE, 0.0),
     ("numeric_match", {}, "7", "The answer is 3 + 4 = 7, not 8.", 1.0),

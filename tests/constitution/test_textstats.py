@@ -216,6 +216,9 @@ def test_flesch_ease() -> None:
     # Six words to a sentence, twelve words and fourteen syllables.
     known = ts.flesch_ease("The cat sat on the table. The dog lay on a sofa.")
     assert known == pytest.approx(206.835 - 1.015 * 6 - 84.6 * 14 / 12)
+    # Lines of code are no sentences.
+    code = "\n```\nprint(1)\nprint(2)\nprint(3)\n```\n"
+    assert ts.flesch_ease(f"The cat sat on the table. The dog lay on a sofa.{code}") == known
 
 
 def test_patterns_are_guarded() -> None:
