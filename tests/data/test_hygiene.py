@@ -22,11 +22,20 @@ from rlaif.core.records import make_prompt
 from rlaif.core.store import Store
 from rlaif.data import embed
 from rlaif.data.embed import Vectors
-from rlaif.data.hygiene import Beside, Item, Sifted, of_preference, private_kinds, sift_items
+from rlaif.data.hygiene import (
+    Beside,
+    Item,
+    Sifted,
+    of_completion,
+    of_preference,
+    private_kinds,
+    sift_items,
+)
 from rlaif.data.readers.base import make_pair
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.steps.filter import read_beside
 from rlaif.pipeline.steps.load import labelled_preference
+from tests.support.wiring import PROMPT, completion
 
 LONG = "the quick brown fox jumps over the lazy dog while the small grey cat sleeps by a warm fire"
 
@@ -248,6 +257,12 @@ def test_the_funnel_adds_up_in_any_order_and_twice_is_once(
 )
 def test_personal_data_is_told_from_other_numbers(text: str, kinds: list[str]) -> None:
     assert private_kinds(text, ["email", "phone", "ip", "card", "iban"], ["US"]) == kinds
+
+
+@pytest.mark.parametrize(("reason", "kept"), [("stop", True), ("length", False), ("failed", False)])
+def test_only_what_ended_by_itself_is_whole(reason: str, kept: bool) -> None:
+    answer = structs.replace(completion("Oslo", 0), finish_reason=reason)
+    assert bool(sifted([of_completion(answer, PROMPT)], {"kind": "truncated"}).kept) is kept
 
 
 def test_phone_numbers_are_read_as_in_the_named_countries() -> None:

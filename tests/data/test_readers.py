@@ -285,8 +285,11 @@ def test_icai_prefers_its_default_annotator(tmp_path: Path) -> None:
     assert [(p.annotator, p.label) for p in read_labelled(path)] == [("judge", 0.5)]
 
 
-def test_a_suggestion_counts_where_nobody_answered(tmp_path: Path) -> None:
-    row = SAMPLES["argilla"][0] | {"preference.responses.status": ["discarded"] * 3}
+@pytest.mark.parametrize(
+    "states", [["discarded"] * 3, ["draft"] * 3, ["draft", "discarded", "draft"]]
+)
+def test_a_suggestion_counts_where_nobody_answered(tmp_path: Path, states: list[str]) -> None:
+    row = SAMPLES["argilla"][0] | {"preference.responses.status": states}
     (pair,) = read_labelled(jsonl(tmp_path / "a.jsonl", [row]))
     assert (pair.label, pair.annotator_kind) == (0.0, "ai")
 
