@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -188,6 +188,8 @@ MEANS = st.lists(st.one_of(st.none(), QUARTERS), min_size=2, max_size=5)
 
 
 @given(MEANS, st.lists(QUARTERS, min_size=4, max_size=4))
+# The third lowers the soup of two, and not below the best member.
+@example([0.25, 0.0, 0.0], [0.75, 0.5, 0.0, 0.0])
 def test_a_greedy_soup_never_falls_below_its_best_member(
     members: list[float | None], drawn: list[float]
 ) -> None:

@@ -83,7 +83,7 @@ def test_every_role_of_a_judge_has_its_own_model_in_a_round_and_in_an_evaluation
             {"judge": VERSUS},
             {"pair": {"uses": ["ratio"], "standardise": "initial"}},
             {"train": {"reference": "earlier"}},
-            {"evaluate": {"id": "ev", "n": 3, "temperature": 0.25}},
+            {"evaluate": {"id": "ev", "n": 3, "temperature": 0.25, "max_new_tokens": 10}},
         ],
     )
 
@@ -122,10 +122,11 @@ def test_every_role_of_a_judge_has_its_own_model_in_a_round_and_in_an_evaluation
         assert pairs.inputs["initial/ratio"] == of("judge", "ratio", 1).hash
         step = new.step
         kept = (step.n, step.temperature, step.top_p, step.top_k, step.max_new_tokens, step.stop)
-        assert kept == (3, 0.25, 0.7, 6, 12, ["END"])
+        assert kept == (3, 0.25, 0.7, 6, 10, ["END"])
         assert new.options == {"sampling_seed": "heldout/4"}
         drawn = of("sample", "sample", number)
         assert (drawn.options, drawn.step.temperature) == ({"sampling_seed": f"4/{number}"}, 0.9)
+        assert drawn.step.max_new_tokens == 12
     assert not [p for p in plan if p.id == "ev.versus" and p.round == 0]
     assert of("logprobs", "ev.logprobs", 0).options == {"own": True}
     trained = [roles(of("train", "train", number)) for number in (1, 2)]

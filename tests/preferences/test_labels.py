@@ -23,3 +23,7 @@ def test_a_label_counts_principles_by_their_weights() -> None:
     pair = GivenPair("l", "p", "a", "b")
     assert annotator_verdicts([pair], {"one": rows}, {"heavy": 3.0, "light": 1.0}) == {"l": 0.75}
     assert annotator_verdicts([pair], {"one": rows}, {}) == {"l": 0.5}
+    # A judge with a constitution of its own goes by its weights, whatever the run's are.
+    weights = {"heavy": 1.0, "light": 3.0, "one/heavy": 3.0, "one/light": 1.0}
+    assert annotator_verdicts([pair], {"one": rows}, weights) == {"l": 0.75}
+    assert annotator_verdicts([pair], {"other": rows}, weights) == {"l": 0.25}
