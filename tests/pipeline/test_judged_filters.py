@@ -258,6 +258,19 @@ def test_what_agrees_is_balanced_by_score_and_paired(
     assert sizes["kept"] == sizes["grade"] == 16
 
 
+def test_a_filter_of_one_judges_judgements_leaves_those_of_the_others(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    labelled(tmp_path)
+    other = {"judge": {"id": "brief", "kind": "rules", "principles": ["brief"]}}
+    thinned = filtered(AGREES, records="judgements", uses=["grade"])
+    plan = make_plan(prepare(write([RANKED, GRADE, other, thinned, {"pair": {}}]), fetch=False))
+    (pair,) = [p for p in plan if p.kind == "pair"]
+    made = {p.hash: p.id for p in plan}
+    read = {made[h] for name, h in pair.inputs.items() if name.startswith("judgements/")}
+    assert read == {"kept", "brief"}
+
+
 def run_inputs(run: Run, name: str) -> dict[str, str]:
     return dict(folder_of(run, name).done()["inputs"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import GivenPair
+from rlaif.core.store import Store
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.labelling import name_line
+from rlaif.pipeline.labelling import _unit_of_judge, name_line
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import Run, load_run
@@ -387,3 +389,18 @@ def test_without_numbers_there_is_no_curve_and_unknown_costs_are_said(mixed: Run
     assert costs["ai"]["price"] == 0 and costs["ai"]["notes"] == []
     assert costs["half"]["price"] is None and costs["human"]["cost"] is None
     assert "give `human_price` in `label`" in costs["human"]["notes"][0]
+
+
+def test_a_judge_costs_as_much_for_pairs_that_it_left_undecided_or_that_are_not_used(
+    tmp_path: Path,
+) -> None:
+    run: Any = SimpleNamespace(store=Store(tmp_path))
+    run.manifest = {"steps": [{"hash": "asked", "kind": "judge", "models": {"by": ["M0", "key"]}}]}
+    store = run.store
+    store.step("asked").finish({"kind": "judge", "counts": {"calls": 24}})
+    counts = {"preferences": 6, "undecided": 2, "unused": 4}
+    store.step("labelled").finish({"kind": "label", "counts": counts})
+    label = {"hash": "labelled", "inputs": {"judgements/grader": "asked"}}
+    unit = _unit_of_judge(run, SimpleNamespace(), "grader", [label])  # type: ignore[arg-type]
+    assert unit.calls == 2.0 and unit.tokens is None
+    assert unit.notes == ("What the labels of grader cost is not known: no server counted it.",)
