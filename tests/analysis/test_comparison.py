@@ -151,6 +151,33 @@ def test_principles_are_compared_with_their_own(tmp_path: Path) -> None:
     assert {p["name"]: p["figures"]["agreement"]["mean"] for p in parts} == {"brief": 0, "kind": 1}
 
 
+def test_the_win_rate_at_equal_length_is_the_other_ones_in_the_other_order(tmp_path: Path) -> None:
+    """The second wins 18 of 24, with answers that are now longer and now shorter."""
+    answers = {
+        name: write(
+            tmp_path / f"{name}.jsonl",
+            [
+                {"prompt": f"Q{n}?", "completion": f"{name} says {n}" + " more" * ((n + late) % 3)}
+                for n in range(24)
+            ],
+        )
+        for name, late in (("one", 0), ("two", 1))
+    }
+    rows = []
+    for name, path in answers.items():
+        for n, answer in enumerate(read_given(Path(path)).completions):
+            score = 0.5 if name == "one" else 0.1 if n % 4 == 0 else 0.9
+            row = verdict(answer.prompt_id, [answer.completion_id], "gold", "ai", 0.9)
+            rows.append({**row, "judgement_id": f"j{name}{n}", "prob_first": None, "score": score})
+    paths = [*answers.values(), write(tmp_path / "gold.jsonl", rows)]
+    (row,) = compare_inputs(paths, Choices(between=(("one", "two"),)))["contests"]
+    (turned,) = compare_inputs(paths, Choices(between=(("two", "one"),)))["contests"]
+    assert row["equal_note"] is None
+    assert row["won"]["mean"] == 0.75 and row["equal"]["mean"] > 0.6
+    assert turned["equal"]["mean"] == pytest.approx(1 - row["equal"]["mean"])
+    assert turned["equal"]["low"] == pytest.approx(1 - row["equal"]["high"])
+
+
 def test_people_without_names_are_several_votes_and_no_test(tmp_path: Path) -> None:
     rows = label_rows(8, 8) + label_rows(8, 8) + label_rows(8, 2)
     paths = [write(tmp_path / "v.jsonl", rows), write(tmp_path / "j.jsonl", verdict_rows(8))]

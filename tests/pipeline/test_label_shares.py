@@ -320,7 +320,7 @@ def curved(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Run:
     arms = {
         name: {"labels": own, "labels_used": counts}
         for name, own, counts in [
-            ("human", "human", [4, 16]),
+            ("human", "human", [16, 4]),
             ("ai", "far", [4, 16]),
             ("both", {"human": 0.5, "far": 0.5}, [16]),
         ]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from msgspec import structs
 
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError, StoreError
@@ -17,7 +18,7 @@ from rlaif.core.records import Judgement, from_json
 from rlaif.data.vote_store import slot_of_a
 from rlaif.data.votes import Vote, VoteSettings, read_items, read_settings, read_votes
 from rlaif.pipeline.runs import load_run
-from rlaif.web.annotate.items import file_items
+from rlaif.web.annotate.items import draw_items, file_items
 from rlaif.web.annotate.run_items import run_items
 from rlaif.web.annotate.server import AnnotationServer
 from rlaif.web.annotate.study import SCALE, Study, make_study, open_study
@@ -204,6 +205,17 @@ def test_a_budget_draws_items_with_their_probability(tmp_path: Path, pairs: Path
     _, drawn = make_study(Study(source=str(OLD), budget=3))
     doubts = sorted((item.uncertainty, item.probability) for item in drawn)
     assert doubts == sorted(doubts, key=lambda pair: pair[1])
+
+
+def test_what_no_judge_has_judged_is_as_likely_to_be_drawn_as_the_most_doubtful() -> None:
+    items = make_items(60)
+    doubts = [None, 1.0, 0.1]
+    items = [structs.replace(item, uncertainty=doubts[n % 3]) for n, item in enumerate(items)]
+    drawn = draw_items(items, 30, 3)
+    (unknown,), (most,), (least,) = (
+        {item.probability for item in drawn if item.uncertainty == doubt} for doubt in doubts
+    )
+    assert unknown == most > 2 * least
 
 
 def test_what_cannot_be_voted_on_is_refused(tmp_path: Path, pairs: Path) -> None:
