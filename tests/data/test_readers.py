@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from rlaif.config.columns import LabelColumns
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers import FORMATS, detect_format, load_columns, read_labelled
+from rlaif.data.readers import FORMATS, detect_format, icai, load_columns, read_labelled
 from rlaif.data.readers.ultrafeedback import mean_rating
 
 Row = dict[str, Any]
@@ -283,6 +283,13 @@ def test_icai_prefers_its_default_annotator(tmp_path: Path) -> None:
     path = tmp_path / "icai.json"
     path.write_text(json.dumps(ICAI | {"metadata": {"default_annotator": "m"}}))
     assert [(p.annotator, p.label) for p in read_labelled(path)] == [("judge", 0.5)]
+
+
+@pytest.mark.parametrize(("reason", "label"), [("tie", 0.5), ("invalid", None), (None, None)])
+def test_without_a_preference_only_a_tie_is_one(reason: str | None, label: float | None) -> None:
+    said = {"pref": None} | ({"no_pref_reason": reason} if reason else {})
+    (pair,) = icai.read_pair(ICAI_ROW | {"annotations": {"h": said}}, "here")
+    assert isinstance(pair, LabelledPair) and pair.label == label
 
 
 @pytest.mark.parametrize(
