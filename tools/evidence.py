@@ -65,6 +65,14 @@ VERDICTS = {
     "same": "is the same within the margin as",
     "unknown": "cannot be told from",
 }
+OUTCOMES = {
+    "better": " is better than ",
+    "worse": " is worse than ",
+    "the same": " is the same within the margin as ",
+    "cannot tell": " cannot be told from ",
+}
+"""What a sentence of a score says, by its column of the table."""
+OF_SCORE = re.compile(rf" in (\S+:)?({'|'.join(ON_UNIT_SCALE)})")
 HEAD = """\
 # Evidence
 
@@ -74,7 +82,8 @@ metrics and what this size can say were fixed in the table before the first run.
 over prompts for one seed and over seeds and prompts for three. A score is called better or worse by
 its interval, and the same if its 90% interval is within {margin} of no difference; otherwise the
 run cannot tell. A result that shows nothing is listed like any other. A part names the machine it
-was run on, and is dropped when its file changes.
+was run on, and is dropped when its file changes. The table counts the scores of each part by how
+they came out; the other figures are lengths, distances, and how often a judge was right.
 """
 
 
@@ -386,20 +395,38 @@ def make_text(
 ) -> str:
     """The whole page, of what the run folders hold, and of what `page` had of the others."""
     before = parts_of(page)
-    parts = [HEAD.format(margin=margin)]
+    parts: dict[str, str] = {}
     rest = []
     for system in systems:
         if is_done(system, runs, files):
-            parts.append(section(system, runs, margin, files))
+            parts[system.name] = section(system, runs, margin, files)
         elif system.name in before and keeps(before[system.name], system, files):
-            parts.append(before[system.name].rstrip("\n") + "\n")
+            parts[system.name] = before[system.name].rstrip("\n") + "\n"
         else:
             rest.append(system)
+    texts = [HEAD.format(margin=margin), *([overview(parts)] if parts else []), *parts.values()]
     if rest:
         rows = [f"| {s.name} | {len(s.seeds)} | {s.shows} | {s.cannot} |" for s in rest]
         head = ["| system | seeds | this size can show | it cannot show |", "|---|---|---|---|"]
-        parts.append("\n".join(["## Not run yet", "", *head, *rows, ""]))
-    return "\n".join(parts)
+        texts.append("\n".join(["## Not run yet", "", *head, *rows, ""]))
+    return "\n".join(texts)
+
+
+def overview(parts: Mapping[str, str]) -> str:
+    """How many scores of each part came out how, in a table: a row for each part."""
+    head = ["system", "seeds", *OUTCOMES, "other figures", "alarms"]
+    rows = []
+    for name, part in parts.items():
+        figures = [line for line in part.splitlines() if line.startswith("- ")]
+        alarms = [line for line in figures if line.startswith("- Alarms: ")]
+        scores = [line for line in figures if OF_SCORE.search(line)]
+        counts = [sum(words in line for line in scores) for words in OUTCOMES.values()]
+        others = len(figures) - len(scores) - len(alarms)
+        seeds = part.partition("; seeds ")[2].partition(";")[0].count(",") + 1
+        said = "".join(alarms).removeprefix("- Alarms: ").removesuffix(".")
+        rows.append([f"[{name}](#{name})", seeds, *(n or "" for n in counts), others or "", said])
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(["| " + " | ".join(map(str, line)) + " |" for line in lines]) + "\n"
 
 
 def chosen(systems: Sequence[System], names: Sequence[str]) -> list[System]:

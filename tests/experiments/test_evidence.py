@@ -23,6 +23,7 @@ from tools.evidence import (
     change_sentence,
     chosen,
     make_text,
+    overview,
     pool,
     rating_words,
     read_table,
@@ -144,6 +145,27 @@ def test_the_page_has_what_was_run_and_lists_what_was_not(runs: Path) -> None:
     # One seed is missing: nothing is claimed of the two that are there.
     missing = System("planted", [1, 2, 4], "Nothing.", "Everything.", metrics=["score/checks"])
     assert "| planted | 3 |" in make_text([missing], runs, 0.05, files=runs)
+
+
+def test_the_table_counts_the_scores_of_each_part_by_how_they_came_out(runs: Path) -> None:
+    differences = [(0.2, 0.1), (0.2, 0.05), (-0.2, 0.1), (0.01, 0.02), (0.0, 0.3)]
+    scores = [
+        change_sentence("M1", name, change(mean, half), "M0", 0.05)
+        for name, (mean, half) in zip(
+            ("score/a", "score/b", "check/c", "reward_accuracy/d", "other:score/e"),
+            differences,
+            strict=True,
+        )
+    ]
+    length = change_sentence("M1", "length/words", change(0.0, 1.0), "M0", 0.05)
+    lines = [f"- {line}" for line in [*scores, length]]
+    part = "\n".join(["## one", "", "Config 1; seeds 1, 2; here.", *lines, "- Alarms: drift (2)."])
+    assert overview({"one": part}).splitlines() == [
+        "| system | seeds | better | worse | the same | cannot tell | other figures | alarms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| [one](#one) | 2 | 2 | 1 | 1 | 1 | 1 | drift (2) |",
+    ]
+    assert "| [planted](#planted) | 3 |" in make_text([PLANTED], runs, 0.05, files=runs)
 
 
 def test_a_part_whose_runs_are_elsewhere_stays_until_its_file_changes(
