@@ -277,7 +277,7 @@ def test_groups_are_judged_once_they_are_whole(tmp_path: Path) -> None:
         folder.append("completions", made)
 
     names = tuple(p.prompt_id for p in prompts)
-    planned = SimpleNamespace(kind="judge", judges={}, prompts=names)
+    planned = SimpleNamespace(compares_judgements=False, prompts=names)
     sampling = SimpleNamespace(prompts=planned.prompts, step=SimpleNamespace(n=1))
     waits: list[tuple[str, ...]] = [("p3", "p1"), ("p2",)]
 

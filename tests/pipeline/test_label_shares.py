@@ -343,7 +343,7 @@ def curved(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Run:
 
 def test_a_label_costs_what_its_judge_was_asked_for_it(curved: Run) -> None:
     costs = {row["arm"]: row for row in curved.status()["labels"]}
-    assert list(costs) == ["human-4", "human-16", "ai-4", "ai-16", "both-16"]
+    assert list(costs) == ["human-16", "human-4", "ai-4", "ai-16", "both-16"]
     judge = next(s for s in curved.status()["steps"] if s["id"] == "far")
     (asked,) = curved.remote().values()
     few, many = costs["ai-4"], costs["ai-16"]

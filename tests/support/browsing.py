@@ -38,6 +38,12 @@ def launched() -> Iterator[Any]:
         browser.close()
 
 
+def wait_for_count(found: Any, number: int) -> None:
+    """Wait until there are `number` such elements: those of a page that comes appear one by one."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    api.expect(found).to_have_count(number, timeout=30_000)
+
+
 def axe_faults(page: Any) -> list[str]:
     """The serious and critical faults that axe-core finds."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")

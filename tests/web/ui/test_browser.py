@@ -13,7 +13,7 @@ import pytest
 
 from rlaif.web.ui.app import UiServer
 from rlaif.web.ui.library import open_library, run_id
-from tests.support.browsing import axe_faults, launched, needs_chromium
+from tests.support.browsing import axe_faults, launched, needs_chromium, wait_for_count
 from tests.web.ui.conftest import SAFE, add_judgements
 
 pytestmark = needs_chromium
@@ -96,20 +96,21 @@ def test_by_mouse_from_the_list_to_a_judgement(browser: Any, server: UiServer, r
         watch.settle()
         page.locator("select[name=judge]").select_option("written")
         page.get_by_role("button", name="Apply").click()
-        watch.settle()
         # What was not chosen is not in the address.
-        assert page.url.endswith("/browse?show=judgements&judge=written")
+        page.wait_for_url("**/browse?show=judgements&judge=written")
+        watch.settle()
         assert page.locator(".item").count() == 25 and "60 judgements match" in page.content()
         page.get_by_text("what the judge wrote").first.click()
         assert SAFE in page.locator(".item pre").first.inner_text()
         watch.check()
         page.get_by_role("link", name="Next →").first.click()
-        assert page.get_by_text("page 2 of 3").count() == 2
+        wait_for_count(page.get_by_text("page 2 of 3"), 2)
         page.locator(".item h3 a").first.click()
         page.get_by_role("heading", name="Answers").wait_for()
         target = page.locator("li:target")
-        assert target.count() == 1 and "written" in target.inner_text()
-        assert page.locator(".marked").count() == 1
+        wait_for_count(target, 1)
+        assert "written" in target.inner_text()
+        wait_for_count(page.locator(".marked"), 1)
         watch.check()
         # The same address shows the same to somebody else.
         url, text = page.url, target.inner_text()
@@ -160,13 +161,13 @@ def test_every_other_page(
             box.check()
         page.get_by_role("button", name="Curves together").click()
         page.locator("svg.plot").first.wait_for()
-        assert page.locator(".legend a").count() == 2
+        wait_for_count(page.locator(".legend a"), 2)
         watch.check()
         page.get_by_text("Metrics (main ones)").click()
         page.get_by_label("score/checks", exact=True).check()
         page.get_by_role("button", name="Show").click()
         page.wait_for_url("**metric=score**")
-        assert page.locator("svg.plot").count() == 1
+        wait_for_count(page.locator("svg.plot"), 1)
         watch.check()
         page.go_back()
         page.goto(server.url)
