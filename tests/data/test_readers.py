@@ -20,7 +20,16 @@ from pydantic import ValidationError
 from rlaif.config.columns import LabelColumns
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers import FORMATS, detect_format, icai, load_columns, read_labelled
+from rlaif.data.readers import (
+    FORMATS,
+    argilla,
+    detect_format,
+    icai,
+    load_columns,
+    read_labelled,
+)
+from rlaif.data.readers.base import make_pair
+from rlaif.data.readers.singles import read_completion
 from rlaif.data.readers.ultrafeedback import mean_rating
 
 Row = dict[str, Any]
@@ -559,3 +568,235 @@ def test_who_rated_is_the_rows_own_word_or_nobodys(name: str, tmp_path: Path) ->
         found = read_labelled(jsonl(tmp_path / "rows.jsonl", [row | more]))
         assert found.name == name
         assert {pair.annotator for pair in found} == {expected}
+
+
+ARGILLA: Row = {"prompt": "Name a fruit.", "response1": "A plum.", "response2": "No."}
+
+
+@pytest.mark.parametrize(
+    ("said", "label"), [("1", 1.0), ("2", 0.0), (2, 0.0), ("response2", 0.0), ("tie", 0.5)]
+)
+def test_an_argilla_answer_is_named_by_its_field_or_number(said: Any, label: float) -> None:
+    (pair,) = argilla.read_pair(ARGILLA | {"preference.responses": [said]}, "here")
+    assert isinstance(pair, LabelledPair)
+    assert (pair.label, pair.annotator, pair.annotator_kind) == (label, None, "human")
+
+
+def test_an_argilla_question_of_another_name_is_found_by_its_responses(tmp_path: Path) -> None:
+    row: Row = {
+        "question": "Name a fruit.",
+        "response_a": "A plum.",
+        "response_b": "No.",
+        "better.responses": ["response_b"],
+    }
+    (pair,) = reading = read_labelled(jsonl(tmp_path / "a.jsonl", [row]))
+    assert (reading.name, pair.label, pair.first.text) == ("argilla", 0.0, "A plum.")
+    both = row | {"preference.responses": ["response_a"]}
+    (named,) = argilla.read_pair(both, "here")
+    assert isinstance(named, LabelledPair) and named.label == 1.0
+    with pytest.raises(ConfigError, match=r"\['better', 'safer'\]; one of them must be named"):
+        list(argilla.read_pair(row | {"safer.responses": ["response_a"]}, "here"))
+
+
+def test_an_argilla_suggestion_names_the_model_that_made_it() -> None:
+    suggested = {"preference.suggestion": "response1", "preference.suggestion.agent": "judge-9b"}
+    (pair,) = argilla.read_pair(ARGILLA | {"preference.responses": None} | suggested, "here")
+    assert isinstance(pair, LabelledPair)
+    assert (pair.label, pair.annotator, pair.annotator_kind) == (1.0, "judge-9b", "ai")
+
+
+def test_an_argilla_row_that_nobody_answered_is_a_pair_without_a_label() -> None:
+    row = ARGILLA | {"preference.responses": [], "preference.suggestion": None}
+    (pair,) = argilla.read_pair(row, "here")
+    assert isinstance(pair, LabelledPair)
+    assert (pair.label, pair.annotator, pair.annotator_kind) == (None, None, "human")
+
+
+def test_argilla_responses_without_as_many_users_and_states_are_refused() -> None:
+    row = SAMPLES["argilla"][0] | {"preference.responses.status": ["submitted"] * 2}
+    with pytest.raises(ConfigError, match="here: preference has 3 responses, 3 users and 2 states"):
+        list(argilla.read_pair(row, "here"))
+
+
+def test_pku_names_who_wrote_and_where_the_prompt_is_from(tmp_path: Path) -> None:
+    more = {"prompt_source": "food", "response_0_source": "x", "response_1_source": "y"}
+    row = SAMPLES["pku"][0] | more | {"better_response_id": 0}
+    (pair,) = read_labelled(jsonl(tmp_path / "pku.jsonl", [row]), "pku")
+    assert seen(pair) == ("No.", "A plum.", 1.0, "food", ("x", "y"), None, "human")
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"num_correct": 2}, "num_correct is 2, and the row has 1"),
+        ({"total_completions": 4}, "total_completions is 4, and the row has 3"),
+        ({"num_correct": None, "total_completions": None}, None),
+    ],
+)
+def test_the_counts_of_rewardbench_v2_are_those_of_its_answers(
+    counts: Row, words: str | None, tmp_path: Path
+) -> None:
+    path = jsonl(tmp_path / "v2.jsonl", [SAMPLES["rewardbench_v2"][0] | counts])
+    if words is None:
+        assert len(list(read_labelled(path))) == 2
+        return
+    with pytest.raises(ConfigError, match=words):
+        list(read_labelled(path))
+
+
+def test_verls_name_for_a_pair_without_a_subset_is_no_subset(tmp_path: Path) -> None:
+    row = SAMPLES["verl"][0] | {"data_source": "preferences"}
+    assert [p.subset for p in read_labelled(jsonl(tmp_path / "v.jsonl", [row]))] == [None]
+
+
+def test_llama_factorys_system_column_is_the_first_turn(tmp_path: Path) -> None:
+    row = SAMPLES["llama_factory"][0] | {"system": "Be brief."}
+    (pair,) = read_labelled(jsonl(tmp_path / "l.jsonl", [row]))
+    assert pair.prompt.messages == [turn("system", "Be brief."), ASKED]
+    turned = row | {"rejected": {"from": "human", "value": "No."}}
+    with pytest.raises(ConfigError, match="chosen and rejected must be from gpt"):
+        list(read_labelled(jsonl(tmp_path / "m.jsonl", [turned])))
+
+
+@pytest.mark.parametrize("name", ["openrlhf", "trl"])
+def test_a_margin_is_kept_as_the_file_says_it(name: str, tmp_path: Path) -> None:
+    row = SAMPLES[name][0] | {"margin": 1.25}
+    (pair,) = read_labelled(jsonl(tmp_path / "m.jsonl", [row]), name)
+    assert (pair.margin, pair.scores) == (1.25, None)
+
+
+@pytest.mark.parametrize(
+    ("scores", "models"),
+    [
+        (("score_chosen", "score_rejected"), ("chosen_model", "rejected_model")),
+        (("chosen_score", "rejected_score"), ("chosen-model", "rejected-model")),
+        (("chosen-rating", "rejected-rating"), ("model_chosen", "model_rejected")),
+    ],
+)
+def test_scores_and_authors_have_several_names(
+    scores: tuple[str, str], models: tuple[str, str], tmp_path: Path
+) -> None:
+    more = {scores[0]: 3, scores[1]: 1.5, models[0]: "x", models[1]: "y"}
+    row = SAMPLES["trl"][0] | more | {"annotator": "ann", "labelling_model": "judge-9b"}
+    (pair,) = read_labelled(jsonl(tmp_path / "t.jsonl", [row]))
+    assert (pair.scores, pair.authors, pair.annotator) == ((3.0, 1.5), ("x", "y"), "ann")
+
+
+def test_a_pair_says_which_source_it_is_from(tmp_path: Path) -> None:
+    row = SAMPLES["trl"][0]
+    named, plain = read_labelled(jsonl(tmp_path / "t.jsonl", [row | {"source": "web"}, row]))
+    assert (named.source, plain.source) == ("web", "file")
+    assert plain.prompt.source == "t.jsonl"
+
+
+def test_authors_and_scores_count_only_where_both_are_known() -> None:
+    one = make_pair("here", [ASKED], ("a", "b"), 1.0, authors=("x", None), scores=(None, 2.0))  # type: ignore[list-item]
+    assert (one.authors, one.scores) == (None, None)
+    assert (one.first.model, one.second.model) == ("x", "")
+    assert (one.first.sample_index, one.second.sample_index) == (0, 1)
+
+
+def test_raw_ultrafeedback_scores_are_the_mean_ratings(tmp_path: Path) -> None:
+    first, second, third = read_labelled(jsonl(tmp_path / "u.jsonl", [SAMPLES["ultrafeedback"][0]]))
+    assert first.scores == (pytest.approx(4 / 3), 4.5)
+    assert second.scores is third.scores is None
+
+
+@pytest.mark.parametrize("rating", ["0", "6", "0.5"])
+def test_an_aspect_is_rated_from_1_to_5(rating: str) -> None:
+    assert mean_rating(rated("m", "r", "1", "5", "", "N/A"), "here") == 3.0
+    with pytest.raises(ConfigError, match=f"here: helpfulness has Rating {rating}; 1 to 5"):
+        mean_rating(rated("m", "r", "1", "5", "5", rating), "here")
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "label", "scores"),
+    [
+        (8.0, 2.0, 1.0, (8.0, 2.0)),
+        (2.0, 2.0, 0.5, (2.0, 2.0)),
+        (2.0, 8.0, 1.0, (2.0, 8.0)),
+        (None, None, 1.0, None),
+        (8.0, None, 1.0, None),
+    ],
+)
+def test_only_equal_scores_of_a_binarised_row_are_a_tie(
+    above: float | None, below: float | None, label: float, scores: Any, tmp_path: Path
+) -> None:
+    row = SAMPLES["ultrafeedback_binarized"][0] | {"score_chosen": above, "score_rejected": below}
+    (pair,) = read_labelled(jsonl(tmp_path / "b.jsonl", [row]))
+    assert (pair.label, pair.scores) == (label, scores)
+
+
+@pytest.mark.parametrize("preference", [0.5, 2.5, -1])
+def test_a_preference_of_alpaca_eval_is_from_1_to_2(preference: float, tmp_path: Path) -> None:
+    row = SAMPLES["alpaca_eval"][0] | {"preference": preference}
+    with pytest.raises(ConfigError, match=f"preference is {preference:g}; from 1 "):
+        list(read_labelled(jsonl(tmp_path / "a.jsonl", [row])))
+
+
+def test_two_baselines_beside_outputs_are_none(tmp_path: Path) -> None:
+    row = {"instruction": "Hi", "generator": "mine", "output": "b", "preference": 1.0}
+    path = jsonl(tmp_path / "annotations.jsonl", [row | {"dataset": "food", "annotator": "gpt"}])
+    base = {"instruction": "Hi", "generator": "base", "output": "a"}
+    jsonl(tmp_path / "the_baseline.jsonl", [base])
+    (pair,) = read_labelled(path)
+    assert seen(pair) == ("a", "b", 1.0, "food", ("base", "mine"), "gpt", "ai")
+    jsonl(tmp_path / "another_baseline.jsonl", [base])
+    with pytest.raises(ConfigError, match="put the baseline's outputs"):
+        read_labelled(path)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"), [(1.0, 0.0), ("0", 1.0), (" 2 ", 0.5), (None, None)]
+)
+def test_a_coded_label_may_be_a_number_a_text_or_missing(
+    label: Any, expected: float | None, tmp_path: Path
+) -> None:
+    row = SAMPLES["autoj"][0] | {"label": label}
+    assert [p.label for p in read_labelled(jsonl(tmp_path / "a.jsonl", [row]))] == [expected]
+
+
+def by_map(folder: Path, columns: Row, *rows: Row) -> list[LabelledPair]:
+    known = LabelColumns(**({"prompt": "q", "first": "one", "second": "two"} | columns))
+    whole = [{"q": "Hi", "one": "a", "two": "b"} | row for row in rows]
+    return list(read_labelled(jsonl(folder / "t.jsonl", whole), columns=known))
+
+
+def test_a_probability_may_be_0_and_1(tmp_path: Path) -> None:
+    pairs = by_map(tmp_path, {"label": "won"}, {"won": 0}, {"won": 1}, {"won": "1.0"})
+    assert [pair.label for pair in pairs] == [0.0, 1.0, 1.0]
+
+
+def test_columns_of_winners_say_true_in_several_ways(tmp_path: Path) -> None:
+    columns = {"winners": {"first": "w1", "second": "w2", "tie": "w0"}}
+    said: list[tuple[Any, Any, Any, float | None]] = [
+        (1, 0, 0, 1.0),
+        ("False", "TRUE", "false", 0.0),
+        (0.0, None, 1.0, 0.5),
+        (False, math.nan, "0", None),
+    ]
+    pairs = by_map(tmp_path, columns, *({"w1": a, "w2": b, "w0": c} for a, b, c, _ in said))
+    assert [pair.label for pair in pairs] == [label for *_, label in said]
+    with pytest.raises(ConfigError, match="more than one of w1, w2, w0 is true"):
+        by_map(tmp_path, columns, {"w1": 1, "w2": 0, "w0": 1})
+    with pytest.raises(ConfigError, match="w1 is 2; true or false"):
+        by_map(tmp_path, columns, {"w1": 2, "w2": 0, "w0": 0})
+
+
+@pytest.mark.parametrize("more", ["chosen", "label", "score", "rating", "impression"])
+def test_rated_or_labelled_responses_are_no_demonstrations(more: str) -> None:
+    row = {"prompt": "Name a fruit.", "response": "No."}
+    assert detect_format(row) == "responses"
+    with pytest.raises(ConfigError, match="no known format has the columns"):
+        detect_format(row | {more: 0})
+
+
+def test_a_completion_has_a_system_turn_a_source_and_a_true_or_false_label() -> None:
+    row = {"prompt": "Name a fruit.", "completion": "A plum.", "response": "other"}
+    (plain,) = read_completion(row, "here")
+    assert (plain.answer.text, plain.good, plain.source) == ("A plum.", True, "file")
+    (found,) = read_completion(row | {"system": "Be brief.", "source": "me"}, "here")
+    assert found.prompt.messages == [turn("system", "Be brief."), ASKED]
+    assert found.source == "me"
+    with pytest.raises(ConfigError, match="here: label is 1; true or false"):
+        list(read_completion(row | {"label": 1}, "here"))
