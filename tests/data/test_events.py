@@ -103,3 +103,45 @@ def test_a_file_without_a_shown_answer_is_refused(tmp_path: Path) -> None:
 def test_shown_answers_are_not_taken_for_good_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no known format has the columns"):
         list(read_answers(events_file(tmp_path, ROW)))
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ({"clicked": "TRUE", "liked": "False", "thumbs": 1}, (True, False, True)),
+        ({"clicked": 0.0, "liked": "", "thumbs": -1}, (False, None, False)),
+        ({"clicked": None, "liked": 1, "thumbs": 0}, (None, True, None)),
+        ({"clicked": False, "liked": True, "thumbs": ""}, (False, True, None)),
+    ],
+)
+def test_yes_and_no_have_several_forms(
+    tmp_path: Path, cells: dict[str, Any], expected: tuple[bool | None, ...]
+) -> None:
+    ((one,),) = read_events(events_file(tmp_path, {**ROW, **cells}), False).impressions.values()
+    assert (one.clicked, one.liked, one.thumbs) == expected
+
+
+def test_the_ends_of_the_ranges_are_in_them(tmp_path: Path) -> None:
+    row = {**ROW, "propensity": 1, "dwell": 0, "examined": True, "shown": None, "position": "2.0"}
+    ((one,),) = read_events(events_file(tmp_path, row), False).impressions.values()
+    assert (one.propensity, one.dwell, one.position) == (1.0, 0.0, 2)
+    assert (one.examined, one.random) == (True, False)
+
+
+def test_impressions_are_in_the_order_of_their_names_with_their_own_prompts(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {**ROW, "impression": "b"},
+        {**ROW, "impression": "a", "prompt": "Bye?", "system": "Be brief."},
+        {**ROW, "impression": "b", "position": 2, "response": "No."},
+    ]
+    found = read_events(events_file(tmp_path, *rows), False).impressions
+    assert [(name, len(shown)) for name, shown in found.items()] == [("a", 1), ("b", 2)]
+    assert [turn["content"] for turn in found["a"][0].prompt.messages] == ["Be brief.", "Bye?"]
+
+
+def test_a_file_of_faulty_rows_alone_says_the_first_fault(tmp_path: Path) -> None:
+    rows = [{**ROW, "position": 0}, {**ROW, "dwell": -1}]
+    with pytest.raises(ConfigError, match=r"shown; the first fault: .*:1: position is 0"):
+        read_events(events_file(tmp_path, *rows), True)

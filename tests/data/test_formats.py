@@ -20,6 +20,7 @@ from rlaif.core.records import Preference, message_text
 from rlaif.core.store import StepFolder
 from rlaif.data.convert import convert_pairs
 from rlaif.data.readers import FORMATS, detect_format, load_columns, read_answers, read_labelled
+from rlaif.data.turns import read_asked, read_turn, with_system
 from rlaif.pipeline.single_step import Request, run_step
 from rlaif.pipeline.steps.load import load_preferences
 from tests.servers.hub import Hub
@@ -660,3 +661,123 @@ def test_pairs_come_from_the_hub_by_their_id(tmp_path: Path) -> None:
     assert bench["pairs"]["n"] == 3
     assert "dataset 'me/figs' (split 'train') cannot be read" in missing
     assert loaded == {"preferences": 3}
+
+
+def test_every_message_of_a_tree_that_has_several_ranked_answers_gives_pairs(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        *OASST,
+        node("w", "prompter", "Another?", "v"),
+        node("x", "assistant", "A fig.", "w", 0) | {"model_name": "m"},
+        node("y", "assistant", "A pear.", "w") | {"model_name": "n"},
+        node("z", "prompter", "Thanks.", "w", 1),
+        node("o", "assistant", "Lone.", "z", 0),
+    ]
+    first, second = read_labelled(write(tmp_path, rows))
+    assert first.prompt.messages == [ASKED]
+    assert second.prompt.messages == [
+        ASKED,
+        turn("assistant", GOOD),
+        turn("user", "Another?"),
+    ]
+    assert (second.first.text, second.second.text, second.label) == ("A fig.", "A pear.", None)
+    assert (first.authors, second.authors) == (None, ("m", "n"))
+
+
+def kaggle(tmp_path: Path, **changes: Any) -> LabelledPair:
+    (pair,) = read_labelled(write(tmp_path, [PUBLISHED["arena_55k"][0][0] | changes]))
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("won", "label"),
+    [((1, 0, 0), 1.0), ((0, 0, 1), 0.5), ((0, 0, 0), None), (("1", "0", "0"), 1.0)],
+)
+def test_the_55k_says_who_won_in_three_columns(
+    won: tuple[Any, Any, Any], label: float | None, tmp_path: Path
+) -> None:
+    names = ("winner_model_a", "winner_model_b", "winner_tie")
+    assert kaggle(tmp_path, **dict(zip(names, won, strict=True))).label == label
+
+
+def test_the_55k_has_a_turn_for_each_question(tmp_path: Path) -> None:
+    said = {"response_a": json.dumps(["Hm.", BAD]), "response_b": json.dumps(["Hm.", GOOD])}
+    pair = kaggle(tmp_path, prompt=json.dumps(["Hi.", Q]), **said)
+    assert pair.prompt.messages == [turn("user", "Hi."), turn("assistant", "Hm."), ASKED]
+    assert (pair.first.text, pair.second.text) == (BAD, GOOD)
+    with pytest.raises(ConfigError, match="response_b has 2 turns, and prompt 1"):
+        kaggle(tmp_path, response_b=said["response_b"])
+    with pytest.raises(ConfigError, match=r"more than one of winner_model_a, .* is 1"):
+        kaggle(tmp_path, winner_model_a=1)
+
+
+def test_an_arena_names_its_questions_and_its_kinds_of_ties(tmp_path: Path) -> None:
+    row = PUBLISHED["mt_bench"][0][0] | {"question_id": "0b1c", "winner": "tie (bothbad)"}
+    (pair,) = reading = read_labelled(write(tmp_path, [row]))
+    assert (reading.name, pair.label, pair.authors) == ("arena", 0.5, ("x", "y"))
+    (plain,) = read_labelled(write(tmp_path, [row | {"winner": "tie"}]))
+    assert plain.label == 0.5
+
+
+def test_the_pairs_of_ppe_are_the_responses_that_it_names(tmp_path: Path) -> None:
+    row = PUBLISHED["ppe_correctness"][0][0]
+    both = [[1, 2], [2, 3], [-1, 0], [0, 2], [1]]
+    reading = read_labelled(
+        write(tmp_path, [row | {"sampled_conflict_pairs": both}]), on_error="skip"
+    )
+    assert [(p.first.text, p.second.text, p.label) for p in reading] == [
+        (GOOD, "?", 1.0),
+        (BAD, "?", 0.5),
+    ]
+    assert [said.partition("; ")[0].partition(": ")[2] for said in reading.skipped] == [
+        "a pair is [2, 3]",
+        "a pair is [-1, 0]",
+        "a pair is [1]",
+    ]
+
+
+def test_ppe_names_one_model_for_both_of_its_answers(tmp_path: Path) -> None:
+    pair = next(iter(read_labelled(write(tmp_path, PUBLISHED["ppe_correctness"][0]))))
+    assert (pair.authors, pair.annotator) == (("x", "x"), None)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"function_call": {"name": "look", "arguments": '{"at": "plum"}'}},
+        {"tool_calls": json.dumps([CALL])},
+        {"tool_calls": [CALL | {"index": None}]},
+    ],
+)
+def test_tool_calls_are_read_in_their_older_form_and_as_json(given: Row) -> None:
+    found = read_turn(turn("assistant", None, **given), "x", "here")
+    (call,) = found["tool_calls"]
+    assert call["type"] == "function" and "index" not in call
+    assert call["function"] == {"name": "look", "arguments": {"at": "plum"}}
+    assert found["content"] == ""
+
+
+def test_a_developer_is_the_system_and_names_are_those_of_tools() -> None:
+    assert read_turn(turn("developer", "Be brief."), "x", "here") == turn("system", "Be brief.")
+    assert read_turn(turn("User", Q, name="ann"), "x", "here") == ASKED
+    thought = turn("assistant", GOOD, thinking="late", reasoning="first", reasoning_content="")
+    assert read_turn(thought, "x", "here")["reasoning_content"] == "first"
+
+
+def test_a_system_turn_is_given_only_to_turns_without_one() -> None:
+    told = [turn("system", "Old."), ASKED]
+    assert with_system(told, "New.") == told
+    assert with_system([ASKED], " \n") == [ASKED]
+    assert with_system([ASKED], "New.") == [turn("system", "New."), ASKED]
+
+
+def test_only_a_transcript_that_an_answer_would_go_on_is_one() -> None:
+    open_ended = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant: \n"
+    assert read_asked(open_ended, "x", "here") == [
+        turn("user", "Hi"),
+        turn("assistant", "Yes?"),
+        turn("user", "Why?"),
+    ]
+    for text in ("\n\nHuman: Hi", "Hi\n\nAssistant:"):
+        assert read_asked(text, "x", "here") == [turn("user", text)]

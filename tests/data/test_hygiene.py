@@ -18,15 +18,18 @@ from pydantic import ValidationError
 
 from rlaif.config.filters import FilterSet, FilterStep
 from rlaif.core.errors import ConfigError
-from rlaif.core.records import make_prompt
+from rlaif.core.records import Judgement, make_prompt
 from rlaif.core.store import Store
 from rlaif.data import embed
 from rlaif.data.embed import Vectors
 from rlaif.data.hygiene import (
     Beside,
     Item,
+    Judged,
+    Refusal,
     Sifted,
     of_completion,
+    of_judgement,
     of_preference,
     private_kinds,
     sift_items,
@@ -363,3 +366,115 @@ def test_filters_that_leave_nothing_say_so(
         run(tmp_path, write_experiment, steps)
     with pytest.raises(ConfigError, match="has no preferences: add a pair, label or load step"):
         run(tmp_path / "other", write_experiment, [STEPS[0], STEPS[4]])
+
+
+def test_a_judgement_shows_what_its_judge_wrote() -> None:
+    def shown(rationale: str | None, raw: str | None) -> tuple[str, ...]:
+        made = Judgement(
+            "j", "r", PROMPT.prompt_id, "completion", ["c"], "c", "judge", "a", "ai", None, "ok",
+            0.5, rationale=rationale, raw=raw,
+        )  # fmt: skip
+        return of_judgement(made, PROMPT).answers
+
+    assert shown("Good.", "Good. 4") == ("Good.", "Good. 4")
+    assert shown("", "4") == ("4",)
+    assert shown("Good.", "") == ("Good.",)
+
+
+def test_a_score_of_the_bound_is_kept() -> None:
+    items = [item(name, "Hi?", name) for name in "abc"]
+    beside = Beside(judged=Judged(scores={"j": {"a": 0.6, "b": 0.59}}))
+    found = sifted_judged(items, {"kind": "score", "by": "j", "least": 0.6}, beside)
+    assert found.kept == ["a"]
+    assert {name: why for name, (_, why) in found.refused.items()} == {
+        "b": Refusal("below 0.6", "0.590"),
+        "c": Refusal("no score by j"),
+    }
+    assert found.stages[0].filter == "score by j"
+
+
+def test_the_best_of_equal_scores_are_those_of_the_smallest_ids() -> None:
+    items = [item(name, question, name) for name, question in zip("abcd", "xxyy", strict=True)]
+    judged = Judged(
+        scores={"j": {"a": 0.1, "b": 0.9, "c": 0.8, "d": 0.8}},
+        compared={"j": {"a": 0.5, "b": 0.5, "c": 0.2, "d": 0.3}},
+    )
+    kept = {
+        per: sorted(
+            sifted_judged(
+                items, {"kind": "best", "by": "j", "k": k, "per": per}, Beside(judged=judged)
+            ).kept
+        )
+        for per, k in (("prompt", 1), ("all", 2))
+    }
+    assert kept == {"prompt": ["a", "d"], "all": ["b", "c"]}
+
+
+def test_what_has_no_value_is_not_balanced() -> None:
+    items = [item(name, "Hi?", name) for name in "abcdef"]
+    values = {"a": 0, "b": 0, "c": 1, "d": None, "e": 1, "f": 1}
+    beside = Beside(judged=Judged(values={"score": values}))
+    found = sifted_judged(items, {"kind": "balance", "by": "score"}, beside, "judgements")
+    assert {"a", "b"} < set(found.kept) and len(found.kept) == 4
+    assert found.stages[0].why == {"more than of others": 1, "no score": 1}
+    assert [r.detail for _, r in found.refused.values() if r.why.startswith("more")] == ["1"]
+
+
+def sifted_judged(
+    items: list[Item], wanted: dict[str, Any], beside: Beside, records: str = "completions"
+) -> Sifted:
+    step = FilterStep.model_validate({"records": records, "filters": [wanted]})
+    return sift_items(items, step.filters, beside)
+
+
+def test_filters_use_their_own_bounds() -> None:
+    words = LONG.split()
+    half = " ".join([*words[:9], "and", "now", "something", "else"])
+    evaluated = Beside(evaluations={"e": [LONG]})
+    contaminated: dict[str, Any] = {"kind": "contamination", "against": ["e"], "of": "answers"}
+    for more, left in (({}, 1), ({"share": 0.4}, 0), ({"share": 0.4, "n": 12}, 1)):
+        found = sifted([item("a", "Hi?", half)], contaminated | more, beside=evaluated)
+        assert len(found.kept) == left, more
+    near: dict[str, Any] = {"kind": "near_duplicates", "of": "answers"}
+    alike = [item("a", "Hi?", LONG), item("b", "Hi?", " ".join([*words[:12], *words[12:][::-1]]))]
+    for more, left in (({}, 2), ({"threshold": 0.2}, 1), ({"shingle": 1}, 1)):
+        assert len(sifted(alike, near | more).kept) == left, more
+
+
+def test_listed_words_up_to_the_bound_are_let_pass() -> None:
+    beside = Beside(lexicons={"list": ["fool"]})
+    wanted = {"kind": "lexicon", "path": "list", "most": 0.5}
+    items = [item("a", "Hi?", "fool there"), item("b", "Hi?", "fool fool there")]
+    found = sifted(items, wanted, beside=beside)
+    assert found.kept == ["a"]
+    assert found.refused["b"][1].detail == "fool"
+
+
+def test_personal_data_is_counted_by_its_first_kind_and_named_in_full() -> None:
+    text = "Write to jo.smith@gmail.com or call (212) 456-7890"
+    found = sifted([item("a", "Hi?", text)], {"kind": "private", "find": ["phone", "email"]})
+    assert found.refused["a"][1] == Refusal("phone", "phone, email")
+
+
+def test_a_pair_is_a_duplicate_of_one_with_the_same_answers_in_the_same_places() -> None:
+    items = [
+        item("a", "Hi?", "A plum.", "No."),
+        item("b", "Hi?", "No.", "A plum."),
+        item("c", "Hi?", "A plum.", "Yes."),
+        item("d", "Hi?", "a PLUM.", "no."),
+    ]
+    found = sifted(items, {"kind": "duplicates", "of": "answers"})
+    assert found.kept == ["a", "b", "c"]
+    assert found.refused["d"] == ("duplicates of answers", Refusal("duplicate", "a"))
+
+
+def test_a_damaged_pooling_file_is_named_and_a_mean_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "1_Pooling").mkdir()
+    pooling = tmp_path / "1_Pooling" / "config.json"
+    pooling.write_text('{"pooling_mode_mean_tokens": true}')
+    assert embed.model_folder(str(tmp_path)) == tmp_path
+    for text in ("{", "{}", "[]"):
+        pooling.write_text(text)
+        with pytest.raises(ConfigError, match="does not say how the model pools"):
+            embed.model_folder(str(tmp_path))

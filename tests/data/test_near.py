@@ -154,3 +154,12 @@ def test_the_item_that_is_held_most_is_named_and_no_evaluation_is_no_overlap() -
     other = " ".join([*QUESTION.split()[:8], *["and", "now", "for", "something", "else"]])
     assert eval_items([other, QUESTION], 8).matched(QUESTION, 0.5) == 1
     assert eval_items([], 8).matched(QUESTION, 0.5) is None
+
+
+def test_of_equal_items_the_first_is_named_and_the_share_is_reached_at_its_bound() -> None:
+    assert eval_items([QUESTION, QUESTION], 8).matched(QUESTION, 0.5) == 0
+    # 8 of 16 words: one n-gram covers exactly half.
+    item = f"{QUESTION} once"
+    part = " ".join([*item.split()[:8], "and", "more"])
+    assert eval_items([item], 8).matched(part, 0.5) == 0
+    assert eval_items([item], 8).matched(part, 0.51) is None

@@ -18,7 +18,7 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt
 from rlaif.core.resources import shipped_root
 from rlaif.data.prompt_table import PromptsById, PromptTable
-from rlaif.data.rows import jsonl_rows
+from rlaif.data.rows import file_rows, jsonl_rows, rows_hash, source_of
 from rlaif.data.sources import PromptSet, load_prompts, split_apart
 
 ROWS: list[dict[str, Any]] = [
@@ -252,3 +252,59 @@ def test_the_shipped_prompts_load() -> None:
     found = loaded(shipped_root() / "prompts" / "seeds" / "everyday.jsonl", holdout=64)
     assert len(found.heldout) == 64
     assert found.duplicates == 0
+
+
+def test_a_group_is_read_where_it_is_named_or_the_row_is_a_prompt_of_a_run(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}?", "group": f"g{i}", "of": f"h{i}"} for i in range(2)]
+
+    def groups(path: Path, **keys: Any) -> dict[str, str | None]:
+        return {p.question: p.group for p in loaded(path, holdout=1, **keys).every()}
+
+    path = jsonl(tmp_path, rows)
+    assert groups(path) == {"0?": None, "1?": None}
+    named = Columns(group="of")
+    assert groups(path, columns=named) == {"0?": "h0", "1?": "h1"}
+    own = jsonl(tmp_path, [row | {"prompt_id": "p"} for row in rows], "own.jsonl")
+    assert groups(own) == {"0?": "g0", "1?": "g1"}
+    wrong = jsonl(tmp_path, [rows[0] | {"of": 3}], "wrong.jsonl")
+    assert "wrong.jsonl:1: `group` must be a text" in refusal(wrong, columns=named)
+
+
+def test_validation_prompts_are_the_smallest_after_those_held_out(tmp_path: Path) -> None:
+    found = loaded(jsonl(tmp_path, ROWS), holdout=2, validation=3)
+    ids = sorted(p.prompt_id for p in found.every())
+    assert [p.prompt_id for p in found.heldout] == ids[:2]
+    assert [p.prompt_id for p in found.validation] == ids[2:5]
+    message = refusal(jsonl(tmp_path, ROWS), holdout=2, validation=7)
+    assert "`validation: 7`, and there are only 6 prompts that are not held out" in message
+
+
+def test_rows_of_a_large_table_are_numbered_on(tmp_path: Path) -> None:
+    path = tmp_path / "many.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"n": list(range(1001))}), path)
+    *_, last = file_rows(path)
+    assert last == (f"{path}: row 1001", {"n": 1000})
+
+
+def test_a_csv_has_nothing_in_an_empty_cell_and_no_column_twice(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('a,b\n"x\ny",\n0,z\n')
+    assert [row for _, row in file_rows(path)] == [{"a": "x\ny", "b": None}, {"a": "0", "b": "z"}]
+    path.write_text("a,a\n1,2\n")
+    with pytest.raises(ConfigError, match="two columns are called 'a'"):
+        list(file_rows(path))
+
+
+def test_the_hash_of_rows_is_of_what_they_hold_in_their_order() -> None:
+    def hashed(*rows: dict[str, Any], place: str = "x") -> str:
+        return rows_hash((f"{place}:{n}", row) for n, row in enumerate(rows))
+
+    one, two = {"a": 1, "b": 2}, {"a": 3}
+    assert hashed(one, two) == hashed({"b": 2, "a": 1}, two, place="y")
+    assert len({hashed(one, two), hashed(two, one), hashed(one), hashed(one, {"a": "3"})}) == 4
+
+
+@pytest.mark.parametrize("name", ["me/plums.jsonl", "me/plums.gz", "plums", "a/b/c"])
+def test_a_name_that_is_no_id_of_the_hub_is_a_missing_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not found"):
+        source_of(name, beside=tmp_path / "e.yaml")

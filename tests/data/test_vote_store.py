@@ -337,3 +337,31 @@ def test_a_network_file_system_is_refused(
 def test_a_local_file_system_is_taken(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(vote_store, "file_system_of", lambda *given: kind)
     refuse_network(Path("v.db"))
+
+
+def test_the_latest_of_two_mounts_at_a_place_is_the_one_that_is_seen() -> None:
+    over = MOUNTS + "33 27 0:43 / /mnt/share rw - tmpfs none rw\n"
+    assert file_system_of(Path("/mnt/share/v.db"), over) == "tmpfs"
+
+
+def test_only_who_was_handed_an_item_sees_it(store: VoteStore) -> None:
+    name = handed(store, "ada")
+    assert name is not None
+    found = store.item("ada", name).item
+    assert found is not None and found.item_id == name
+    with pytest.raises(VoteRefused, match="was not handed to you"):
+        store.item("ben", name)
+
+
+def test_votes_are_read_in_the_order_in_which_they_were_committed(store: VoteStore) -> None:
+    for number, (item, who) in enumerate([("i2", "cy"), ("i0", "ben"), ("i1", "ada")]):
+        store.record(vote_of(item, who, 9 - number), f"{number}")
+    assert [vote.item_id for vote in read_votes(store.path)] == ["i2", "i0", "i1"]
+    assert store.progress("ada").last == "vote-000000000007"
+
+
+def test_a_smaller_overlap_completes_what_has_its_votes(store: VoteStore) -> None:
+    store.record(vote_of("i0", "ada", 1), "1")
+    assert store.progress("ada").complete == 0
+    store.change_settings(structs.replace(store.settings, overlap=1))
+    assert store.progress("ada").complete == 1
