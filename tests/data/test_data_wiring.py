@@ -23,7 +23,7 @@ from rlaif.data.card import Facts, sampled_by, write_card
 from rlaif.data.convert import convert_pairs, find_differences
 from rlaif.data.dataset import PairTables, labelled_pair, raw_row, write_tables
 from rlaif.data.describe import compare_pairs, describe_data
-from rlaif.data.readers import read_labelled
+from rlaif.data.readers import read_labelled, votes
 from rlaif.data.readers.base import make_pair
 from rlaif.data.rows import HubData, source_of
 from rlaif.data.sources import (
@@ -586,3 +586,49 @@ def test_a_card_says_every_fact_in_its_own_section() -> None:
     assert "- Here." in told["Sources and licences"]
     none = write_card(spec, replace(facts, agreement=[], pairs={"train": 998, "test": 1}))
     assert "how far people agree is not known" in none and "n<1K" in none
+
+
+def test_what_a_model_could_learn_amiss_is_warned_of() -> None:
+    def warned(*pairs: LabelledPair) -> list[str]:
+        return [text.partition(":")[0] for text in describe_data(pairs).warnings]
+
+    alike = [("a", "b"), ("c", "d"), ("e", "f")]
+    assert warned(*(pair_of(None if n else 0.5, texts=t) for n, t in enumerate(alike))) == [
+        "no pair has a winner"
+    ]
+    assert warned(pair_of(1.0, texts=alike[0]), pair_of(0.5, texts=alike[1])) == []
+    for label, place in ((0.9, "first"), (0.0, "second")):
+        assert warned(*(pair_of(label, texts=t) for t in alike)) == [
+            f"the better answer is always the {place}"
+        ]
+    # The longer one wins in three of four, which is still let pass, then in four of five.
+    longer = [
+        pair_of(float(n > 1), texts=(f"long {n}", "no") if n > 1 else ("no", f"long {n}"))
+        for n in range(3)
+    ]
+    shorter = pair_of(0.0, texts=("a long one", "no"))
+    assert warned(*longer, shorter) == []
+    (said,) = warned(*longer, pair_of(1.0, texts=("another long", "no")), shorter)
+    assert said.startswith("in 80% of the pairs of unequal length the chosen answer is the longer")
+    same = pair_of(0.5, texts=("a", "a"))
+    assert warned(*longer, shorter, same, same) == [
+        "2 pairs have the same text on both sides",
+        "1 pairs repeat an earlier one",
+    ]
+
+
+def test_who_voted_is_named_where_one_person_decided() -> None:
+    def read(*verdicts: str) -> LabelledPair:
+        said = [{"annotator": f"ann{n}", "verdict": v} for n, v in enumerate(verdicts)]
+        sides = {"a": assistant("A plum."), "b": assistant("No.")}
+        row = {"votes": said, "prompt": user("Q?"), "probability": 0.25} | sides
+        (pair,) = votes.read_pair(row, "v.db: item i")
+        return pair
+
+    found = [read("both_bad", "a", "skip"), read("tie", "skip", "b"), read("both_bad", "skip")]
+    assert [(p.label, p.annotator) for p in found] == [
+        (1.0, "ann1"),
+        (0.25, "2 people"),
+        (None, None),
+    ]
+    assert {p.weight for p in found} == {4.0}

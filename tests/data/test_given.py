@@ -202,15 +202,3 @@ def test_tags_in_another_order_are_the_same_and_a_completion_goes_before_a_respo
     assert texts(path) == [("2+2?", "4"), ("2+2?", "4")]
     (prompt,) = read_given(path).prompts
     assert sorted(prompt.tags) == ["a", "b"]
-
-
-def test_prompts_stand_in_the_order_of_their_ids_and_each_numbers_its_answers(
-    tmp_path: Path,
-) -> None:
-    rows = [{"prompt": f"{n}?", "completion": text} for n in range(6) for text in "xy"]
-    made = read_given(write(tmp_path, *rows))
-    ids = [prompt.prompt_id for prompt in made.prompts]
-    assert ids == sorted(ids)
-    assert [(c.prompt_id, c.sample_index) for c in made.completions] == [
-        (name, index) for name in ids for index in (0, 1)
-    ]

@@ -69,3 +69,19 @@ def test_values_are_those_that_each_id_gives() -> None:
     assert list(found.values()) == [PROMPTS[0], *others, PROMPTS[3]]
     assert PROMPTS[3] in found.values() and PROMPTS[1] not in found.values()
     assert len(found.values()) == 4
+
+
+def test_a_table_counts_what_it_holds_whatever_is_taken_out() -> None:
+    table = PromptTable()
+    for number, one in enumerate(PROMPTS):
+        table.add(one, marked=number == 0)
+    table.keep_first(9)
+    assert len(table) == 4
+    table.remove(["p_0000000000000000", PROMPTS[1].prompt_id, PROMPTS[1].prompt_id])
+    assert len(table) == 3 and list(table) == [PROMPTS[0], *PROMPTS[2:]]
+    # A prompt that takes the place of another is marked as that was.
+    table.put(prompt(TEXTS[0], "an answer"))
+    assert table.has_marked() and len(table) == 3
+    smallest = sorted(table, key=lambda p: p.prompt_id)
+    assert table.take_smallest(9) == smallest and len(table) == 0
+    assert not table.has(PROMPTS[0].prompt_id) and table.find(PROMPTS[0].prompt_id) is None

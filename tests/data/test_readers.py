@@ -690,7 +690,7 @@ def test_a_pair_says_which_source_it_is_from(tmp_path: Path) -> None:
 
 
 def test_authors_and_scores_count_only_where_both_are_known() -> None:
-    one = make_pair("here", [ASKED], ("a", "b"), 1.0, authors=("x", None), scores=(None, 2.0))  # type: ignore[list-item]
+    one = make_pair("here", [ASKED], ("a", "b"), 1.0, authors=("x", None), scores=(None, 2.0))
     assert (one.authors, one.scores) == (None, None)
     assert (one.first.model, one.second.model) == ("x", "")
     assert (one.first.sample_index, one.second.sample_index) == (0, 1)

@@ -308,3 +308,11 @@ def test_the_hash_of_rows_is_of_what_they_hold_in_their_order() -> None:
 def test_a_name_that_is_no_id_of_the_hub_is_a_missing_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not found"):
         source_of(name, beside=tmp_path / "e.yaml")
+
+
+def test_validation_prompts_are_none_of_those_declared_held_out(tmp_path: Path) -> None:
+    rows = [row | {"split": "test" if i < 4 else "train"} for i, row in enumerate(ROWS)]
+    found = loaded(jsonl(tmp_path, rows), holdout=2, validation=2)
+    declared = {row["prompt"] for row in rows[:4]}
+    assert len(found.validation) == len(found.train) == 2
+    assert not {p.question for p in [*found.validation, *found.train]} & declared
