@@ -437,8 +437,8 @@ def test_filters_use_their_own_bounds() -> None:
         assert len(found.kept) == left, more
     near: dict[str, Any] = {"kind": "near_duplicates", "of": "answers"}
     alike = [item("a", "Hi?", LONG), item("b", "Hi?", " ".join([*words[:12], *words[12:][::-1]]))]
-    for more, left in (({}, 2), ({"threshold": 0.2}, 1), ({"shingle": 1}, 1)):
-        assert len(sifted(alike, near | more).kept) == left, more
+    for bounds, left in (({}, 2), ({"threshold": 0.2}, 1), ({"shingle": 1}, 1)):
+        assert len(sifted(alike, near | bounds).kept) == left, bounds
 
 
 def test_listed_words_up_to_the_bound_are_let_pass() -> None:

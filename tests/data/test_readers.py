@@ -698,7 +698,7 @@ def test_authors_and_scores_count_only_where_both_are_known() -> None:
 
 def test_raw_ultrafeedback_scores_are_the_mean_ratings(tmp_path: Path) -> None:
     first, second, third = read_labelled(jsonl(tmp_path / "u.jsonl", [SAMPLES["ultrafeedback"][0]]))
-    assert first.scores == (pytest.approx(4 / 3), 4.5)
+    assert first.scores is not None and first.scores == pytest.approx((4 / 3, 4.5))
     assert second.scores is third.scores is None
 
 
