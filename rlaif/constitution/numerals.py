@@ -25,6 +25,7 @@ _TIMES = regex.compile(r"\\(?:times|cdot)(?![a-zA-Z])")
 _RAISED = regex.compile(r"(?<=[\d\)])[⁺⁻⁰¹²³⁴-⁹]+")
 _RAISED_DIGITS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _VULGAR = regex.compile(r"(\d?)([\u00bc-\u00be\u2150-\u215e\u2189])")
+_FOREIGN_DIGIT = regex.compile(r"[\d--[0-9]]", regex.VERSION1)
 # Before NFKC, which makes every space a plain one, and a plain one separates two numbers.
 _JOINT = regex.compile(r"(?<=\d)(?:[\u00a0\u2009\u202f'’](?=\d{3}(?!\d))|_(?=\d))")
 _NUMBER = regex.compile(
@@ -82,6 +83,8 @@ def _plain_notation(text: str) -> str:
     text = _RAISED.sub(lambda m: "^" + m[0].translate(_RAISED_DIGITS), text)
     text = _VULGAR.sub(_plain_fraction, text)
     text = unicodedata.normalize("NFKC", _JOINT.sub("", text))
+    # Digits of a later Unicode than Python's have no value here.
+    text = _FOREIGN_DIGIT.sub(lambda m: m[0] if m[0].isdecimal() else "_", text)
     return text.translate({0x2212: "-", 0x2012: "-", 0x2013: "-", 0x066B: ".", 0x066C: ","})
 
 

@@ -42,6 +42,9 @@ GOLDEN: list[tuple[str, dict[str, Any], str, str, float | None]] = [
     ("exact_match", {"part": "final"}, "Rome", "#### Rome", 1.0),
     ("exact_match", {"part": "final"}, "a{b}c", "Thus $\\boxed{a{b}c}$.", 1.0),
     ("exact_match", {"part": "final"}, "Rome", "The answer is Rome. The answer is Paris.", 0.0),
+    ("exact_match", {"part": "final"}, "Rome", "\\boxed{Rome}. The answer is Paris.", 1.0),
+    ("exact_match", {"part": "final"}, "Rome", "The answer is **Rome.**", 1.0),
+    ("exact_match", {"part": "final"}, "Rome", "The answer is **Rome**.", 1.0),
     ("exact_match", {}, "[]", "[]", 1.0),
     ("exact_match", {}, "[]", "()", 0.0),
     ("exact_match", {}, "[]", "  ", 0.0),
@@ -71,6 +74,14 @@ GOLDEN: list[tuple[str, dict[str, Any], str, str, float | None]] = [
     ("numeric_match", {"relative": 0.0}, "100000000", "100000001", 0.0),
     ("numeric_match", {"relative": 0.01}, "100", "101", 1.0),
     ("numeric_match", {"relative": 0.01}, "100", "101.1", 0.0),
+    ("numeric_match", {"relative": 0.01}, "-100", "-101", 1.0),
+    ("numeric_match", {"tolerance": 1.0, "relative": 0.01}, "100", "101", 1.0),
+    ("numeric_match", {"tolerance": 1.0, "relative": 0.01}, "100", "102", 0.0),
+    ("numeric_match", {}, "5", "\\boxed{2 + 3 = 5}", 1.0),
+    ("numeric_match", {}, "12", "\\boxed{12 eggs in 3 rows}", 1.0),
+    ("numeric_match", {}, "5", "It is 5, or \\boxed{none}", 0.0),
+    ("numeric_match", {"part": "only"}, "He has 3 + 4 apples.\n#### 7", "7 apples", 1.0),
+    ("numeric_match", {}, "42", "The answer is:\n42\nThat is 6 x 7.", 1.0),
     ("numeric_match", {}, "0.5", "50%", 1.0),
     ("numeric_match", {}, "50 percent", "0.5", 1.0),
     ("numeric_match", {}, "50", "50%", 0.0),
@@ -104,6 +115,9 @@ GOLDEN: list[tuple[str, dict[str, Any], str, str, float | None]] = [
     ("pattern_match", {}, r"\b\d{4}\b", "In 84, it was.", 0.0),
     ("pattern_match", {"whole": True}, r"\d{4}", "1984", 1.0),
     ("pattern_match", {"whole": True}, r"\d{4}", "In 1984", 0.0),
+    ("pattern_match", {"whole": True}, r"\d{4}", " 1984\n", 1.0),
+    ("pattern_match", {"pattern": "is (.*)"}, "Rome", "is rome", 0.0),
+    ("pattern_match", {"pattern": "is (.*)"}, " Rome\n", "is Rome", 1.0),
     ("pattern_match", {"ignore_case": True}, "rome", "ROME", 1.0),
     ("pattern_match", {}, "(", "(", None),
     ("pattern_match", {"pattern": r"Total: (\d+)"}, "12", "Total: 3. Total: 12.", 1.0),
@@ -240,6 +254,33 @@ def test_a_pattern_that_backtracks_ends_with_its_name(
     text = "a" * 40_000 + "!"
     with pytest.raises(ConfigError, match=f"of {whose}.* took more than 0.05 s"):
         apply_check("pattern_match", params, prompt_with(reference), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        # The sign is the first one's, and what follows the last one's.
+        ("-1,2", ["-1", "2"]),
+        ("1,2%", ["1", "0.02"]),
+        ("2\\frac{1}{2}", ["2.5"]),
+        ("1.5 \\times 10^{3}", ["1500"]),
+        ("1.5 \\cdot 10^3", ["1500"]),
+        ("10⁻²", ["0.01"]),
+        ("1\\,000 and 2{,}000", ["1000", "2000"]),
+        ("٣٫٥ and ١٬٢٣٤", ["3.5", "1234"]),
+        ("version 1.2.3", []),
+        ("0^-1", []),
+        ("1/2,5", []),
+    ],
+)
+def test_numbers_as_they_are_written(text: str, numbers: list[str]) -> None:
+    assert read_numbers(text) == [Fraction(n) for n in numbers]
+
+
+def test_a_digit_that_python_may_not_know_yet_breaks_nothing() -> None:
+    # One of Unicode 16.
+    assert read_numbers("\U0001ccf0 of 5")[-1:] == [5]
+    assert apply_check("numeric_match", {}, prompt_with("5"), "\U0001ccf0") == 0.0
 
 
 @given(st.integers(-(10**12), 10**12), st.sampled_from(["{}", "${:,}", "x={:,}.", "** {:_} **"]))
