@@ -15,7 +15,7 @@ import pytest
 
 from rlaif.constitution import code_rule
 from rlaif.constitution.code_rule import code_allowed, read_code
-from rlaif.constitution.rules import apply_check
+from rlaif.constitution.rules import apply_check, reads_reference
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, make_prompt
 
@@ -195,12 +195,24 @@ def test_tests_come_from_the_parameters_or_the_reference() -> None:
     assert score(GOOD, "```python\nassert up(1) == 3\n```") == 0.0
 
 
+def test_tests_can_be_read_from_the_parameters_or_the_reference() -> None:
+    for reference, params, readable in (
+        (None, {}, False),
+        (TESTS, {}, True),
+        (None, {"tests": TESTS}, True),
+        ("```python\n \n```", {}, False),
+    ):
+        assert reads_reference("code_tests", params, prompt_with(reference)) is readable
+
+
 def test_all_fences_are_joined_if_asked() -> None:
     answer = "```python\nY = 1\n```\nand\n```python\ndef up(x): return x + Y\n```"
     assert score(answer) == 0.0
     assert score(answer, code="all") == 1.0
     assert read_code("a\n```sh\nls\n```", "all") == ""
     assert read_code("x = 1", "last") == "x = 1"
+    for mark in ("", "py", "Python", "python3"):
+        assert read_code(f"Here:\n```{mark}\nx = 1\n```", "last") == "x = 1\n"
 
 
 def test_more_memory_is_had_for_the_asking() -> None:

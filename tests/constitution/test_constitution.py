@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlaif.constitution.lint import Finding, lint, list_changes
+from rlaif.constitution.lint import Finding, find_stale_principles, lint, list_changes
 from rlaif.constitution.model import (
     Constitution,
     Principle,
@@ -20,6 +20,7 @@ from rlaif.constitution.model import (
     principle_hash,
     reweight_principles,
     show_constitution,
+    summarise_constitution,
 )
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt
@@ -111,6 +112,19 @@ def test_a_file_reached_twice_is_merged_once(tmp_path: Path) -> None:
     write(tmp_path, "right.yaml", "name: right\nextends: base.yaml\n")
     both = write(tmp_path, "both.yaml", "name: both\nextends: [left.yaml, right.yaml]\n")
     assert load_constitution(both).select(["brief"])[0].weight == 3
+
+
+def test_of_several_parents_the_later_one_wins_and_names_are_the_files_own(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", BASE)
+    for name, weight in (("left", 3), ("right", 4)):
+        text = f"name: {name}\nextends: base.yaml\nprinciples: [{{id: kind, weight: {weight}}}]\n"
+        write(tmp_path, f"{name}.yaml", text)
+    head = "name: both\nversion: 7\ndescription: Ours.\nextends: [left.yaml, right.yaml]\n"
+    both = load_constitution(write(tmp_path, "both.yaml", head))
+    [kind] = both.select(["kind"])
+    assert kind.weight == 4 and kind.scale == {1: "rude", 2: "plain", 3: "kind"}
+    assert (both.name, both.version, both.description) == ("both", "7", "Ours.")
+    assert both.extends == ("left.yaml", "right.yaml")
 
 
 def test_a_circle_is_refused(tmp_path: Path) -> None:
@@ -257,6 +271,7 @@ DOUBTS = [
     ({"scale": {1: "bad"}}, "warning", "at least 2 levels"),
     ({"scale": {1: "bad", 3: "good"}}, "warning", "gaps"),
     ({"scale": {1: "bad", 2: "Bad"}}, "warning", "same description"),
+    ({"scale": {0: "bad", 1: "fair", 3: "good"}}, "warning", "gaps"),
     ({"applies_when": {"pattern": "a$b"}}, "warning", "can never match"),
     ({"applies_when": {"pattern": "a^b"}}, "warning", "can never match"),
     ({"applies_when": {"pattern": ".*"}}, "warning", "matches every prompt"),
@@ -275,6 +290,30 @@ def test_lint_leaves_good_principles_alone() -> None:
     anchored = {"applies_when": {"pattern": r"^(how|why)\b.*\$[^$]\?$"}}
     assert messages({"id": "a"} | GOOD | anchored) == []
     assert messages({"id": "a"} | GOOD | {"text": "The answer names a source for its claim."}) == []
+    assert messages({"id": "a"} | GOOD | {"text": "The answer is very short."}) == []
+    assert messages({"id": "a"} | GOOD | {"scale": {2: "bad", 3: "fair", 4: "good"}}) == []
+    # In lines, ^ stands behind the end of another one.
+    lines = {"applies_when": {"pattern": r"(?m)a\n^b"}}
+    assert messages({"id": "a"} | GOOD | lines) == []
+    # A program judges it, so nothing has to be revised by it.
+    checked = {"check": {"rule": "no_refusal"}, "critique": None}
+    assert messages({"id": "a"} | GOOD | checked) == []
+
+
+def test_lint_finds_texts_that_are_nearly_the_same() -> None:
+    texts = [
+        f"Choose the response that names one good source for {what}." for what in ("facts", "it")
+    ]
+    found = messages(*({"id": i} | GOOD | {"text": t} for i, t in zip("ab", texts, strict=True)))
+    # Nine words of ten.
+    assert [text for *_, text in found] == [
+        "text is nearly the same as that of 'a', which counts it twice; merge them"
+    ]
+    texts[1] = "Choose the response that names one good source for us."
+    texts[0] = "Choose the response that gives one good source for it."
+    assert (
+        messages(*({"id": i} | GOOD | {"text": t} for i, t in zip("ab", texts, strict=True))) == []
+    )
 
 
 def test_lint_finds_duplicates_and_unused_conditions(tmp_path: Path) -> None:
@@ -310,6 +349,39 @@ def test_diff() -> None:
     ]
 
 
+def test_what_is_new_or_changed_has_to_be_judged() -> None:
+    a = several({"id": "a", "text": "t"}, {"id": "b", "text": "u"}, {"id": "d", "text": "x"})
+    b = several(
+        {"id": "b", "text": "v"}, {"id": "c", "text": "w"}, {"id": "d", "text": "x", "weight": 2}
+    )
+    assert find_stale_principles(list_changes(a, b)) == {"b", "c"}
+
+
+def test_a_principle_that_gets_or_loses_its_check_is_judged_again_by_its_words() -> None:
+    words = several({"id": "a", "text": "t"})
+    checked = several({"id": "a", "text": "u", "check": {"rule": "no_refusal"}})
+    for before, after in ((words, checked), (checked, words)):
+        found = {change.field: change.judged_again for change in list_changes(before, after)}
+        assert found == {"text": True, "check": True}
+
+
+def test_a_row_for_each_principle_says_its_share_and_who_judges_it() -> None:
+    check = {"rule": "word_limits", "params": {"min": 1, "max": 9}}
+    when = {"tags": ["x", "y"], "pattern": "a"}
+    rows = summarise_constitution(
+        several(
+            {"id": "a", "text": "t", "critique": "c", "check": check},
+            {"id": "b", "text": "u", "weight": 3, "critique": "c", "revision": "r"},
+            {"id": "c", "weight": 0, "check": check, "applies_when": when},
+        )
+    )
+    assert [tuple(row.values()) for row in rows] == [
+        ("a", "1 (25%)", "word_limits(min=1, max=9) or a model", "always", "no", "t"),
+        ("b", "3 (75%)", "a model", "always", "yes", "u"),
+        ("c", "0 (0%)", "word_limits(min=1, max=9)", "tags x, y and /a/", "no", ""),
+    ]
+
+
 def test_words_beside_a_check_are_judged_again_only_where_a_model_is_asked() -> None:
     check = {"rule": "word_limits", "params": {"min": 1, "max": 9}}
     a, b = (several({"id": "a", "text": text, "check": check}) for text in ("t", "u"))
@@ -340,6 +412,7 @@ def test_schema_knows_the_rules() -> None:
 
     assert valid({"rule": "word_limits", "params": {"min": 1, "max": 4}})
     assert valid({"rule": "no_refusal"})
+    assert valid({"rule": "ours.rules:polite", "params": {"least": 2}})
     assert not valid({"rule": "word_limits"})
     assert not valid({"rule": "word_limits", "params": {"min": 1, "max": 4, "x": 1}})
     assert not valid({"rule": "nothing"})
@@ -364,6 +437,16 @@ CLASHES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
         {"check": {"rule": "required_pattern", "params": {"pattern": "x"}}},
         "forbids what that of 'a' requires",
     ),
+    (
+        {"check": {"rule": "sentence_limits", "params": {"min": 1, "max": 2}}},
+        {"check": {"rule": "sentence_limits", "params": {"min": 3, "max": 9}}},
+        "no answer can be within the limits",
+    ),
+    (
+        {"check": {"rule": "word_limits", "params": {"min": 9, "max": 20}}},
+        {"check": {"rule": "word_limits", "params": {"min": 1, "max": 9}}},
+        None,
+    ),
     ({"check": {"rule": "no_refusal"}}, {"check": {"rule": "no_refusal"}}, "check is the same"),
     (
         {"check": {"rule": "language", "params": {"code": "en"}}},
@@ -371,6 +454,11 @@ CLASHES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
         "no answer can be in the language",
     ),
     ({"check": {"rule": "no_boilerplate"}}, {"check": {"rule": "no_refusal"}}, None),
+    (
+        {"text": "Choose the longer of the two responses.", "applies_when": {"tags": ["x"]}},
+        {},
+        "says the opposite of 'a' (shorter against",
+    ),
     (
         {"text": "Choose the longer of the two responses.", "applies_when": {"tags": ["x"]}},
         {"applies_when": {"tags": ["y"]}},
@@ -427,3 +515,5 @@ def test_a_check_counts_on_prompts_that_its_principle_is_for() -> None:
     [doubt] = messages(rule | {"applies_when": {"tags": ["short"]}}, prompts=asked)
     assert doubt[2].startswith("check answers_terms gives nothing on any of the 1 prompts")
     assert messages(rule | {"applies_when": {"tags": ["long"]}}, prompts=asked) == []
+    # It is enough that it counts on some.
+    assert messages(rule, prompts=asked) == []

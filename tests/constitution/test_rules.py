@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.constitution import rules
-from rlaif.constitution.rules import RULES, apply_check, resolved_params, validate_check
+from rlaif.constitution.rules import (
+    RULES,
+    apply_check,
+    is_too_short,
+    resolved_params,
+    validate_check,
+)
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Prompt, make_prompt
 
@@ -55,7 +62,12 @@ REFERENCES = {
 }
 
 EASY = "The cat sat on the mat. It was a warm day and the sun was out."
+# Ten words of one syllable: a reading ease of 206.835 - 10.15 - 84.6 = 112.085.
+TEN = "The cat sat on the mat and saw a dog."
 SPANISH = "La comida estaba muy buena y el vino también."
+GERMAN_BESIDE_CODE = "Der Teig muss an einem warmen Ort gehen.\n```\n" + (
+    "while the kettle is not boiling: wait for the water to boil and take out the eggs\n" * 5
+)
 SCORES: list[tuple[str, dict[str, Any], str, float | None]] = [
     ("word_limits", {"min": 4, "max": 8}, "one", 0.25),
     ("word_limits", {"min": 4, "max": 8}, "one two three four", 1.0),
@@ -79,13 +91,20 @@ SCORES: list[tuple[str, dict[str, Any], str, float | None]] = [
     ("language", {"code": "de"}, "Boil the eggs for nine minutes, then cool them.", 0.0),
     ("language", {"code": "es"}, SPANISH, 1.0),
     ("language", {"code": "en"}, "Yes, sure.", 0.0),
+    ("language", {"code": "en"}, "Boil the eggs in water.", 1.0),
+    ("language", {"code": "de"}, GERMAN_BESIDE_CODE, 1.0),
     ("language", {"code": "en"}, "```\nboil the eggs for nine minutes\n```", None),
     ("is_list", {}, "- a\n- b", 1.0),
     ("is_list", {"min_items": 4}, "- a\n- b", 0.5),
     ("is_list", {"max_items": 2}, "- a\n- b\n- c", 0.5),
+    ("is_list", {"min_items": 3, "max_items": 4}, "- a\n- b\n- c\n- d", 1.0),
+    ("is_list", {"min_items": 3, "max_items": 4}, "- a\n- b\n- c\n- d\n- e\n- f", 0.5),
     ("is_list", {}, "No list here.", 0.0),
     ("is_json", {}, '{"a": 1}', 1.0),
     ("is_json", {}, '```json\n{"a": 1}\n```', 1.0),
+    ("is_json", {}, '\n ```json\n{"a": 1}\n```\n', 1.0),
+    ("is_json", {}, "0", 1.0),
+    ("is_json", {"type": "object"}, "[1]", 0.0),
     ("is_json", {}, 'Here: {"a": 1}', 0.0),
     ("is_json", {}, "{}", 0.0),
     ("is_json", {}, '{"a": NaN}', 0.0),
@@ -101,18 +120,25 @@ SCORES: list[tuple[str, dict[str, Any], str, float | None]] = [
     ("required_pattern", {"pattern": "nine", "ignore_case": True}, "Nine minutes", 1.0),
     ("forbidden_pattern", {"pattern": "nine"}, "nine minutes", 0.0),
     ("forbidden_pattern", {"pattern": "nine"}, "ten minutes", 1.0),
+    ("forbidden_pattern", {"pattern": "nine"}, "Nine minutes", 1.0),
+    ("forbidden_pattern", {"pattern": "nine", "ignore_case": True}, "Nine minutes", 0.0),
     ("reading_ease", {"min": 60}, EASY, 1.0),
     ("reading_ease", {"min": 0, "max": 30}, EASY, 0.0),
+    ("reading_ease", {"min": 118.085}, TEN, 0.8),
+    ("reading_ease", {"min": 0, "max": 97.085}, TEN, 0.5),
+    ("reading_ease", {}, "Go. " * 10, 1.0),
     ("reading_ease", {}, "Too short.", 0.0),
     ("reading_ease", {}, "Варите яйца девять минут.", None),
     ("reading_ease", {}, "```\none two three four five six seven eight nine ten\n```", None),
     ("answers_terms", {"min": 1.0}, "Take an egg.", 0.5),
     ("answers_terms", {"min": 0.5}, "Take an egg.", 1.0),
+    ("answers_terms", {}, "Take an egg.", 1.0),
     ("answers_terms", {}, "I like trains.", 0.0),
     ("no_refusal", {}, "I'm sorry, but I can't help with that.", 0.0),
     ("no_refusal", {}, "Boil them.", 1.0),
     ("no_boilerplate", {}, "Boil them.", 1.0),
     ("no_boilerplate", {}, "Boil them. I hope this helps!", 0.5),
+    ("no_boilerplate", {}, "Boil them. I hope this helps! Feel free to ask.", 0.25),
     ("no_boilerplate", {"allow": 1}, "Boil them. I hope this helps!", 1.0),
 ]
 
@@ -214,6 +240,35 @@ def test_valid_checks_pass(name: str) -> None:
 
 def test_defaults_are_filled_in() -> None:
     assert resolved_params("no_repeated_ngrams", {}) == {"n": 3, "allow": 0.0}
+    assert resolved_params("distinct_words", {}) == {"n": 2}
+    assert resolved_params("reading_ease", {}) == {"min": 50.0, "max": 121.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "least"),
+    [
+        ("distinct_words", {"n": 4}, 4),
+        ("language", {"code": "en"}, 5),
+        ("reading_ease", {}, 10),
+        ("word_limits", {"min": 5, "max": 9}, 1),
+    ],
+)
+def test_a_text_is_too_short_below_the_words_that_its_rule_measures(
+    name: str, params: dict[str, Any], least: int
+) -> None:
+    assert not is_too_short(name, params, "word " * least)
+    assert is_too_short(name, params, "word " * (least - 1)) is (least > 1)
+    assert not is_too_short(name, params, "...")
+
+
+@pytest.mark.parametrize(("probability", "score"), [(0.49, None), (0.5, 1.0)])
+def test_an_uncertain_language_is_none(
+    probability: float, score: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SimpleNamespace(classify=lambda text: ("en", probability))
+    monkeypatch.setattr(rules, "_IDENTIFIER", SimpleNamespace(model=model))
+    text = "Boil the eggs for nine minutes."
+    assert apply_check("language", {"code": "en"}, EGGS, text) == score
 
 
 def test_a_missing_language_model_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

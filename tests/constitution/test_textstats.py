@@ -102,6 +102,11 @@ def test_stock_phrases() -> None:
         "i hope this helps",
         "let me know if you have any",
     ]
+    # In the order of the table, which is neither that of the text nor of the alphabet.
+    assert ts.stock_phrases("Glad to help. Let me know if you need more.") == [
+        "let me know if you need",
+        "glad to help",
+    ]
     assert ts.stock_phrases("Boil the eggs for nine minutes.") == []
     assert len(set(ts.STOCK_PHRASES)) == len(ts.STOCK_PHRASES)
     assert all(phrase == phrase.casefold() for phrase in ts.STOCK_PHRASES)
@@ -111,6 +116,7 @@ def test_stock_phrases() -> None:
     ("text", "items"),
     [
         ("- a\n- b", 2),
+        ("- a", 1),
         ("1. a\n2) b\n (3) c", 3),
         ("a) x\n\tb) y", 2),
         ("Well - this is no list", 0),
@@ -135,6 +141,7 @@ def test_headings_outside_code() -> None:
         ("He said “yes.”", True),
         ("**Done!**", True),
         ("Great! 👍🏽", True),
+        ("Great! ❤\ufe0f", True),
         ("完成了。", True),
         ("هل انتهى؟", True),
         ("यह हो गया।", True),
@@ -144,6 +151,10 @@ def test_headings_outside_code() -> None:
         ("| a | b |\n|---|---|\n| 1 | 2 |", True),
         ("Buy:\n- eggs\n- milk", True),
         ("Buy:\n- eggs.\n- mil", False),
+        ("Buy:\n- eggs,\n- milk,", False),
+        ("[1] says that it is", False),
+        ("It is in the list [1]", False),
+        ("| a | b |\n|", False),
         ("1. Boil.\n2.", False),
         ("The things are:", False),
         ("One, two,", False),
@@ -189,6 +200,11 @@ def test_key_terms() -> None:
     assert ts.key_terms("stories") == ts.key_terms("story")
     assert ts.key_terms("stopped") == ts.key_terms("stop")
     assert ts.key_terms("red-wine") == {"red", "win"}
+    assert ts.key_terms("Explain 7 or 12 to me") == {"7", "12"}
+    # A stem keeps three letters, and one s of two is no ending.
+    assert ts.key_terms("bring") == {"bring"}
+    assert ts.key_terms("glasses") == ts.key_terms("glass") == {"glass"}
+    assert ts.key_terms("the cat’s tail") == {"cat", "tail"}
 
 
 def test_term_overlap() -> None:
@@ -219,6 +235,50 @@ def test_flesch_ease() -> None:
     # Lines of code are no sentences.
     code = "\n```\nprint(1)\nprint(2)\nprint(3)\n```\n"
     assert ts.flesch_ease(f"The cat sat on the table. The dog lay on a sofa.{code}") == known
+
+
+TEN = "The cat sat on the mat and saw a dog"
+
+
+def test_ten_words_can_be_measured_and_numbers_are_none() -> None:
+    # Ten words of one syllable in one sentence.
+    known = pytest.approx(206.835 - 1.015 * 10 - 84.6)
+    assert ts.flesch_ease(TEN) == known
+    assert ts.flesch_ease(f"{TEN} 12 345") == known
+    assert ts.flesch_ease(TEN.removesuffix(" dog") + " 12 345") is None
+
+
+@pytest.mark.parametrize(
+    ("word", "syllables"),
+    [
+        ("cat", 1),
+        ("make", 1),
+        ("table", 2),
+        ("jumped", 1),
+        ("wanted", 2),
+        ("statement", 2),
+        ("being", 2),
+        ("piano", 3),
+        ("Hmm", 1),
+        ("the", 1),
+    ],
+)
+def test_syllables(word: str, syllables: int) -> None:
+    assert ts._count_syllables(word) == syllables
+
+
+def test_letters_of_the_prose_say_whether_it_is_foreign() -> None:
+    code = "\n```\n" + "print(value)\n" * 9 + "```"
+    assert ts.is_foreign(f"Варите яйца.{code}")
+    # A third of the letters, and two of fifteen.
+    assert ts.is_foreign("Đây là một câu tiếng Việt.")
+    assert not ts.is_foreign("A naïve café owner.")
+    assert not ts.is_foreign(f"Boil it.{code.replace('value', 'яйца и вода')}")
+
+
+def test_a_fence_that_is_left_open_is_code_to_the_end() -> None:
+    assert ts.without_code("Say:\n```py\nx = 1\ny = 2").split() == ["Say:"]
+    assert ts.without_code("One\n```\nx\n```\ntwo\n```\ny\n```").split() == ["One", "two"]
 
 
 def test_patterns_are_guarded() -> None:
