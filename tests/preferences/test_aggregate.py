@@ -21,6 +21,8 @@ from rlaif.preferences.aggregate import (
     combine,
     compared_scores,
     pair_probability,
+    principle_values,
+    raw_value,
 )
 from rlaif.preferences.labels import annotator_verdicts
 
@@ -120,6 +122,41 @@ def test_candidates_are_compared_on_the_principles_that_apply_to_all_of_them() -
     nothing_shared = [point("a", 1.0, "x"), point("a", None, "y", "not_applicable")]
     nothing_shared += [point("b", None, "x", "not_applicable"), point("b", 0.5, "y")]
     assert compared_scores(nothing_shared) == {"a": None, "b": None}
+
+
+def test_what_is_left_to_compare_counts_by_its_weights() -> None:
+    rows = [
+        point(name, score, principle)
+        for name, scores in (("long", (0.8, 0.4)), ("short", (0.6, 0.2)))
+        for principle, score in zip(("brief", "kind"), scores, strict=True)
+    ]
+    rows += [point("long", 0.1, "plain"), point("short", None, "plain", "not_applicable")]
+    weights = {"brief": 3.0, "kind": 1.0}
+    assert compared_scores(rows, weights) == pytest.approx({"long": 0.7, "short": 0.5})
+    rows += [point("lost", 0.3, "brief"), point("lost", None, "kind", "failed")]
+    assert compared_scores(rows, weights)["lost"] is None
+    assert compared_scores(rows, weights, renormalise=True)["lost"] == 0.3
+
+
+def test_an_answer_that_scores_nothing_has_a_say_in_what_is_compared() -> None:
+    rows = [point("bad", 0.0, "x"), point("bad", None, "y", "not_applicable")]
+    rows += [point("good", 0.5, "x"), point("good", 1.0, "y")]
+    assert compared_scores(rows) == {"bad": 0.0, "good": 0.5}
+
+
+def test_a_principle_applies_to_an_answer_of_which_one_pair_shows_it() -> None:
+    rows = [pair("a", "b", None, "y", "unparsed"), pair("a", "c", None, "y", "not_applicable")]
+    rows += [point(name, 0.4, "x") for name in "abc"]
+    assert candidate_scores(rows) == {"a": None, "b": None, "c": 0.4}
+
+
+def test_the_values_of_principles_are_those_that_are_there() -> None:
+    rows = [point("a", 0.0, "x"), point("a", None, "y", "failed"), point("b", 0.5, "y")]
+    half = [pair("a", "b", 0.75, "z"), pair("b", "a", None, "z", "unparsed")]
+    assert principle_values(rows + half) == {
+        "a": {"x": 0.0, "z": 0.75},
+        "b": {"y": 0.5, "z": 0.25},
+    }
 
 
 def test_a_blank_answer_fails_what_it_would_escape() -> None:
@@ -316,6 +353,13 @@ def test_a_larger_gap_of_ratings_never_has_a_smaller_probability(ratings: list[i
 def test_rewards_have_the_bradley_terry_probability(first: float, second: float) -> None:
     prob = answer_probability(by_reward(first, second), "a", "b")
     assert prob == pytest.approx(1 / (1 + math.exp(second - first)))
+
+
+def test_a_reward_without_a_verdict_is_none() -> None:
+    failed = replace(point("a", None, status="failed", sample=1), distribution={"reward": 90.0})
+    prob = answer_probability([*by_reward(1.5, 0.25), failed], "a", "b")
+    assert prob == pytest.approx(1 / (1 + math.exp(-1.25)))
+    assert raw_value(failed) is None
 
 
 def test_scores_that_hardly_differ_are_no_tie_and_a_missing_one_has_no_verdict() -> None:

@@ -153,6 +153,27 @@ def test_which_answers_stand_alone(
     assert found.keys() == {*((x, "") for x in good), *(("", x) for x in bad)}
 
 
+def test_a_dwell_at_its_bound_is_long_and_is_not_short(tmp_path: Path) -> None:
+    rows = [shown(1, 1, "a", dwell=30), shown(1, 2, "b", dwell=5), shown(1, 3, "c", dwell=4)]
+    keys: dict[str, Any] = {"signal": "dwell", "long_dwell": 30, "short_dwell": 5}
+    found = weights_of(weigh(tmp_path, rows, form="answers", examination=[1.0], **keys))
+    assert found.keys() == {("a", ""), ("", "c")}
+
+
+def test_an_answer_that_was_looked_at_without_a_recorded_signal_is_unknown(tmp_path: Path) -> None:
+    rows = [shown(1, 1, "a", clicked=True), shown(1, 2, "b", examined=True)]
+    found = weights_of(weigh(tmp_path, rows, form="answers", examination=[1.0]))
+    assert found.keys() == {("a", "")}
+
+
+def test_a_weight_that_just_reaches_the_largest_is_not_clipped(tmp_path: Path) -> None:
+    rows = fixed_order(3, 1, 4)
+    for most, clipped in ((2.0, 0), (1.9, 1)):
+        assert weigh(tmp_path, rows, examination=[1.0, 0.5], max_weight=most).clipped == clipped
+    rare = weights_of(weigh(tmp_path, rows, examination=[1.0, 0.02]))
+    assert rare[("b", "a")] / rare[("a", "b")] == pytest.approx(50 / 3)
+
+
 def test_answers_alone_are_weighted_too(tmp_path: Path) -> None:
     found = weights_of(weigh(tmp_path, ALONE, form="answers", examination=[1.0, 0.25]))
     assert found[("d", "")] / found[("a", "")] == pytest.approx(4.0)

@@ -80,6 +80,36 @@ def test_rankings_that_share_no_answer_stand_alone() -> None:
     assert found == {"a0": AGAINST, "b0": AGAINST}
 
 
+def test_numbers_are_compared_under_one_principle() -> None:
+    judgements = [
+        rated(name, score, principle=principle, judgement_id=f"{name}_{principle}")
+        for principle, scores in (("x", (0.9, 0.1)), ("y", (0.2, 0.6)))
+        for name, score in zip("ab", scores, strict=True)
+    ]
+    found = find_disagreeing(judgements, PAIRS[:1], {"l_ab": 0.75})
+    assert found == {"a_y": AGAINST, "b_y": AGAINST}
+
+
+def test_what_is_against_the_order_is_not_said_to_be_equal() -> None:
+    found = find_disagreeing(scored(0.6, 0.6, 0.9), PAIRS, A_FIRST)
+    assert found == dict.fromkeys(("a0", "b0", "c0"), AGAINST)
+
+
+def test_a_pair_that_links_two_rankings_makes_them_one() -> None:
+    pairs = [GivenPair(f"l_{a}{b}", "p", a, b) for a, b in ("ab", "cd", "bc")]
+    judgements = [*scored(0.9, 0.8, 0.3), rated("d", 0.4)]
+    found = find_disagreeing(judgements, pairs, {p.pair_id: 1.0 for p in pairs})
+    assert found == dict.fromkeys(("a0", "b0", "c0", "d0"), AGAINST)
+
+
+def test_a_raw_value_of_nothing_is_a_number() -> None:
+    judgements = [
+        rated("a", 0.9, raw_value=0.0, judgement_id="a"),
+        rated("b", 0.6, raw_value=0.5, judgement_id="b"),
+    ]
+    assert find_disagreeing(judgements, PAIRS[:1], {"l_ab": 0.0}) == {}
+
+
 def test_the_judges_own_numbers_decide_where_a_sigmoid_has_made_scores_equal() -> None:
     saturated = [
         rated("a", 1.0, raw_value=80.0, judgement_id="a"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from rlaif.config.steps import PairStep
 from rlaif.core.records import Completion, Judgement, make_prompt
@@ -43,6 +46,27 @@ def test_answers_belong_together_by_number_parent_or_all() -> None:
     assert names(match_answers([new[2]], old, "parent")) == []
 
 
+def test_answers_that_claim_to_revise_each_other_end_the_search() -> None:
+    one, other = answer("a", parent="b"), answer("b", parent="a")
+    assert names(match_answers([one, other], [answer("o")], "parent")) == []
+
+
+def test_an_answer_that_is_named_twice_makes_one_pair() -> None:
+    made, counts = origin_preferences(
+        settings(source="mine"), PROMPT, [answer("a"), answer("a")], [answer("o")], {}
+    )
+    assert [(p.chosen_id, p.source) for p in made] == [("a", "mine")]
+    assert counts == {"matched": 1}
+
+
+def test_answers_too_much_alike_are_counted() -> None:
+    # One of two 3-grams is in both.
+    new, old = answer("a", text="one two three four"), answer("o", text="one two three")
+    for most, count in ((0.5, {"matched": 1}), (0.49, {"matched": 1, "overlapping": 1})):
+        made, counts = origin_preferences(settings(max_overlap=most), PROMPT, [new], [old], {})
+        assert counts == count and len(made) == 2 - len(count)
+
+
 def test_what_says_nothing_or_the_same_makes_no_pair() -> None:
     new = [answer("a"), answer("blank", text=" "), answer("same", text="answer o ")]
     made, counts = origin_preferences(settings(), PROMPT, new, [answer("o")], {})
@@ -65,9 +89,11 @@ def test_a_reference_stands_for_one_side() -> None:
     assert origin_preferences(settings(**keys), without, [answer("a")], [], {})[0] == []
 
 
-def rated(name: str, score: float | None) -> Judgement:
+def rated(
+    name: str, score: float | None, judge: str = "j", principle: str | None = None
+) -> Judgement:
     status: Any = "unparsed" if score is None else "ok"
-    who = ("completion", [name], name, "j", "j", "ai", None, status)
+    who = ("completion", [name], name, judge, judge, "ai", principle, status)
     return Judgement(f"j_{name}", f"c_{name}", PROMPT.prompt_id, *who, score)  # type: ignore[arg-type]
 
 
@@ -86,3 +112,38 @@ def test_with_scores_the_chosen_has_to_be_better_by_the_margin() -> None:
     made, counts = origin_preferences(settings("index", uses=["j"]), PROMPT, new, old, said)
     assert [p.chosen_id for p in sorted(made, key=lambda p: p.chosen_id)] == ["n0", "n1"]
     assert counts["not_better"] == 2
+
+
+def test_a_margin_just_reached_makes_a_pair() -> None:
+    said = {"j": [rated("n", 0.75), rated("o", 0.5)]}
+    for least, count in ((0.25, 1), (0.2500001, 0)):
+        found = settings(min_margin=least)
+        made, _ = origin_preferences(found, PROMPT, [answer("n")], [answer("o")], said)
+        assert len(made) == count
+    made, _ = origin_preferences(settings(uses=["j"]), PROMPT, [answer("n")], [answer("o")], said)
+    assert made[0].reason.startswith("origin: new against old: combined 0.750 against 0.500")
+
+
+def test_scores_are_those_of_the_judges_and_principles_by_their_weights() -> None:
+    new, old = [answer("n")], [answer("o")]
+    said = {
+        "j": [rated("n", 0.8), rated("o", 0.0)],
+        "k": [rated("n", 0.4), rated("o", None)],
+    }
+    step = PairStep(chosen="new", rejected="old", uses=["j", "k"])
+    weighed = OriginSettings(step, "all", 2, {"j": 3.0, "k": 1.0}, {})
+    assert origin_preferences(weighed, PROMPT, new, old, said)[1]["unscored"] == 1
+    made, _ = origin_preferences(
+        replace(weighed, step=step.model_copy(update={"missing": "renormalise"})),
+        PROMPT,
+        new,
+        old,
+        said,
+    )
+    assert made[0].score_chosen == pytest.approx(0.7) and made[0].score_rejected == 0.0
+    principles = {
+        "j": [rated("n", 1.0, principle="x"), rated("n", 0.0, principle="y"), rated("o", 0.0)]
+    }
+    alone = OriginSettings(step, "all", 2, {"j": 1.0}, {"x": 3.0, "y": 1.0})
+    made, _ = origin_preferences(alone, PROMPT, new, old, principles)
+    assert made[0].score_chosen == 0.75

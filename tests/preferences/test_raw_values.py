@@ -45,6 +45,16 @@ def test_raw_values_are_averaged_over_samples_and_principles_and_stay_missing():
     assert candidate_raw_values(two, {"x": 3.0, "y": 1.0}) == {"a": 1.0}
 
 
+def test_a_raw_value_of_nothing_counts_and_a_principle_that_does_not_apply_drops_out():
+    rows = [
+        judgement("a", score=0.5, principle="x", raw_value=0.0),
+        judgement("a", "not_applicable", sample=1, principle="y"),
+        judgement("b", score=0.5, principle="x", raw_value=-2.0),
+        judgement("b", score=0.5, sample=1, principle="y", raw_value=-4.0),
+    ]
+    assert candidate_raw_values(rows) == {"a": 0.0, "b": -3.0}
+
+
 def test_records_without_it_are_read_and_a_reward_among_the_parts_counts():
     row = to_json(judgement("a", score=0.9, distribution={"reward": 2.2}))
     del row["raw_value"]

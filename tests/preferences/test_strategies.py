@@ -193,6 +193,12 @@ def test_consistency_is_the_share_of_pairs_that_two_judges_rank_alike(
     assert found == (None if prob is None else pytest.approx(prob))
 
 
+def test_half_of_the_pairs_ranked_alike_are_a_consistency_of_one_half() -> None:
+    scores = dict(zip("abcd", (0.1, 0.2, 0.3, 0.4), strict=True))
+    others = dict(zip("abcd", (0.2, 0.4, 0.1, 0.3), strict=True))
+    assert consistency_prob(scores, others) == pytest.approx(0.5)
+
+
 def lengthy(number: int, score: float, length: int) -> Candidate:
     return candidate(number, score, f"{number}" * length)
 
@@ -210,6 +216,9 @@ def test_a_tier_chooses_the_shortest_of_the_best_against_the_longest_of_the_wors
     assert ids(pairs(given_, 1, strategy="length_tiered", tier=0.0)) == [("k_1", "k_5")]
     # At a half every answer is in a tier, and 0.5 in both: still the better one is chosen.
     assert ids(pairs(given_, 1, strategy="length_tiered", tier=0.5)) == [("k_3", "k_4")]
+    # Whoever just reaches a tier is in it.
+    edge = [lengthy(1, 1.0, 90), lengthy(2, 0.75, 20), lengthy(3, 0.25, 80), lengthy(4, 0.0, 10)]
+    assert ids(pairs(edge, 1, strategy="length_tiered", tier=0.25)) == [("k_2", "k_3")]
     tied = [lengthy(1, 0.5, 3), lengthy(2, 0.5, 9)]
     assert pairs(tied, 1, strategy="length_tiered", tier=0.2) == []
 
@@ -221,6 +230,10 @@ def test_pairs_too_much_alike_are_left_out() -> None:
     # 7 of the 9 different 3-grams are in both.
     assert len(pairs(given_, 1, max_overlap=0.78)) == 1
     assert pairs(given_, 1, max_overlap=0.77) == []
+    # One of two 3-grams is in both.
+    short = [candidate(n, 1.0 - n, " ".join(words[: 4 - n])) for n in range(2)]
+    assert len(pairs(short, 1, max_overlap=0.5)) == 1
+    assert pairs(short, 1, max_overlap=0.49) == []
 
 
 def test_lengths_are_balanced_by_leaving_out_the_widest_gaps() -> None:
@@ -239,6 +252,31 @@ def test_lengths_are_balanced_by_leaving_out_the_widest_gaps() -> None:
     ]
     assert kept == [(4, 3), (2, 5), (6, 6)]
     assert balance_lengths(records[:3]) == []
+
+
+def sized(number: int, chosen: Sequence[int], rejected: int) -> Preference:
+    """A preference whose chosen answer has turns of these lengths."""
+    return replace(
+        made(candidate(number, 0.9), candidate(number + 50, 0.1)),
+        chosen=[{"role": "assistant", "content": "x" * length} for length in chosen],
+        rejected=[{"role": "assistant", "content": "y" * rejected}],
+    )
+
+
+def test_lengths_are_compared_as_ratios_over_all_turns() -> None:
+    # 100 characters of 60 are 1.7 times as many, and 9 of 1 nine times.
+    many, few, shorter = sized(1, [50, 50], 60), sized(2, [9], 1), sized(3, [2], 5)
+    assert balance_lengths([many, few, shorter]) == [many, shorter]
+    shortest = sized(4, [1], 9)
+    assert balance_lengths([shortest, shorter, many]) == [shorter, many]
+
+
+def test_the_widest_are_kept_before_those_without_a_margin() -> None:
+    unknown = replace(made(candidate(5, 0.9), candidate(9, 0.0)), margin=None)
+    known = made(candidate(6, 0.1), candidate(9, 0.0))
+    assert keep_widest([unknown, known], 1) == [known]
+    both = keep_widest([unknown, known], 2)
+    assert [p.preference_id for p in both] == sorted(p.preference_id for p in (unknown, known))
 
 
 @pytest.mark.parametrize("keys", [{"strategy": "length_tiered"}, {"tier": 0.2}])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from rlaif.config.steps import PairStep
 from rlaif.core.labelled import GivenPair
@@ -69,12 +71,33 @@ def test_the_answer_whose_judgements_differ_most_is_picked_once_for_each_prompt(
     assert picked == [["b"], ["d"]]
 
 
+def test_verdicts_stand_in_the_order_of_sampling_and_questions_in_that_of_principles() -> None:
+    rows = [wrote("z", ["a"], 0.4), wrote("y", ["a"], 0.6, 1), wrote("x", ["a"], 0.6, 2)]
+    asked = [
+        WrittenVerdict(structs.replace(w.judgement, principle=p), [{"role": "user", "content": p}])
+        for w, p in zip(rows, ("q", "r", "q"), strict=True)
+    ]
+    names = [[w.judgement.judgement_id for w in group] for group in group_questions(asked[::-1])]
+    assert names == [["z", "x"], ["y"]]
+
+
+def test_of_several_questions_that_differ_as_much_the_first_is_picked() -> None:
+    alone, equal, same = (
+        [wrote(f"{name}{i}", [name], 0.5, i) for i in range(count)]
+        for name, count in (("a", 1), ("b", 2), ("c", 2))
+    )
+    # One judgement differs from none, which is less than two that are equal.
+    assert pick_widest([alone, equal, same]) == [equal]
+
+
 def test_the_strongest_is_chosen_and_the_weakest_rejected() -> None:
     group = [wrote(n, ["a"], 0.5, i) for i, n in enumerate("xyzu")]
     best, worst = best_and_worst(group, {"x": 0.2, "y": -1.0, "z": 1.5}) or (None, None)
     assert best is group[2] and worst is group[1]
     assert best_and_worst(group, {"x": 0.3, "y": 0.3}) is None
+    assert best_and_worst(group, {"x": 0.3, "y": 0.3 + 1e-12}) is None
     assert best_and_worst(group, {"x": 0.3}) is None
+    assert best_and_worst(group, {"x": 0.3, "y": 0.1, "z": 0.3}) == (group[0], group[1])
 
 
 STEP = PairStep(of="self", better="meta", max_chars=9)
@@ -88,6 +111,29 @@ def test_a_pair_goes_whose_chosen_judgement_is_too_long_or_the_same() -> None:
     assert kept == [(short, long)]
     # Both give 0.5: such a pair teaches how a verdict is worded, and is counted.
     assert counts == {"too_long": 1, "alike": 1, "same_value": 1}
+
+
+def test_judgements_too_much_alike_go_and_unread_ones_do_not_say_the_same() -> None:
+    # One of two 3-grams is in both.
+    one = wrote("x", ["a"], None, text="one two three four")
+    other = wrote("y", ["a"], None, 1, text="one two three")
+    loose, close = (PairStep(of="self", better="meta", max_overlap=m) for m in (0.5, 0.49))
+    assert keep_fitting([(one, other)], loose) == ([(one, other)], {"same_value": 0})
+    assert keep_fitting([(one, other)], close) == ([], {"overlapping": 1})
+
+
+def test_a_verdict_that_was_read_of_a_word_is_this_word_and_a_score_of_nothing_a_value() -> None:
+    read = wrote("x", ["a"], 0.0, text="Reasons.")
+    assert (read.text, read.value) == ("Reasons.", 0.0)
+    assert replace(read, word="No").text == "No"
+
+
+def test_a_pair_says_what_its_verdicts_are() -> None:
+    one, two = wrote("x", ["a", "b"], 0.9), wrote("y", ["a", "b"], None, 1)
+    said = verdict_preference((one, two), STEP, 1, None).reason
+    assert said == "judgements of self, agrees with people's labels: 0.900 against unparsed"
+    said = verdict_preference((one, two), STEP, 1, {"x": 0.75, "y": -0.5}).reason
+    assert said == "judgements of self, best and worst by meta: strength 0.750 against -0.500"
 
 
 def test_a_pair_of_judgements_belongs_to_the_judged_prompt_and_asks_the_judges_question() -> None:
@@ -149,6 +195,10 @@ def test_what_agrees_is_paired_with_what_does_not_each_once() -> None:
     group = [wrote(n, ["a", "b"], 0.9, i) for i, n in enumerate("rstuv")]
     agrees = {"r": True, "s": False, "t": True, "v": True}
     assert right_and_wrong(group, agrees) == [(group[0], group[1])]
+    assert right_and_wrong(group, agrees | {"u": False}) == [
+        (group[0], group[1]),
+        (group[2], group[3]),
+    ]
     assert right_and_wrong(group, dict.fromkeys("rs", True)) == []
 
 
