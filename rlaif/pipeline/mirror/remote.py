@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from rlaif.core.errors import ConfigError, StoreError, explain_library, without_passwords
@@ -74,8 +77,9 @@ class Remote:
                 self.fs.pipe_file(path, data, mode="create")
             else:
                 self._make_folder(path)
-                with self.fs.open(path, "xb") as file:
-                    file.write(data)
+                if not (isinstance(self.fs, LocalFileSystem) and _create_whole(path, data)):
+                    with self.fs.open(path, "xb") as file:
+                        file.write(data)
         except Exception:
             # Stores name a refused condition in different ways; and an answer may have been lost,
             # so that a second attempt finds what the first one wrote.
@@ -95,6 +99,22 @@ class Remote:
 
     def _make_folder(self, path: str) -> None:
         self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+
+
+def _create_whole(path: str, data: bytes) -> bool:
+    """Create a file of this machine that others see as a whole, or not at all: one that opens it
+    while it is empty would take its writer for dead. False where the disk has no hard links.
+    Raises FileExistsError."""
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".part") as part:
+        part.write(data)
+        part.flush()
+        try:
+            os.link(part.name, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            return False
+    return True
 
 
 def open_remote(url: str) -> Remote:

@@ -147,6 +147,28 @@ def test_of_two_that_start_at_once_one_wins(remote: Remote) -> None:
     assert head is not None and head.owner.id not in lost
 
 
+def test_nobody_sees_a_head_before_it_is_written(tmp_path: Path) -> None:
+    """A reader that finds an empty head takes its writer for dead, and goes on with the next."""
+    remote = open_remote(f"file://{tmp_path}/mirror")
+    data = b"x" * 5_000_000
+    seen: set[int] = set()
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            found = remote.read_if_there("leases/1")
+            seen.add(-1 if found is None else len(found))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert remote.create("leases/1", data)
+    done.set()
+    reader.join()
+    assert seen <= {-1, len(data)}
+    assert not remote.create("leases/1", data + b"y")
+    assert set(remote.list_sizes("leases")) == {"1"}
+
+
 def test_an_answer_that_was_lost_is_our_own_head(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +222,7 @@ def test_a_refused_condition_by_any_name(remote: Remote, monkeypatch: pytest.Mon
         raise OSError(22, "At least one of the pre-conditions you specified did not hold")
 
     monkeypatch.setattr(type(remote.fs), "open", refuse)
+    monkeypatch.setattr("rlaif.pipeline.mirror.remote._create_whole", refuse)
     monkeypatch.setattr(Remote, "read_if_there", lambda self, name: b"one")
     assert not remote.create("heads/1", b"two")
     assert remote.create("heads/1", b"one")
