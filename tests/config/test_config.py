@@ -12,8 +12,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from rlaif.config.arms import Arms, ArmSpec, describe_labels, labellers_of
+from rlaif.config.filters import FilterSet, FilterStep
 from rlaif.config.paths import apply_changes, read_setting
+from rlaif.config.prompts import FileSource, PromptMix, PromptSetSpec, PromptsSpec, TopicsSource
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
 from rlaif.pipeline.experiment_file import Experiment
@@ -393,3 +397,115 @@ def test_the_judges_of_rewards_are_those_that_a_policy_is_trained_on(
     steps = "  - judge: {kind: yes_no}\n  - train: {method: grpo, rewards: " + rewards + "}\n"
     experiment, _ = load_experiment(written(tmp_path, HEAD + steps))
     assert experiment.trained_judges == ["yes_no", "r"]
+
+
+ALL_FILTERS: list[dict[str, Any]] = [
+    {"kind": "lexicon", "path": "words.txt"},
+    {"kind": "contamination", "against": ["z.jsonl", "heldout", "a.jsonl"]},
+    {"kind": "contamination", "of": "answers", "against": ["a.jsonl"]},
+    {"kind": "semantic_duplicates", "model": "mine"},
+    {"kind": "semantic_duplicates", "of": "answers", "model": "mine"},
+    {"kind": "duplicates"},
+]
+
+
+def test_the_files_and_models_of_filters_are_named_once() -> None:
+    wanted = FilterSet.model_validate({"filters": ALL_FILTERS})
+    # The held-out prompts are no file.
+    assert wanted.files() == ["a.jsonl", "words.txt", "z.jsonl"]
+    assert wanted.models() == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fits", "message"),
+    [
+        ({"kind": "truncated"}, "completions", "do not say how an answer ended"),
+        ({"kind": "best", "by": "j"}, "completions", "best: judges score answers"),
+        ({"kind": "score", "by": "j", "least": 0.5}, "completions", "score: judges score answers"),
+        ({"kind": "agrees", "with": "l"}, "judgements", "are compared with judgements"),
+        ({"kind": "balance", "by": "score"}, "judgements", "have no 'score' to balance by"),
+    ],
+)
+def test_a_filter_is_of_the_records_that_have_what_it_looks_at(
+    wanted: dict[str, Any], fits: str, message: str
+) -> None:
+    for records in ("completions", "preferences", "judgements"):
+        keys = {"records": records, "filters": [wanted]}
+        if records == fits:
+            assert FilterStep.model_validate(keys).filters[0].kind == wanted["kind"]
+        else:
+            with pytest.raises(ValidationError, match=message):
+                FilterStep.model_validate(keys)
+
+
+def test_a_filter_by_a_rule_checks_the_rules_parameters() -> None:
+    rule = {"kind": "rule", "rule": "word_limits"}
+    with pytest.raises(ValidationError, match="'max' is missing"):
+        FilterSet.model_validate({"filters": [rule | {"params": {"min": 1}}]})
+    FilterSet.model_validate({"filters": [rule | {"params": {"min": 1, "max": 2}}]})
+
+
+def test_prompts_come_from_one_place() -> None:
+    for keys in ({}, {"path": "p", "dataset": "d"}):
+        with pytest.raises(ValidationError, match="give `path` or `dataset`"):
+            FileSource.model_validate({"id": "a", "kind": "file"} | keys)
+    with pytest.raises(ValidationError, match="give one of `path`, `dataset`"):
+        PromptsSpec.model_validate({"path": "p", "dataset": "d"})
+    with pytest.raises(ValidationError, match="`environment` and `episodes`"):
+        PromptsSpec.model_validate({"episodes": 3})
+    with pytest.raises(ValidationError, match="a set of prompts needs one of `path`, `dataset`"):
+        PromptSetSpec()
+    # Of the first set some are held out, and of further ones none.
+    assert (PromptsSpec(path="p").holdout, PromptSetSpec(path="p").holdout) == (64, 0)
+    assert PromptsSpec(limit=3).from_pairs and not PromptsSpec(dataset="d").from_pairs
+
+
+def test_requests_are_about_topics_or_of_personas() -> None:
+    source: dict[str, Any] = {"id": "a", "kind": "topics", "count": 2}
+    for keys in ({"topics": ["x"]}, {"personas": ["y"]}):
+        TopicsSource.model_validate(source | keys)
+    with pytest.raises(ValidationError, match="`topics`, `personas` or both"):
+        TopicsSource.model_validate(source)
+    given = {"id": "b", "kind": "file", "path": "p"}
+    mix = PromptMix.model_validate({"sources": [given, source | {"topics": ["x"]}]})
+    assert [one.id for one in mix.written] == ["a"]
+
+
+def arms_of(value: Any) -> dict[str, ArmSpec]:
+    return TypeAdapter(Arms).validate_python(value)
+
+
+def test_an_arm_of_several_numbers_keeps_its_other_keys() -> None:
+    made = arms_of({"a": {"labels": "ai", "flip": 0.25, "labels_used": [5, 9]}})
+    assert made == {
+        f"a-{count}": ArmSpec(labels="ai", flip=0.25, labels_used=count) for count in (5, 9)
+    }
+
+
+def test_short_forms_of_arms_say_who_labels() -> None:
+    made = arms_of(["human", {"flipped": 0.25}, {"x": {"labels": {"ai": 1.0}}}])
+    assert made == {
+        "human": ArmSpec(labels="human"),
+        "flipped": ArmSpec(labels="human", flip=0.25),
+        "x": ArmSpec(labels="ai"),
+    }
+    assert made["x"].labels == "ai"
+    with pytest.raises(ValidationError, match="no arm that needs no more words"):
+        arms_of({"flipped": True})
+    with pytest.raises(ValidationError, match="say whose, with `labels`"):
+        arms_of({"x": {"flip": 0.0}})
+
+
+def test_shares_of_labels_sum_to_one_and_are_said_in_percent() -> None:
+    shares = {"human": 0.7, "ai": 0.2, "random": 0.1}
+    assert arms_of({"x": {"labels": shares}})["x"].labels == shares
+    with pytest.raises(ValidationError, match="must sum to 1"):
+        arms_of({"x": {"labels": {"human": 0.7, "ai": 0.299}}})
+    assert describe_labels(shares) == "human 70%, ai 20%, random 10%"
+    assert describe_labels("ai") == "ai"
+    assert (labellers_of(shares), labellers_of("ai")) == (["human", "ai", "random"], ["ai"])
+
+
+def test_an_arm_differs_in_its_labels_by_who_says_them_or_how_many() -> None:
+    assert ArmSpec(labels="ai").labelled and ArmSpec(labels_used=3).labelled
+    assert not ArmSpec(set={"steps.train.beta": 1}).labelled

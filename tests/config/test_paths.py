@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from rlaif.cli import cli
-from rlaif.config.base import LATE, Strict, hashed_keys
+from rlaif.config.base import LATE, Strict, hashed_keys, told
 from rlaif.config.models import REMOTE
-from rlaif.config.paths import Change, apply_changes, read_setting, step_places
+from rlaif.config.paths import Change, apply_changes, read_changes, read_setting, step_places
 from rlaif.config.prompts import Columns, PromptsSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.store import Store
@@ -160,6 +160,8 @@ def test_a_step_gives_way_to_several_and_lines_follow(file: Path) -> None:
         ("models.new={path: x}", ("models", "new"), {"path": "x"}),
         ("alarms.kl_budget=1e1", ("alarms", "kl_budget"), 10.0),
         ("steps.train.lora.r=4", ("steps", 4, "train", "lora"), {"r": 4}),
+        ("models.policy.path=a=b", ("models", "policy", "path"), "a=b"),
+        (" models.policy.path = 1e-5", ("models", "policy", "path"), 1e-5),
     ],
 )
 def test_where_a_path_leads(setting: str, place: tuple[Any, ...], value: Any) -> None:
@@ -174,6 +176,8 @@ def test_where_a_path_leads(setting: str, place: tuple[Any, ...], value: Any) ->
     [
         ("judges.gould.by=x", "has the id 'gould'; did you mean 'gold'"),
         ("judges.9.by=x", "positions are from 0 to 1"),
+        ("judges.2.by=x", "nothing in `judges` has the id '2'"),
+        ("steps.6.n=1", "no step is called '6'"),
         ("steps.judge.by=x", "2 steps are called 'judge'"),
         ("steps.train=5", "a step takes a mapping"),
         ("steps.sample.n.x=1", "nothing can be set at 'steps.sample.n.x'"),
@@ -212,6 +216,29 @@ def test_ids_across_stages() -> None:
     ]
     data = changed("steps.gold.uses=[answers]", data=STAGES)
     assert data["stages"][1]["steps"][0] == {"judge": {"id": "gold", "uses": ["answers"]}}
+
+
+def test_an_id_goes_before_a_kind_and_only_an_earlier_stage_takes_one() -> None:
+    steps = [{"train": {"id": "judge"}}, {"judge": {"id": None}}, {"judge": "third"}]
+    assert [place.id for place in step_places({"steps": steps})] == ["judge", "judge", "third"]
+    data = changed("steps.train.beta=1", "steps.third.by=x", data={"steps": steps})
+    assert data["steps"][0] == {"train": {"id": "judge", "beta": 1}}
+    assert data["steps"][2] == {"judge": {"id": "third", "by": "x"}}
+    named = [{"train": {"id": "pair"}}, {"pair": {"id": "other"}}]
+    data = changed("steps.pair.beta=1", data={"steps": named})
+    assert data["steps"][0] == {"train": {"id": "pair", "beta": 1}}
+    twice = {"judges": [{"id": "one"}, {"id": "one"}]}
+    with pytest.raises(ConfigError, match="nothing in `judges` has the id 'one'"):
+        changed("judges.one.by=x", data=twice)
+
+
+def test_a_change_is_described_by_who_sets_it_and_how() -> None:
+    [given] = read_changes({"steps.train.beta": "1e-5"}, "profile full", ("profiles", "full"))
+    assert given == Change(
+        "steps.train.beta", 1e-5, "profile full", ("profiles", "full", "steps.train.beta")
+    )
+    assert given.describe() == "profile full steps.train.beta: 1.0e-05"
+    assert read_setting("steps.train.beta=0.2").describe() == "--set steps.train.beta=0.2"
 
 
 def test_a_secret_is_not_shown() -> None:
@@ -257,6 +284,13 @@ def test_late_keys_enter_a_hash_only_where_they_are_set() -> None:
     }
     assert hashed_keys(whole, exclude={"some", "late"}).keys() == {"one", "named"}
     assert hashed_keys(whole, include={"one"}) == {"one": {"old": 1}}
+
+
+def test_keys_say_something_with_another_value_than_their_default() -> None:
+    keys = ("old", "new")
+    assert told(Inner(old=5, new=0), *keys) == ["new", "old"]
+    # As a resolved file has them.
+    assert told(Inner(old=1, new=2), *keys) == []
 
 
 def test_the_run_folder_is_named_for_the_profile(file: Path, monkeypatch: Any) -> None:

@@ -95,9 +95,9 @@ def test_what_is_against_the_order_is_not_said_to_be_equal() -> None:
     assert found == dict.fromkeys(("a0", "b0", "c0"), AGAINST)
 
 
-def test_a_pair_that_links_two_rankings_makes_them_one() -> None:
-    pairs = [GivenPair(f"l_{a}{b}", "p", a, b) for a, b in ("ab", "cd", "bc")]
-    judgements = [*scored(0.9, 0.8, 0.3), rated("d", 0.4)]
+def test_pairs_that_share_an_answer_make_one_ranking_however_far_back_it_is() -> None:
+    pairs = [GivenPair(f"l_{a}{b}", "p", a, b) for a, b in ("ab", "bc", "ad")]
+    judgements = [*scored(0.9, 0.3, 0.5), rated("d", 0.1)]
     found = find_disagreeing(judgements, pairs, {p.pair_id: 1.0 for p in pairs})
     assert found == dict.fromkeys(("a0", "b0", "c0", "d0"), AGAINST)
 

@@ -75,10 +75,10 @@ def test_verdicts_stand_in_the_order_of_sampling_and_questions_in_that_of_princi
     rows = [wrote("z", ["a"], 0.4), wrote("y", ["a"], 0.6, 1), wrote("x", ["a"], 0.6, 2)]
     asked = [
         WrittenVerdict(structs.replace(w.judgement, principle=p), [{"role": "user", "content": p}])
-        for w, p in zip(rows, ("q", "r", "q"), strict=True)
+        for w, p in zip(rows, ("r", "q", "r"), strict=True)
     ]
     names = [[w.judgement.judgement_id for w in group] for group in group_questions(asked[::-1])]
-    assert names == [["z", "x"], ["y"]]
+    assert names == [["y"], ["z", "x"]]
 
 
 def test_of_several_questions_that_differ_as_much_the_first_is_picked() -> None:
