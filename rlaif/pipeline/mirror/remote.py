@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -105,15 +105,17 @@ def _create_whole(path: str, data: bytes) -> bool:
     """Create a file of this machine that others see as a whole, or not at all: one that opens it
     while it is empty would take its writer for dead. False where the disk has no hard links.
     Raises FileExistsError."""
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".part") as part:
-        part.write(data)
-        part.flush()
-        try:
-            os.link(part.name, path)
-        except FileExistsError:
-            raise
-        except OSError:
-            return False
+    part = f"{path}.{uuid4().hex}.part"
+    with open(part, "xb") as file:
+        file.write(data)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    finally:
+        os.unlink(part)
     return True
 
 

@@ -30,6 +30,8 @@ def most_turns(inputs: PlanInputs, ids: Iterable[str]) -> int:
 def refuse_episodes(walk: Walk, index: int, planned: Sequence[Planned]) -> None:
     """Raise ConfigError where one of the steps that an entry has planned cannot take the episodes
     that it is given."""
+    if not walk.inputs.starts:
+        return
     steps = {step.hash: step for step in walk.done}
     judges = walk.experiment.all_judges()
     for one in planned:

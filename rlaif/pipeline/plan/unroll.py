@@ -63,8 +63,7 @@ def _walk_stages(walk: Walk) -> list[Planned]:
             if entry.evaluate is not None and _has(walk, stage, entry):
                 check_evaluation(walk, index, entry.evaluate)
                 plan_start(walk, index, entry.evaluate)
-                if walk.inputs.starts:
-                    refuse_episodes(walk, index, walk.done)
+                refuse_episodes(walk, index, walk.done)
             index += 1
     before = 0
     for place, stage in enumerate(stages):
@@ -82,8 +81,7 @@ def _walk_stages(walk: Walk) -> list[Planned]:
                 if _has(walk, stage, entry) and in_rounds(entry.when, number):
                     known = len(walk.done)
                     step_module(entry.kind).plan(walk, before + offset, entry.step)
-                    if walk.inputs.starts:
-                        refuse_episodes(walk, before + offset, walk.done[known:])
+                    refuse_episodes(walk, before + offset, walk.done[known:])
             if until is not None:
                 judged.append(plan_round(walk, stage, until))
         if until is not None:

@@ -167,6 +167,22 @@ def test_nobody_sees_a_head_before_it_is_written(tmp_path: Path) -> None:
     assert seen <= {-1, len(data)}
     assert not remote.create("leases/1", data + b"y")
     assert set(remote.list_sizes("leases")) == {"1"}
+    # Whoever may read what is written in the folder may read the head.
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (tmp_path / "mirror/leases/1").stat().st_mode == plain.stat().st_mode
+
+
+def test_a_disk_without_hard_links_has_heads_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    remote = open_remote(f"file://{tmp_path}/mirror")
+    assert remote.create("heads/1", b"one") and not remote.create("heads/1", b"two")
+    assert remote.list_sizes("heads") == {"1": 3}
 
 
 def test_an_answer_that_was_lost_is_our_own_head(
